@@ -1,0 +1,146 @@
+//! The command line: one file for each subcommand.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person
+
+mod deploy;
+mod functions;
+mod models;
+mod run;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::data::DataDir;
+
+/// Run WebAssembly functions that share resident models.
+#[derive(Parser)]
+#[command(name = "hob", version, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every subcommand takes.
+#[derive(clap::Args)]
+struct Global {
+    /// Where hob keeps functions and models [default: ~/.local/share/hob]
+    #[arg(long, env = "HOB_DATA", value_name = "DIR", global = true)]
+    data: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve deployed functions over HTTP
+    Serve(serve::Args),
+    /// Put a component into service, on the server that runs
+    Deploy(deploy::Args),
+    /// List deployed functions
+    List(functions::ListArgs),
+    /// Remove a function
+    Rm(functions::RemoveArgs),
+    /// Let a model answer a prompt, here and now
+    Run(run::Args),
+    /// Get models, and see which are here
+    #[command(subcommand)]
+    Models(models::Command),
+}
+
+/// Parses the arguments, does what they say, and prints what went wrong.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Backtraces of guests' traps are taken by wasmtime itself; the host's own would only make each of them slow.
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hob: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let quiet = !matches!(cli.command, Command::Serve(_));
+    log(if quiet { "error" } else { "info" });
+    let data = DataDir::open(cli.global.data.as_deref())?;
+    match cli.command {
+        Command::Serve(args) => serve::run(data, args),
+        Command::Deploy(args) => deploy::run(&data, args),
+        Command::List(args) => functions::list(&data, args),
+        Command::Rm(args) => functions::remove(&data, &args),
+        Command::Run(args) => run::run(data, args),
+        Command::Models(command) => models::run(data, command),
+    }
+}
+
+/// Logs go to standard error; `HOB_LOG` chooses what is logged, in the form `info,hob=debug`.
+fn log(default: &str) {
+    use std::io::IsTerminal as _;
+    let filter = std::env::var("HOB_LOG").unwrap_or_else(|_| default.to_owned());
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+}
+
+/// `12.3 MB`; powers of ten, as disks and networks count.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// `3 h ago`.
+fn ago(seconds_since_1970: u64) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let age = now.saturating_sub(seconds_since_1970);
+    match age {
+        0..60 => format!("{age} s ago"),
+        60..3600 => format!("{} min ago", age / 60),
+        3600..86_400 => format!("{} h ago", age / 3600),
+        _ => format!("{} d ago", age / 86_400),
+    }
+}
+
+/// Prints rows under a head, columns aligned.
+fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) {
+    let mut widths = head.map(|cell| cell.chars().count());
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: [&str; N]| {
+        let cells: Vec<_> = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        println!("{}", cells.join("  ").trim_end());
+    };
+    line(head);
+    for row in rows {
+        line(row.each_ref().map(String::as_str));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!([size(999), size(1000), size(98_362_432), size(999_950)], ["999 B", "1.0 kB", "98.4 MB", "1.0 MB"]);
+    }
+}

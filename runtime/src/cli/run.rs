@@ -1,0 +1,94 @@
+//! `hob run`
+
+use std::io::Write as _;
+
+use anyhow::bail;
+use hob_gpu::{Ask, Engine, EngineConfig, Event, Message, Prompt, Role, Sampling, Tokens};
+
+use crate::data::DataDir;
+use crate::models::Library;
+use crate::models::store::ModelStore;
+use crate::names::ModelName;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The model
+    model: ModelName,
+    /// What to ask it
+    prompt: String,
+    /// Instructions that frame the answer
+    #[arg(long)]
+    system: Option<String>,
+    /// Continue the prompt as it is, without the model's chat template
+    #[arg(long, conflicts_with = "system")]
+    raw: bool,
+    /// Most tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    max_tokens: u32,
+    /// 0 takes the likeliest token each time, up to 2 is more varied
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// The same seed gives the same text
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Threads for inference [default: one a core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+pub fn run(data: DataDir, args: Args) -> anyhow::Result<()> {
+    let mut config = EngineConfig::default();
+    if let Some(threads) = args.threads {
+        config.threads = threads;
+    }
+    let library = Library::new(ModelStore::new(data), Engine::start(config)?);
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    runtime.block_on(async {
+        let model = library.join(&args.model).await?;
+        let mut ask = Ask::new(prompt(&args, model.info().has_chat_template));
+        ask.max_tokens = Some(args.max_tokens);
+        ask.sampling = Sampling { temperature: args.temperature, seed: args.seed, ..Sampling::default() };
+        let mut tokens = model.generate(ask)?;
+        print(&mut tokens).await?;
+        report(&tokens, &library);
+        Ok(())
+    })
+}
+
+fn prompt(args: &Args, chat: bool) -> Prompt {
+    if args.raw || !chat {
+        return Prompt::Raw(args.prompt.clone());
+    }
+    let system = args.system.iter().map(|content| Message { role: Role::System, content: content.clone() });
+    let user = Message { role: Role::User, content: args.prompt.clone() };
+    Prompt::Chat(system.chain([user]).collect())
+}
+
+async fn print(tokens: &mut Tokens) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    loop {
+        match tokens.next().await {
+            Event::Text(text) => {
+                out.write_all(text.as_bytes())?;
+                out.flush()?;
+            }
+            Event::Finished(_) => break,
+            Event::Fault(why) => bail!("generation ended early: {why}"),
+        }
+    }
+    Ok(writeln!(out)?)
+}
+
+fn report(tokens: &Tokens, library: &Library) {
+    let (usage, timing) = (tokens.usage(), tokens.timing());
+    let rate = |tokens: u32, time: std::time::Duration| f64::from(tokens) / time.as_secs_f64().max(1e-9);
+    eprintln!(
+        "\n{} prompt tokens at {:.0}/s, {} generated at {:.1}/s, first token after {:.0} ms ({})",
+        usage.prompt_tokens,
+        rate(usage.prompt_tokens, timing.prefill),
+        usage.generated_tokens,
+        rate(usage.generated_tokens.saturating_sub(1), timing.decode),
+        timing.first_token.unwrap_or_default().as_secs_f64() * 1e3,
+        library.engine().code_path(),
+    );
+}

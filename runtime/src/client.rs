@@ -1,0 +1,164 @@
+//! A client of the control API: what the command line is made of.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use ureq::http::Response;
+use ureq::{Agent, Body};
+
+use crate::api::{ControlFile, Status};
+use crate::data::DataDir;
+use crate::digest::Digest;
+use crate::function_host::{DeployRequest, FunctionStatus};
+use crate::names::{FunctionName, ModelName};
+use crate::records::FunctionRecord;
+use crate::request::Summary;
+
+/// Longest wait for an answer; a large component takes a while to compile.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Why the server did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nothing serves this data directory.
+    #[error("no hob serves from {0}; start one with `hob serve`, or name its directory with --data or HOB_DATA")]
+    NoServer(String),
+    /// The server refused, and said why.
+    #[error("{0}")]
+    Refused(String),
+    /// The connection broke.
+    #[error("the server does not answer: {0}")]
+    Connection(Box<ureq::Error>),
+}
+
+/// A connection to the server of a data directory.
+pub struct Client {
+    agent: Agent,
+    base: String,
+    key: String,
+    root: String,
+}
+
+impl Client {
+    /// Finds the server of `data`.
+    ///
+    /// # Errors
+    /// `NoServer`.
+    pub fn find(data: &DataDir) -> Result<Self, ClientError> {
+        let root = data.root().display().to_string();
+        let file: Option<ControlFile> =
+            std::fs::read(data.control()).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let Some(file) = file else { return Err(ClientError::NoServer(root)) };
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(TIMEOUT))
+            // The control API is on this machine: a proxy from the environment has no business in between.
+            .proxy(None)
+            .build()
+            .into();
+        Ok(Self { agent, base: format!("http://{}/v1", file.address), key: file.key, root })
+    }
+
+    /// What the server is.
+    ///
+    /// # Errors
+    /// See [`ClientError`], here and below.
+    pub fn status(&self) -> Result<Status, ClientError> {
+        self.get("status")
+    }
+
+    /// Uploads a component.
+    ///
+    /// # Errors
+    /// `Refused` if it is none.
+    pub fn upload(&self, bytes: &[u8]) -> Result<Digest, ClientError> {
+        let digest = Digest::of(bytes);
+        let call = self.agent.put(self.url(&format!("components/{digest}"))).header("authorization", self.bearer());
+        self.check(call.send(bytes))?;
+        Ok(digest)
+    }
+
+    /// Deploys a function.
+    ///
+    /// # Errors
+    /// `Refused`, with the reason.
+    pub fn deploy(&self, name: &FunctionName, request: &DeployRequest) -> Result<FunctionRecord, ClientError> {
+        self.put(&format!("functions/{name}"), request)
+    }
+
+    /// All functions.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn functions(&self) -> Result<Vec<FunctionStatus>, ClientError> {
+        self.get("functions")
+    }
+
+    /// Removes a function.
+    ///
+    /// # Errors
+    /// `Refused` if there is none of this name.
+    pub fn remove(&self, name: &FunctionName) -> Result<(), ClientError> {
+        self.delete(&format!("functions/{name}"))
+    }
+
+    /// The last invocations, oldest first.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn invocations(&self) -> Result<Vec<Summary>, ClientError> {
+        self.get("invocations")
+    }
+
+    /// Gives back the memory of a model that nobody uses.
+    ///
+    /// # Errors
+    /// `Refused` if somebody does.
+    pub fn evict(&self, model: &ModelName) -> Result<(), ClientError> {
+        self.delete(&format!("models/resident/{model}"))
+    }
+
+    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.read(self.agent.get(self.url(path)).header("authorization", self.bearer()).call())
+    }
+
+    fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        self.read(self.agent.put(self.url(path)).header("authorization", self.bearer()).send_json(body))
+    }
+
+    fn delete(&self, path: &str) -> Result<(), ClientError> {
+        self.check(self.agent.delete(self.url(path)).header("authorization", self.bearer()).call()).map(drop)
+    }
+
+    fn read<T: DeserializeOwned>(&self, answer: Result<Response<Body>, ureq::Error>) -> Result<T, ClientError> {
+        self.check(answer)?.body_mut().read_json().map_err(|error| ClientError::Connection(Box::new(error)))
+    }
+
+    fn check(&self, answer: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, ClientError> {
+        let mut answer = match answer {
+            Ok(answer) => answer,
+            // The file is there but nobody listens: the server was killed.
+            Err(ureq::Error::Io(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                return Err(ClientError::NoServer(self.root.clone()));
+            }
+            Err(error) => return Err(ClientError::Connection(Box::new(error))),
+        };
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let text = answer.body_mut().read_to_string().unwrap_or_default();
+        let message = serde_json::from_str::<serde_json::Value>(&text)
+            .ok()
+            .and_then(|body| Some(body["error"]["message"].as_str()?.to_owned()));
+        Err(ClientError::Refused(message.unwrap_or_else(|| format!("the server answered {}", answer.status()))))
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}/{path}", self.base)
+    }
+
+    fn bearer(&self) -> String {
+        format!("Bearer {}", self.key)
+    }
+}

@@ -1,0 +1,235 @@
+//! `hob:infer/models`: generation on resident models, as a stream that can be awaited and dropped.
+
+use std::task::{Context, Poll, Waker};
+
+use hob_gpu::{Ask, Event, Finish, Message, Model, Prompt, Refusal, Role, Sampling, Tokens};
+use wasmtime::Result;
+use wasmtime::component::{Linker, Resource};
+use wasmtime_wasi_io::async_trait;
+use wasmtime_wasi_io::poll::{DynPollable, Pollable, subscribe};
+
+use super::{HasModels, MAX_CALL_BYTES, ModelView, State, model_view};
+use crate::models::JoinRefusal;
+use crate::names::ModelName;
+
+mod bindings {
+    wasmtime::component::bindgen!({
+        path: ["../wit/wasi-io", "../wit/hob-infer"],
+        world: "hob:infer/guest",
+        with: {
+            "wasi:io": wasmtime_wasi_io::bindings::wasi::io,
+            "hob:infer/models.model": super::Joined,
+            "hob:infer/models.token-stream": super::TokenStream,
+        },
+        imports: {
+            "hob:infer/models.[static]model.open": async | trappable,
+            default: trappable,
+        },
+    });
+}
+use bindings::hob::infer::models as wit;
+
+/// Most stop strings in one request.
+const MAX_STOPS: usize = 16;
+
+/// A joined model: the guest's right to use it.
+pub struct Joined {
+    model: Model,
+    name: String,
+}
+
+/// A running generation. Dropping it cancels the sequence.
+pub struct TokenStream {
+    tokens: Tokens,
+    /// Looked at by `ready`, not yet taken by `next`.
+    peeked: Option<Event>,
+}
+
+#[async_trait]
+impl Pollable for TokenStream {
+    async fn ready(&mut self) {
+        if self.peeked.is_none() {
+            self.peeked = Some(self.tokens.next().await);
+        }
+    }
+}
+
+/// Links `hob:infer`.
+pub fn link(linker: &mut Linker<State>) -> Result<()> {
+    wit::add_to_linker::<_, HasModels>(linker, model_view)
+}
+
+impl ModelView<'_> {
+    /// Joins a model that the function was granted, and notes how long it took.
+    pub(super) async fn join(&mut self, name: &str) -> Result<Joined, JoinRefusal> {
+        let granted = &self.models.names;
+        // Guests written for other wasi-nn hosts call the model they were started with `default`.
+        let found = match name {
+            "default" => granted.first(),
+            name => granted.iter().find(|granted| granted.as_str() == name),
+        };
+        let Some(name) = found else { return Err(self.refuse(name)) };
+        let started = std::time::Instant::now();
+        let model = self.models.library.join(name).await?;
+        self.invocation.mark(|marks| marks.join += started.elapsed());
+        Ok(Joined { model, name: name.to_string() })
+    }
+
+    fn refuse(&self, name: &str) -> JoinRefusal {
+        let name: String = name.chars().take(140).collect();
+        match name.parse::<ModelName>() {
+            Ok(known) if self.models.library.has(&known) => JoinRefusal::NotGranted(name),
+            _ => JoinRefusal::NotFound(name),
+        }
+    }
+
+    /// Starts a generation on behalf of this invocation.
+    pub(super) fn start(&self, joined: &Joined, mut ask: Ask) -> Result<Tokens, Refusal> {
+        ask.account = self.invocation.account;
+        joined.model.generate(ask)
+    }
+}
+
+impl wit::Host for ModelView<'_> {}
+
+impl wit::HostModel for ModelView<'_> {
+    async fn open(&mut self, name: String) -> Result<Result<Resource<Joined>, wit::Error>> {
+        match self.join(&name).await {
+            Ok(joined) => Ok(Ok(self.table.push(joined)?)),
+            Err(refusal) => Ok(Err(refusal.into())),
+        }
+    }
+
+    fn info(&mut self, model: Resource<Joined>) -> Result<wit::Info> {
+        let joined = self.table.get(&model)?;
+        let info = joined.model.info();
+        Ok(wit::Info {
+            name: joined.name.clone(),
+            context_tokens: u32::try_from(info.context_tokens).unwrap_or(u32::MAX),
+            chat: info.has_chat_template,
+        })
+    }
+
+    fn tokenize(&mut self, model: Resource<Joined>, text: String) -> Result<Result<Vec<u32>, wit::Error>> {
+        if text.len() > MAX_CALL_BYTES {
+            return Ok(Err(wit::Error::Invalid(format!("text has {} bytes; at most {MAX_CALL_BYTES} are tokenized at once", text.len()))));
+        }
+        Ok(Ok(self.table.get(&model)?.model.tokenize(&text, false)))
+    }
+
+    fn generate(
+        &mut self,
+        model: Resource<Joined>,
+        prompt: wit::Prompt,
+        options: wit::Options,
+    ) -> Result<Result<Resource<TokenStream>, wit::Error>> {
+        let ask = match ask(prompt, options) {
+            Ok(ask) => ask,
+            Err(why) => return Ok(Err(wit::Error::Invalid(why))),
+        };
+        let joined = self.table.get(&model)?;
+        match self.start(joined, ask) {
+            Ok(tokens) => Ok(Ok(self.table.push(TokenStream { tokens, peeked: None })?)),
+            Err(refusal) => Ok(Err(refusal.into())),
+        }
+    }
+
+    fn drop(&mut self, model: Resource<Joined>) -> Result<()> {
+        self.table.delete(model)?;
+        Ok(())
+    }
+}
+
+impl wit::HostTokenStream for ModelView<'_> {
+    fn subscribe(&mut self, stream: Resource<TokenStream>) -> Result<Resource<DynPollable>> {
+        subscribe(self.table, stream)
+    }
+
+    fn next(&mut self, stream: Resource<TokenStream>) -> Result<Result<wit::Event, wit::Error>> {
+        let stream = self.table.get_mut(&stream)?;
+        let event = match stream.peeked.take() {
+            Some(event) => event,
+            // A look, not a wait: `subscribe` registers the waker that matters.
+            None => match stream.tokens.poll_next(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(event) => event,
+                Poll::Pending => return Ok(Ok(wit::Event::Pending)),
+            },
+        };
+        self.invocation.saw(&event, &stream.tokens);
+        Ok(match event {
+            Event::Text(text) => Ok(wit::Event::Text(text)),
+            Event::Finished(Finish::Stop) => Ok(wit::Event::Finished(wit::FinishReason::Stop)),
+            Event::Finished(Finish::Length) => Ok(wit::Event::Finished(wit::FinishReason::Length)),
+            Event::Fault(why) => Err(wit::Error::Fault(why)),
+        })
+    }
+
+    fn usage(&mut self, stream: Resource<TokenStream>) -> Result<wit::Usage> {
+        let usage = self.table.get(&stream)?.tokens.usage();
+        Ok(wit::Usage { prompt_tokens: usage.prompt_tokens, generated_tokens: usage.generated_tokens })
+    }
+
+    fn drop(&mut self, stream: Resource<TokenStream>) -> Result<()> {
+        self.table.delete(stream)?;
+        Ok(())
+    }
+}
+
+/// The guest's words as the engine's, or what is wrong with them. Ranges of sampling are the engine's to check.
+fn ask(prompt: wit::Prompt, options: wit::Options) -> Result<Ask, String> {
+    let mut ask = Ask::new(match prompt {
+        wit::Prompt::Chat(messages) if messages.is_empty() => return Err("a chat needs at least one message".into()),
+        wit::Prompt::Chat(messages) => Prompt::Chat(messages.into_iter().map(message).collect()),
+        wit::Prompt::Raw(text) if text.is_empty() => return Err("a raw prompt must not be empty".into()),
+        wit::Prompt::Raw(text) => Prompt::Raw(text),
+    });
+    if options.stop.len() > MAX_STOPS {
+        return Err(format!("{} stop strings; at most {MAX_STOPS} are watched for", options.stop.len()));
+    }
+    let default = Sampling::default();
+    ask.sampling = Sampling {
+        temperature: options.temperature.unwrap_or(default.temperature),
+        top_k: options.top_k.unwrap_or(default.top_k),
+        top_p: options.top_p.unwrap_or(default.top_p),
+        min_p: options.min_p.unwrap_or(default.min_p),
+        seed: options.seed,
+    };
+    ask.max_tokens = options.max_tokens;
+    ask.stop = options.stop;
+    Ok(ask)
+}
+
+fn message(message: wit::Message) -> Message {
+    let role = match message.role {
+        wit::Role::System => Role::System,
+        wit::Role::User => Role::User,
+        wit::Role::Assistant => Role::Assistant,
+    };
+    Message { role, content: message.content }
+}
+
+impl From<Refusal> for wit::Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::TooLong { needed, available } => Self::TooLong(wit::TooLong { needed, available }),
+            Refusal::Busy { retry_after } => Self::Busy(busy(retry_after)),
+            Refusal::Invalid(why) => Self::Invalid(why),
+            Refusal::Fault(why) => Self::Fault(why),
+        }
+    }
+}
+
+impl From<JoinRefusal> for wit::Error {
+    fn from(refusal: JoinRefusal) -> Self {
+        match refusal {
+            JoinRefusal::NotFound(name) => Self::NotFound(name),
+            JoinRefusal::NotGranted(name) => Self::NotGranted(name),
+            JoinRefusal::Busy(retry_after) => Self::Busy(busy(retry_after)),
+            JoinRefusal::Fault(why) => Self::Fault(why),
+        }
+    }
+}
+
+fn busy(retry_after: std::time::Duration) -> wit::Busy {
+    wit::Busy { retry_after_ms: u32::try_from(retry_after.as_millis()).unwrap_or(u32::MAX).max(1) }
+}

@@ -1,0 +1,94 @@
+//! The wasmtime engine: pooled slots, copy-on-write images, epochs.
+
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+use super::ticker::Ticker;
+
+/// Linear memory that stays mapped in a slot between two instances; what a small guest dirties is cheaper
+/// to copy back over than to unmap.
+const KEEP_RESIDENT: usize = 512 << 10;
+/// The same for a slot's tables and its stack.
+const KEEP_RESIDENT_SMALL: usize = 64 << 10;
+
+/// How many instances can live at once, and how large one may be.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolConfig {
+    /// Slots for instances; a request beyond them is refused as busy.
+    pub instances: u32,
+    /// Most linear memory that any function's limit may allow, in MiB.
+    pub memory_mib: u32,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        Self { instances: 1000, memory_mib: 1024 }
+    }
+}
+
+/// The engine that compiles and runs all components of a host, and the clock behind their deadlines.
+pub struct WasmEngine {
+    engine: Engine,
+    compatibility: String,
+    _ticker: Ticker,
+}
+
+impl WasmEngine {
+    /// Reserves the pool and starts the epoch clock.
+    ///
+    /// # Errors
+    /// When the address space for the pool cannot be reserved.
+    pub fn start(pool: PoolConfig) -> wasmtime::Result<Self> {
+        let engine = Engine::new(&config(pool))?;
+        let compatibility = compatibility(&engine);
+        let ticker = Ticker::start(engine.clone());
+        Ok(Self { engine, compatibility, _ticker: ticker })
+    }
+
+    /// The engine itself.
+    pub fn wasmtime(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Names what compiled code must have been compiled for, to be loaded here.
+    pub fn compatibility(&self) -> &str {
+        &self.compatibility
+    }
+}
+
+fn config(pool: PoolConfig) -> Config {
+    let mut config = Config::new();
+    config
+        .wasm_component_model(true)
+        .epoch_interruption(true)
+        .memory_init_cow(true)
+        // A guest's trap is its own affair: a bounded trace is enough to find it, and cheap to take.
+        .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(16))
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pooling(pool)));
+    config
+}
+
+fn pooling(pool: PoolConfig) -> PoolingAllocationConfig {
+    // Components built by componentisers hold two to four core instances (the module, shims, fix-ups).
+    const CORE_INSTANCES: u32 = 4;
+    let mut config = PoolingAllocationConfig::default();
+    config
+        .total_component_instances(pool.instances)
+        .total_core_instances(pool.instances * CORE_INSTANCES)
+        .total_memories(pool.instances)
+        .total_tables(pool.instances * 2)
+        .total_stacks(pool.instances)
+        .max_memory_size((pool.memory_mib as usize) << 20)
+        .linear_memory_keep_resident(KEEP_RESIDENT)
+        .table_keep_resident(KEEP_RESIDENT_SMALL)
+        .async_stack_keep_resident(KEEP_RESIDENT_SMALL)
+        .pagemap_scan(Enabled::Auto);
+    config
+}
+
+/// Compiled code is only as good as the engine it was compiled for: its version, settings and processor features.
+fn compatibility(engine: &Engine) -> String {
+    use std::hash::{Hash as _, Hasher as _};
+    let mut hasher = std::collections::hash_map::DefaultHasher::new();
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}

@@ -1,0 +1,35 @@
+//! hob: a serverless GPU runtime for WebAssembly.
+//!
+//! A [`Host`] keeps functions: WebAssembly components that answer HTTP requests, each in a fresh sandboxed instance,
+//! and that share the models which the host keeps resident. The `hob` command is a thin layer over this library.
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! use hob::{DataDir, Host, HostConfig};
+//!
+//! let data = DataDir::open(None)?;
+//! let host = Host::open(data, HostConfig::default())?;
+//! let request = http::Request::get("http://localhost/chat").body(http_body_util::Empty::new())?;
+//! let response = host.handle(request).await;
+//! # let _ = response;
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod api;
+pub mod cli;
+pub mod client;
+pub mod data;
+pub mod digest;
+pub mod function_host;
+pub mod host;
+pub mod instance;
+pub mod models;
+pub mod names;
+pub mod records;
+pub mod request;
+pub mod server;
+
+pub use data::DataDir;
+pub use function_host::{Host, HostConfig};
+pub use server::Server;

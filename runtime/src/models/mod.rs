@@ -1,0 +1,92 @@
+//! Models by name: which there are, where they come from, and joining them.
+
+pub mod catalog;
+pub mod pull;
+pub mod store;
+
+use std::time::Duration;
+
+use hob_gpu::{Engine, JoinError, Model, ModelSource};
+
+use crate::names::ModelName;
+use store::{ModelStore, StoreError};
+
+/// Why a model cannot be joined.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum JoinRefusal {
+    /// Nothing of this name is in the store.
+    #[error("no model is called `{0}`; `hob models list` shows those that are, `hob models pull` gets more")]
+    NotFound(String),
+    /// The function was not granted it.
+    #[error("this function was not granted model `{0}`; deploy it with `--model {0}`")]
+    NotGranted(String),
+    /// There is no room for it now.
+    #[error("busy; try again in {} ms", .0.as_millis())]
+    Busy(Duration),
+    /// It cannot be loaded.
+    #[error("{0}")]
+    Fault(String),
+}
+
+/// The models of a host: the store on disk, and the engine that holds those in use.
+pub struct Library {
+    store: ModelStore,
+    engine: Engine,
+}
+
+impl Library {
+    /// The models of `store`, to be run by `engine`.
+    pub fn new(store: ModelStore, engine: Engine) -> Self {
+        Self { store, engine }
+    }
+
+    /// The models on disk.
+    pub fn store(&self) -> &ModelStore {
+        &self.store
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Whether the store has a model of this name.
+    pub fn has(&self, name: &ModelName) -> bool {
+        self.store.get(name).is_ok()
+    }
+
+    /// The right to use a model; it is loaded first if it is not resident.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy`, `Fault`.
+    pub async fn join(&self, name: &ModelName) -> Result<Model, JoinRefusal> {
+        let entry = self.store.get(name).map_err(|error| match error {
+            StoreError::NotFound(name) => JoinRefusal::NotFound(name.to_string()),
+            error => fault(name, &error),
+        })?;
+        let source = ModelSource {
+            name: name.to_string(),
+            path: self.store.blob(&entry.digest),
+            digest: entry.digest.to_string(),
+        };
+        self.engine.join(&source).await.map_err(|error| join_refusal(name, &error))
+    }
+
+    /// Gives back the memory of a model that nobody uses. `false` if it was not resident.
+    ///
+    /// # Errors
+    /// A sentence, when it is in use or unknown.
+    pub fn evict(&self, name: &ModelName) -> anyhow::Result<bool> {
+        let entry = self.store.get(name)?;
+        Ok(self.engine.evict(&entry.digest.to_string())?)
+    }
+}
+
+fn join_refusal(name: &ModelName, error: &JoinError) -> JoinRefusal {
+    fault(name, error)
+}
+
+fn fault(name: &ModelName, error: &dyn std::error::Error) -> JoinRefusal {
+    tracing::error!(model = %name, %error, "model cannot be joined");
+    JoinRefusal::Fault(format!("model {name} cannot be joined: {error}"))
+}

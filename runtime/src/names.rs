@@ -1,0 +1,135 @@
+//! Names that people give: of functions, of models, of routes. Checked once, where they come in.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A name or a route that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Not a function name.
+    #[error("`{0}` cannot name a function; use 1 to 63 of a-z, 0-9 and -, starting with a letter")]
+    Function(String),
+    /// Not a model name.
+    #[error("`{0}` cannot name a model; use 1 to 128 of a-z, 0-9, `.`, `_`, `-` and one `:` before the tag, as in smollm2:135m")]
+    Model(String),
+    /// Not a route.
+    #[error("`{0}` is not a route; write a path prefix such as / or /chat, without `?`, `#`, empty parts or `..`")]
+    Route(String),
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $type:ident, $check:path, $error:path) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $type(String);
+
+        impl $type {
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = NameError;
+
+            fn try_from(text: String) -> Result<Self, NameError> {
+                if $check(&text) { Ok(Self(text)) } else { Err($error(text.chars().take(140).collect())) }
+            }
+        }
+
+        impl std::str::FromStr for $type {
+            type Err = NameError;
+
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                text.to_owned().try_into()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(name: $type) -> String {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+name!(
+    /// The name of a function: a DNS label, so that it can become part of a host name.
+    FunctionName, function_name, NameError::Function
+);
+name!(
+    /// The name of a model, `family` or `family:tag`.
+    ModelName, model_name, NameError::Model
+);
+name!(
+    /// A path prefix that leads to a function: `/chat` takes `/chat` and `/chat/...`, not `/chatter`.
+    Route, route, NameError::Route
+);
+
+impl Route {
+    /// Whether `path` lies under this route.
+    pub fn takes(&self, path: &str) -> bool {
+        self.0 == "/" || path.strip_prefix(self.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
+fn function_name(text: &str) -> bool {
+    text.len() <= 63
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && !text.ends_with('-')
+        && text.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
+}
+
+fn model_name(text: &str) -> bool {
+    let part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+            && part.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'.' | b'_' | b'-'))
+    };
+    let (family, tag) = text.split_once(':').unwrap_or((text, "latest"));
+    text.len() <= 128 && part(family) && part(tag)
+}
+
+fn route(text: &str) -> bool {
+    let part = |part: &str| !matches!(part, "" | "." | "..") && part.bytes().all(|c| c.is_ascii_graphic() && !matches!(c, b'?' | b'#' | b'%'));
+    text == "/" || (text.len() <= 1024 && text.strip_prefix('/').is_some_and(|rest| rest.split('/').all(part)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["chat", "a", "a-1"] {
+            assert!(good.parse::<FunctionName>().is_ok(), "{good}");
+        }
+        for bad in ["", "Chat", "1a", "a-", "a_b", "../x", &"a".repeat(64)] {
+            assert!(bad.parse::<FunctionName>().is_err(), "{bad}");
+        }
+        for good in ["smollm2:135m", "llama3.1:8b", "x"] {
+            assert!(good.parse::<ModelName>().is_ok(), "{good}");
+        }
+        for bad in ["", "a:b:c", "a/b", "..", "a:", ":b", "A"] {
+            assert!(bad.parse::<ModelName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn routes_take_whole_parts() {
+        let chat: Route = "/chat".parse().unwrap();
+        assert!(chat.takes("/chat") && chat.takes("/chat/x") && !chat.takes("/chatter") && !chat.takes("/"));
+        assert!("/".parse::<Route>().unwrap().takes("/anything"));
+        for bad in ["", "chat", "/a//b", "/a/", "/../b", "/a?b", "/a b"] {
+            assert!(bad.parse::<Route>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! One invocation: its id, its times, and the list of recent ones.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hob_gpu::{Event, Tokens};
+use serde::{Deserialize, Serialize};
+
+use crate::names::FunctionName;
+
+/// One request's run through a function.
+#[derive(Debug)]
+pub struct Invocation {
+    /// Unique while the host runs; also in the `x-hob-invocation` header and in every log line of the guest.
+    pub id: String,
+    /// The function.
+    pub function: FunctionName,
+    /// Whom its tokens are counted for.
+    pub account: u64,
+    /// When its request had been read.
+    pub started: Instant,
+    marks: Mutex<Marks>,
+    recent: Arc<Recent>,
+}
+
+/// How long the parts took, as far as they were reached.
+#[derive(Clone, Debug, Default)]
+pub struct Marks {
+    /// From the request to the start of the instance: finding the function, making the store.
+    pub accept: Duration,
+    /// Making the instance.
+    pub instantiate: Duration,
+    /// Joining models, loading them if they were absent.
+    pub join: Duration,
+    /// In the engine's queue.
+    pub queue: Duration,
+    /// Reading the prompt.
+    pub prefill: Duration,
+    /// From the request to the guest's first piece of text.
+    pub first_token: Option<Duration>,
+    /// Tokens of prompts, and tokens generated.
+    pub tokens: (u32, u32),
+    /// How it ended: `ok`, or a code of [`super::RequestError`].
+    pub outcome: &'static str,
+}
+
+/// An invocation that has ended. Times in microseconds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Summary {
+    /// Its id.
+    pub id: String,
+    /// The function.
+    pub function: FunctionName,
+    /// How it ended.
+    pub outcome: String,
+    /// See [`Marks::accept`].
+    pub accept_us: u64,
+    /// See [`Marks::instantiate`].
+    pub instantiate_us: u64,
+    /// See [`Marks::join`].
+    pub join_us: u64,
+    /// See [`Marks::queue`].
+    pub queue_us: u64,
+    /// See [`Marks::prefill`].
+    pub prefill_us: u64,
+    /// See [`Marks::first_token`].
+    pub first_token_us: Option<u64>,
+    /// From the request to the end of the instance.
+    pub total_us: u64,
+    /// Tokens of prompts.
+    pub prompt_tokens: u32,
+    /// Tokens generated.
+    pub generated_tokens: u32,
+}
+
+impl Invocation {
+    /// Begins one now.
+    pub fn start(function: FunctionName, account: u64, started: Instant, recent: Arc<Recent>) -> Self {
+        let id = recent.next_id();
+        Self { id, function, account, started, marks: Mutex::default(), recent }
+    }
+
+    /// Notes something about it.
+    pub fn mark(&self, note: impl FnOnce(&mut Marks)) {
+        note(&mut self.marks.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Notes what a generation gave: the first text, and at its end what it used.
+    pub fn saw(&self, event: &Event, tokens: &Tokens) {
+        self.mark(|marks| match event {
+            Event::Text(_) if marks.first_token.is_none() => {
+                let timing = tokens.timing();
+                marks.queue = timing.queue;
+                marks.prefill = timing.prefill;
+                marks.first_token = Some(self.started.elapsed());
+            }
+            Event::Text(_) => {}
+            Event::Finished(_) | Event::Fault(_) => {
+                let usage = tokens.usage();
+                marks.tokens.0 += usage.prompt_tokens;
+                marks.tokens.1 += usage.generated_tokens;
+            }
+        });
+    }
+}
+
+impl Drop for Invocation {
+    fn drop(&mut self) {
+        let total = self.started.elapsed();
+        let marks = std::mem::take(self.marks.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let outcome = if marks.outcome.is_empty() { "client-left" } else { marks.outcome };
+        tracing::debug!(function = %self.function, id = %self.id, outcome, total_us = us(total), "invocation ended");
+        self.recent.push(Summary {
+            id: std::mem::take(&mut self.id),
+            function: self.function.clone(),
+            outcome: outcome.to_owned(),
+            accept_us: us(marks.accept),
+            instantiate_us: us(marks.instantiate),
+            join_us: us(marks.join),
+            queue_us: us(marks.queue),
+            prefill_us: us(marks.prefill),
+            first_token_us: marks.first_token.map(us),
+            total_us: us(total),
+            prompt_tokens: marks.tokens.0,
+            generated_tokens: marks.tokens.1,
+        });
+    }
+}
+
+/// The last invocations of a host, oldest first.
+#[derive(Debug)]
+pub struct Recent {
+    ended: Mutex<VecDeque<Summary>>,
+    next: AtomicU64,
+    /// Tells this process's ids from those of the one before.
+    start: u32,
+}
+
+impl Recent {
+    /// Most that are kept.
+    pub const KEPT: usize = 1024;
+
+    /// An empty list.
+    pub fn new() -> Self {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self { ended: Mutex::default(), next: AtomicU64::new(1), start: now.as_secs() as u32 }
+    }
+
+    /// The invocations that ended last, oldest first.
+    pub fn list(&self) -> Vec<Summary> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    fn next_id(&self) -> String {
+        format!("{:08x}-{:x}", self.start, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn push(&self, summary: Summary) {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if ended.len() == Self::KEPT {
+            ended.pop_front();
+        }
+        ended.push_back(summary);
+    }
+}
+
+impl Default for Recent {
+    fn default() -> Self {
+        Self::new()
+    }
+}
