@@ -1,0 +1,106 @@
+//! The summary of a document longer than the model's context.
+//!
+//! The document is cut into chunks that fit, each is summarised, and the summaries together are the next document,
+//! until one chunk is left. Every chunk is told as `event: progress`, the summary comes as `event: done`.
+
+use hob_sdk::serde::Serialize;
+use hob_sdk::{Answer, Error, Message, Model, Response, Result, StatusCode, handler, json::json, sse};
+
+const MODEL: &str = "smollm2:135m";
+const INSTRUCTIONS: &str = "Summarize the text in a few sentences. Keep names and numbers. Write only the summary.";
+
+/// Each round leaves a quarter of the text or less; eight are enough for any document that can be sent.
+const MOST_ROUNDS: usize = 8;
+
+/// The summary so far, and what it took.
+#[derive(Serialize)]
+#[serde(crate = "hob_sdk::serde")]
+struct Summary {
+    summary: String,
+    chunks: u32,
+    prompt_tokens: u32,
+    generated_tokens: u32,
+}
+
+#[handler]
+async fn summarize(document: String) -> Result<Response> {
+    if document.trim().is_empty() {
+        return Err(Error::bad_request("there is no document; POST it as text"));
+    }
+    let model = Model::open(MODEL)?;
+    // Half of the context leaves room for instructions and summary; small models lose the thread in long texts.
+    let room = (model.info().context_tokens / 2).min(1024);
+    Ok(sse::events(async move |events| {
+        let mut result = Summary::of(document);
+        for _ in 0..MOST_ROUNDS {
+            let chunks = chunks(&model, &result.summary, room as usize)?;
+            result.summary.clear();
+            for (index, chunk) in chunks.iter().enumerate() {
+                let answer = summarized(&model, chunk, room / 4).await?;
+                let progress = json!({ "chunk": index + 1, "of": chunks.len(), "summary": answer.text });
+                events.send("progress", &progress).await?;
+                result.add(&answer);
+            }
+            if chunks.len() == 1 {
+                return events.send("done", &result).await;
+            }
+        }
+        Err(Error::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "the text does not get shorter",
+        ))
+    }))
+}
+
+async fn summarized(model: &Model, chunk: &str, most_tokens: u32) -> Result<Answer> {
+    let messages = [Message::system(INSTRUCTIONS), Message::user(chunk)];
+    Ok(model.chat(messages).max_tokens(most_tokens).text().await?)
+}
+
+impl Summary {
+    fn of(document: String) -> Self {
+        Self {
+            summary: document,
+            chunks: 0,
+            prompt_tokens: 0,
+            generated_tokens: 0,
+        }
+    }
+
+    fn add(&mut self, answer: &Answer) {
+        let separator = if self.summary.is_empty() { "" } else { "\n" };
+        self.summary += separator;
+        self.summary += answer.text.trim();
+        self.chunks += 1;
+        self.prompt_tokens += answer.usage.prompt_tokens;
+        self.generated_tokens += answer.usage.generated_tokens;
+    }
+}
+
+/// Packs whole sentences into chunks of at most `room` tokens.
+fn chunks(model: &Model, text: &str, room: usize) -> Result<Vec<String>> {
+    let mut chunks = vec![String::new()];
+    let mut filled = 0;
+    for sentence in text
+        .split_inclusive(['.', '\n'])
+        .flat_map(|sentence| pieces(sentence, room))
+    {
+        let tokens = model.tokenize(sentence)?.len();
+        if filled > 0 && filled + tokens > room {
+            chunks.push(String::new());
+            filled = 0;
+        }
+        filled += tokens;
+        chunks.last_mut().expect("it starts with one").push_str(sentence);
+    }
+    Ok(chunks)
+}
+
+/// Cuts a sentence that has no end: a token is at least a byte, so `room` bytes always fit.
+fn pieces(mut sentence: &str, room: usize) -> impl Iterator<Item = &str> {
+    std::iter::from_fn(move || {
+        let (piece, rest) = sentence.split_at(sentence.floor_char_boundary(room));
+        sentence = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
