@@ -1,0 +1,121 @@
+//! The function host: how fast an instance starts, how many requests a second.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use hob::function_host::{DeployRequest, Host, HostConfig};
+use hob::{DataDir, digest::Digest};
+use hob_tests::{Hob, component};
+use http_body_util::{BodyExt as _, Empty};
+
+use crate::load;
+use crate::report::{Measure, Report, quantile};
+
+const TIME: Duration = Duration::from_secs(4);
+
+pub fn run(report: &mut Report) -> Result<()> {
+    in_process(report)?;
+    over_sockets(report)
+}
+
+/// Fresh requests without a socket: what the host itself costs.
+fn in_process(report: &mut Report) -> Result<()> {
+    report.note("host: requests in process");
+    let home = tempfile::tempdir()?;
+    let host = Host::open(DataDir::open(Some(home.path()))?, HostConfig::default())?;
+    let bytes = std::fs::read(component("hello"))?;
+    let digest = Digest::of(&bytes);
+    host.upload(digest, &bytes)?;
+    let request = DeployRequest { component: digest, route: "/".parse()?, models: vec![], limits: Default::default() };
+    host.deploy("hello".parse()?, request)?;
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut times = runtime.block_on(async {
+        let mut times = Vec::new();
+        for _ in 0..10_000 {
+            let request = http::Request::get("http://bench/").body(Empty::new().map_err(|never| match never {}))?;
+            let asked = Instant::now();
+            let answer = host.handle::<_>(request).await;
+            answer.into_body().collect().await.context("the guest answers")?;
+            times.push(asked.elapsed().as_secs_f64() * 1e6);
+        }
+        anyhow::Ok(times.split_off(1000))
+    })?;
+    // Only the last thousand are remembered: enough for a median.
+    let mut starts: Vec<f64> = host.recent().iter().map(|summary| summary.instantiate_us as f64).collect();
+    report.add(Measure::new("instance start, p50", quantile(&mut starts, 0.5), "us"));
+    report.add(Measure::new("instance start, p99", quantile(&mut starts, 0.99), "us"));
+    report.add(Measure::new("fresh no-op request in process, p50", quantile(&mut times, 0.5), "us"));
+    report.add(Measure::new("fresh no-op request in process, p99", quantile(&mut times, 0.99), "us"));
+    Ok(())
+}
+
+fn over_sockets(report: &mut Report) -> Result<()> {
+    let hob = Hob::start();
+    hob.deploy("hello", &["--route", "/"]);
+    for connections in [1, 16, 64] {
+        report.note(&format!("host: {connections} connections"));
+        let ours = load::run(hob.address(), "/", connections, TIME)?;
+        let peer = peer(connections)?;
+        let rate = peer.as_ref().map(|load| ("wasmtime serve, tuned pool".into(), load.rate));
+        report.add(Measure::new(format!("no-op requests/s, {connections} connections"), ours.rate, "1/s").peer(rate));
+        for (name, ours, theirs) in
+            [("p50", ours.p50_us, peer.as_ref().map(|load| load.p50_us)), ("p99", ours.p99_us, peer.as_ref().map(|load| load.p99_us))]
+        {
+            let theirs = theirs.map(|value| ("wasmtime serve, tuned pool".into(), value));
+            report.add(Measure::new(format!("no-op answer, {connections} connections, {name}"), ours, "us").peer(theirs));
+        }
+    }
+    Ok(())
+}
+
+/// `wasmtime serve` on the same component, with the stock flags that make it three times faster than its defaults.
+fn peer(connections: usize) -> Result<Option<load::Load>> {
+    let Some(wasmtime) = std::env::var_os("HOB_PEER_WASMTIME") else {
+        if connections == 1 {
+            eprintln!("host: HOB_PEER_WASMTIME is not set; no comparison with `wasmtime serve`");
+        }
+        return Ok(None);
+    };
+    const TUNED: &str = "pooling-pagemap-scan=y,pooling-memory-keep-resident=524288,pooling-table-keep-resident=65536,pooling-async-stack-keep-resident=65536";
+    let address = free_address()?;
+    let process = Command::new(wasmtime)
+        .args(["serve", "-O", TUNED, "--addr", &address.to_string()])
+        .arg(component("hello"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("HOB_PEER_WASMTIME cannot be started")?;
+    let _process = Killed(process);
+    wait_for(address)?;
+    load::run(address, "/", connections, TIME).map(Some)
+}
+
+/// A child that does not outlive its measurement.
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// An address that nobody listens on.
+pub fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+/// Waits until somebody listens.
+pub fn wait_for(address: SocketAddr) -> Result<()> {
+    let started = Instant::now();
+    while TcpStream::connect(address).is_err() {
+        if started.elapsed() > Duration::from_secs(30) {
+            bail!("nobody listens on {address}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}

@@ -1,0 +1,49 @@
+//! `cargo xtask bench [GROUP] [--json]`: measures, beside its peers where they are given.
+//!
+//! Peers are named by environment variables: `HOB_PEER_WASMTIME` (the `wasmtime` command, version 48),
+//! `HOB_PEER_LLAMA_SERVER` and `HOB_PEER_LLAMA_BENCH` (llama.cpp).
+#![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person
+
+mod cold;
+mod demo;
+mod engine;
+mod host;
+mod load;
+mod report;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use report::Report;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut args: Vec<String> = std::env::args().skip(1).collect();
+    let json = args.iter().position(|arg| arg == "--json").map(|at| args.remove(at)).is_some();
+    let mut report = Report::new(json);
+    let groups: Vec<&str> = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [] => vec!["host", "cold", "engine"],
+        ["demo"] => return demo::run(&mut report),
+        [group] => vec![*group],
+        _ => bail!("one group at a time: host, cold, engine"),
+    };
+    for group in groups {
+        match group {
+            "host" => host::run(&mut report)?,
+            "cold" => cold::run(&mut report)?,
+            "engine" => engine::run(&mut report)?,
+            other => bail!("no group is called `{other}`; there are host, cold, engine"),
+        }
+    }
+    report.print();
+    Ok(())
+}

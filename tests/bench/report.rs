@@ -1,0 +1,139 @@
+//! What was measured: a table for people, an object a line for programs.
+
+use serde_json::json;
+
+/// A number that was measured.
+pub struct Measure {
+    name: String,
+    value: f64,
+    unit: &'static str,
+    peer: Option<(String, f64)>,
+    /// At least, or at most, this.
+    target: Option<(Target, f64)>,
+}
+
+/// Which way a target points.
+#[derive(Clone, Copy)]
+pub enum Target {
+    /// More is better.
+    AtLeast,
+    /// Less is better.
+    AtMost,
+}
+
+impl Measure {
+    /// A measured value.
+    pub fn new(name: impl Into<String>, value: f64, unit: &'static str) -> Self {
+        Self { name: name.into(), value, unit, peer: None, target: None }
+    }
+
+    /// Beside what a peer reached in the same run.
+    pub fn peer(mut self, peer: Option<(String, f64)>) -> Self {
+        self.peer = peer;
+        self
+    }
+
+    /// And what it ought to be.
+    pub fn target(mut self, way: Target, value: f64) -> Self {
+        self.target = Some((way, value));
+        self
+    }
+
+    fn pass(&self) -> Option<bool> {
+        self.target.map(|(way, target)| match way {
+            Target::AtLeast => self.value >= target,
+            Target::AtMost => self.value <= target,
+        })
+    }
+}
+
+/// All that was measured in one run.
+pub struct Report {
+    json: bool,
+    processor: String,
+    code_path: String,
+    measures: Vec<Measure>,
+}
+
+impl Report {
+    /// An empty report.
+    pub fn new(json: bool) -> Self {
+        Self { json, processor: processor(), code_path: String::new(), measures: Vec::new() }
+    }
+
+    /// Says which instructions the engine used.
+    pub fn code_path(&mut self, path: impl ToString) {
+        self.code_path = path.to_string();
+    }
+
+    /// Adds a number.
+    pub fn add(&mut self, measure: Measure) {
+        self.measures.push(measure);
+    }
+
+    /// A line for whoever waits, out of the way of the report.
+    pub fn note(&self, text: &str) {
+        eprintln!("{text}");
+    }
+
+    /// Prints the report.
+    pub fn print(&self) {
+        if self.json {
+            for measure in &self.measures {
+                println!("{}", self.object(measure));
+            }
+            return;
+        }
+        println!("\n{}; engine: {}\n", self.processor, if self.code_path.is_empty() { "-" } else { &self.code_path });
+        println!("{:<58} {:>12} {:<9} {:>12} {:>7}  target", "measure", "value", "unit", "peer", "ratio");
+        for measure in &self.measures {
+            let peer = measure.peer.as_ref().map_or("-".into(), |(_, value)| number(*value));
+            let ratio = measure.peer.as_ref().map_or("-".into(), |(_, value)| format!("{:.2}x", measure.value / value));
+            let target = measure.target.map_or(String::new(), |(way, target)| {
+                let sign = if matches!(way, Target::AtLeast) { ">=" } else { "<=" };
+                let met = if measure.pass() == Some(true) { "met" } else { "MISSED" };
+                format!("{sign} {} {met}", number(target))
+            });
+            let value = number(measure.value);
+            println!("{:<58} {value:>12} {:<9} {peer:>12} {ratio:>7}  {target}", measure.name, measure.unit);
+        }
+    }
+
+    fn object(&self, measure: &Measure) -> serde_json::Value {
+        let mut object = json!({
+            "name": measure.name, "value": measure.value, "unit": measure.unit,
+            "processor": self.processor, "code_path": self.code_path,
+        });
+        if let Some((peer, value)) = &measure.peer {
+            object["peer"] = json!(peer);
+            object["peer_value"] = json!(value);
+            object["ratio"] = json!(measure.value / value);
+        }
+        if let Some((_, target)) = measure.target {
+            object["target"] = json!(target);
+            object["pass"] = json!(measure.pass());
+        }
+        object
+    }
+}
+
+/// The value in the middle of the sorted list at `quantile` (0 to 1).
+pub fn quantile(values: &mut [f64], quantile: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[((values.len() - 1) as f64 * quantile).round() as usize]
+}
+
+fn number(value: f64) -> String {
+    match value.abs() {
+        1000.0.. => format!("{value:.0}"),
+        10.0.. => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+fn processor() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown processor");
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{}, {cores} cores", model.trim_start_matches(['\t', ' ', ':']))
+}

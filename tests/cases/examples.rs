@@ -1,0 +1,111 @@
+//! The examples, as their readers run them.
+
+use std::time::{Duration, Instant};
+
+use hob_tests::{Connection, Hob, MODEL, get, post};
+use serde_json::Value;
+
+/// The events of a stream: name (`message` if it has none) and data.
+fn events(body: &str) -> Vec<(String, Value)> {
+    body.split("\n\n")
+        .filter(|event| !event.is_empty())
+        .map(|event| {
+            let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+            let data = field("data:").unwrap_or_else(|| panic!("an event without data: {event}"));
+            (field("event:").unwrap_or("message").to_owned(), serde_json::from_str(data).unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn chat_streams_tokens_and_serves_its_page() {
+    let hob = Hob::with_model();
+    hob.deploy_with_model("chat");
+    let (status, page) = get(&hob.url("/chat"));
+    assert!(status == 200 && page.contains("<!doctype html>"), "{page}");
+
+    let mut connection = Connection::open(hob.address());
+    connection.post("/chat", r#"{"messages":[{"role":"user","content":"What is the capital of France?"}]}"#);
+    let head = connection.head();
+    assert_eq!((head.status, head.header("content-type")), (200, Some("text/event-stream")));
+    let first = connection.chunk().unwrap();
+    let events_seen = events(&format!("{first}{}", connection.body()));
+    let text: String = events_seen.iter().filter_map(|(_, data)| data["text"].as_str()).collect();
+    assert!(text.contains("Paris"), "{text}");
+    assert!(events_seen.len() > 5, "it came in pieces");
+    let (last, data) = events_seen.last().unwrap();
+    assert_eq!((last.as_str(), &data["finish"]), ("done", &"stop".into()));
+    assert!(data["usage"]["generated_tokens"].as_u64().unwrap() > 3);
+
+    assert_eq!(post(&hob.url("/chat"), r#"{"prompt":"Say hi"}"#).0, 200);
+    let (status, body) = post(&hob.url("/chat"), "this is not JSON");
+    assert!(status == 400 && body.contains("invalid") || body.contains("JSON"), "{body}");
+    assert_eq!(post(&hob.url("/chat"), r#"{"messages":[]}"#).0, 400);
+    let long = serde_json::json!({ "prompt": "word ".repeat(20_000) }).to_string();
+    let (status, body) = post(&hob.url("/chat"), &long);
+    assert!(status == 413 && body.contains("8192"), "{body}");
+}
+
+#[test]
+fn a_client_that_leaves_ends_its_generation() {
+    let hob = Hob::with_model();
+    hob.deploy_with_model("guest-infer");
+    hob.deploy_with_model("chat");
+    let mut connection = Connection::open(hob.address());
+    connection.post("/chat", r#"{"prompt":"Count from one to ten thousand, in words, one number a line."}"#);
+    let id = connection.head().header("x-hob-invocation").unwrap().to_owned();
+    connection.chunk().unwrap();
+    drop(connection);
+    let left = Instant::now();
+    let ended = hob.ended(|summary| summary.id == id);
+    assert_eq!(ended.outcome, "client-left");
+    assert!(left.elapsed() < Duration::from_secs(2), "{:?}", left.elapsed());
+    // Nobody holds the model any more.
+    let evicted = (0..100).any(|_| {
+        std::thread::sleep(Duration::from_millis(20));
+        hob.client().evict(&MODEL.parse().unwrap()).is_ok()
+    });
+    assert!(evicted, "the lease went with the instance");
+}
+
+#[test]
+fn several_clients_are_answered_together() {
+    let hob = Hob::with_model();
+    hob.deploy_with_model("guest-infer");
+    let ask = "/guest-infer?do=raw&max_tokens=24";
+    let alone: Value = serde_json::from_str(&get(&hob.url(ask)).1).unwrap();
+    let url = hob.url(ask);
+    let together: Vec<_> = (0..8).map(|_| std::thread::spawn({ let url = url.clone(); move || get(&url) })).collect();
+    for answer in together {
+        let answer: Value = serde_json::from_str(&answer.join().unwrap().1).unwrap();
+        assert_eq!(answer["text"], alone["text"], "a batch does not change the text");
+    }
+}
+
+#[test]
+fn nn_answers_without_any_hob_import() {
+    let hob = Hob::with_model();
+    hob.deploy_with_model("nn");
+    let component = std::fs::read(hob_tests::component("nn")).unwrap();
+    assert!(!component.windows(9).any(|bytes| bytes == b"hob:infer"), "it imports nothing of hob's");
+    let (status, text) = post(&hob.url("/nn"), "What is the capital of France?");
+    assert!(status == 200 && text.contains("Paris"), "{text}");
+}
+
+#[test]
+fn summarize_takes_more_than_a_context() {
+    let hob = Hob::with_model();
+    hob.deploy("summarize", &["--model", MODEL, "--timeout", "600"]);
+    let paragraph = "The Zubrin lighthouse was built in 1871 by Ada Moreno. It stands on a cliff above the bay, and its lamp was seen from forty miles away. ";
+    let document = paragraph.repeat(260);
+    let mut connection = Connection::open(hob.address());
+    connection.post("/summarize", &document);
+    assert_eq!(connection.head().status, 200);
+    let events = events(&connection.body());
+    let (last, done) = events.last().unwrap();
+    assert_eq!(last, "done", "{done}");
+    assert!(done["chunks"].as_u64().unwrap() > 8, "{done}");
+    assert!(done["usage"]["prompt_tokens"].as_u64().unwrap() > 8192, "more than the context went through: {done}");
+    assert!(!done["summary"].as_str().unwrap().is_empty());
+    assert_eq!(post(&hob.url("/summarize"), " ").0, 400);
+}

