@@ -1,0 +1,270 @@
+//! Builds the examples and test guests into components: `target/guests/out/<package>.wasm`.
+//!
+//! The compiler needs the target wasm32-wasip2. Where rustup has it, or can get it, that is all. Where it cannot,
+//! Debian's packages give a second compiler with the standard library's source, linked by the tools that come with
+//! the first. What that takes is set for this one cargo, never for a build of the host.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+
+const TARGET: &str = "wasm32-wasip2";
+
+/// How long rustup may take to bring the target, about 30 MB.
+const RUSTUP_MOST: Duration = Duration::from_secs(120);
+
+/// Folders whose packages are guests.
+const FOLDERS: [&str; 2] = ["examples", "tests/guests"];
+
+/// Builds every guest that is not up to date and returns the folder of components, named after their packages.
+///
+/// # Errors
+/// No compiler for the target and no way to get one, or a guest that does not build.
+pub fn build(root: &Path) -> Result<PathBuf> {
+    let guests = packages(root)?;
+    let target_dir = root.join("target/guests");
+    let mut cargo = Toolchain::find()?.cargo()?;
+    cargo
+        .current_dir(root)
+        .args(["build", "--profile", "guest", "--target", TARGET, "--target-dir"])
+        .arg(&target_dir);
+    for guest in &guests {
+        cargo.args(["--package", guest]);
+    }
+    let status = cargo.status().context("starting cargo")?;
+    ensure!(
+        status.success(),
+        "the guests do not build; the compiler's message is above"
+    );
+    collect(&guests, &target_dir)
+}
+
+/// The names of the packages under [`FOLDERS`].
+fn packages(root: &Path) -> Result<Vec<String>> {
+    let metadata = output(
+        command("cargo")
+            .current_dir(root)
+            .args(["metadata", "--no-deps", "--format-version=1"]),
+    )?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata).context("reading cargo's metadata")?;
+    let is_guest = |package: &&serde_json::Value| {
+        let manifest = Path::new(package["manifest_path"].as_str().unwrap_or_default());
+        FOLDERS.iter().any(|folder| manifest.starts_with(root.join(folder)))
+    };
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo's metadata has no packages")?;
+    Ok(packages
+        .iter()
+        .filter(is_guest)
+        .filter_map(|package| package["name"].as_str())
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Copies the components to where they are documented to be. Those of guests that are gone are removed.
+fn collect(guests: &[String], target_dir: &Path) -> Result<PathBuf> {
+    let (built, out) = (target_dir.join(TARGET).join("guest"), target_dir.join("out"));
+    if out.exists() {
+        fs::remove_dir_all(&out).with_context(|| format!("clearing {}", out.display()))?;
+    }
+    fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
+    for guest in guests {
+        let from = built.join(guest.replace('-', "_")).with_extension("wasm");
+        let to = out.join(guest).with_extension("wasm");
+        fs::copy(&from, &to).with_context(|| format!("copying {}", from.display()))?;
+    }
+    println!("guests: {} components in {}", guests.len(), out.display());
+    Ok(out)
+}
+
+/// A compiler for [`TARGET`].
+enum Toolchain {
+    /// The usual one has the target.
+    Usual,
+    /// Debian's, with the standard library built from source.
+    Debian(Debian),
+}
+
+impl Toolchain {
+    // installed -> added by rustup -> Debian's, installed -> Debian's, added by apt-get -> none
+    fn find() -> Result<Self> {
+        if target_installed() || target_added() {
+            return Ok(Self::Usual);
+        }
+        if let Some(debian) = Debian::find().or_else(Debian::install) {
+            println!(
+                "guests: rustup cannot get {TARGET} here; using Debian's {}",
+                debian.rustc.display()
+            );
+            return Ok(Self::Debian(debian));
+        }
+        bail!(
+            "no compiler for {TARGET}: run `rustup target add {TARGET}` with a network that reaches rustup's server, \
+             or on Debian, as root, `apt-get update && apt-get install {}`",
+            Debian::PACKAGES.join(" ")
+        )
+    }
+
+    fn cargo(&self) -> Result<Command> {
+        match self {
+            Self::Usual => Ok(command("cargo")),
+            Self::Debian(debian) => debian.cargo(),
+        }
+    }
+}
+
+fn target_installed() -> bool {
+    let libraries = output(command("rustc").args(["--print", "target-libdir", "--target", TARGET]));
+    libraries.is_ok_and(|folder| Path::new(folder.trim()).is_dir())
+}
+
+/// Asks rustup for the target; quiet and bounded, since there is another way.
+fn target_added() -> bool {
+    let mut rustup = command("rustup");
+    rustup
+        .env("RUSTUP_MAX_RETRIES", "0")
+        .args(["target", "add", TARGET])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let added = rustup.spawn().is_ok_and(|child| succeeds_within(child, RUSTUP_MOST)) && target_installed();
+    if added {
+        println!("guests: rustup added {TARGET}");
+    }
+    added
+}
+
+/// Waits for a process, and ends it when its time is up: a network that swallows packets would hold us for minutes.
+fn succeeds_within(mut child: Child, most: Duration) -> bool {
+    let deadline = Instant::now() + most;
+    while Instant::now() < deadline {
+        match child.try_wait() {
+            Ok(Some(status)) => return status.success(),
+            Ok(None) => thread::sleep(Duration::from_millis(50)),
+            Err(_) => break,
+        }
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    false
+}
+
+/// Debian's compiler, and what it borrows to link components.
+struct Debian {
+    rustc: PathBuf,
+    cargo: PathBuf,
+    libc: PathBuf,
+    /// Folders with `wasm-component-ld` and with the `wasm-ld` that it calls.
+    linkers: [PathBuf; 2],
+}
+
+impl Debian {
+    const PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "rust-web-src", "wasi-libc"];
+
+    /// The pieces, if all of them are here.
+    fn find() -> Option<Self> {
+        let rustc = PathBuf::from("/usr/bin/rustc");
+        let source = sysroot(&rustc)?.join("lib/rustlib/src/rust/library/std");
+        let sysroot = sysroot(Path::new("rustc"))?;
+        let bin = sysroot.join("lib/rustlib").join(host()?).join("bin");
+        let (cargo, libc) = (PathBuf::from("/usr/bin/cargo"), PathBuf::from("/usr/lib/wasm32-wasi"));
+        let linkers = [bin.clone(), bin.join("gcc-ld")];
+        let needed = [
+            &cargo,
+            &source,
+            &libc.join("crt1-reactor.o"),
+            &linkers[0].join("wasm-component-ld"),
+            &linkers[1].join("wasm-ld"),
+        ];
+        needed.iter().all(|piece| piece.exists()).then_some(Self {
+            rustc,
+            cargo,
+            libc,
+            linkers,
+        })
+    }
+
+    /// Installs the packages where we are root, and looks again.
+    fn install() -> Option<Self> {
+        let root = output(command("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
+        if !root || !Path::new("/usr/bin/apt-get").exists() {
+            return None;
+        }
+        println!("guests: installing {} with apt-get", Self::PACKAGES.join(" "));
+        let apt_get = |arguments: &[&str]| {
+            let mut apt_get = command("apt-get");
+            apt_get
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .arg("-qq")
+                .args(arguments)
+                .stdout(Stdio::null());
+            apt_get.status().is_ok_and(|status| status.success())
+        };
+        apt_get(&["update"]);
+        apt_get(&[&["install", "-y", "--no-install-recommends"], &Self::PACKAGES[..]].concat());
+        Self::find()
+    }
+
+    fn cargo(&self) -> Result<Command> {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let path = env::join_paths(self.linkers.iter().cloned().chain(env::split_paths(&path)))?;
+        let libc = self.libc.display();
+        let flags = format!("-Clink-self-contained=no -L{libc} -Clink-arg={libc}/crt1-reactor.o");
+        let mut cargo = command(&self.cargo);
+        cargo
+            // `-Zbuild-std` is not stable.
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("RUSTC", &self.rustc)
+            .env("PATH", path)
+            .env("CARGO_TARGET_WASM32_WASIP2_RUSTFLAGS", flags)
+            .arg("-Zbuild-std=std,panic_abort");
+        Ok(cargo)
+    }
+}
+
+fn sysroot(rustc: &Path) -> Option<PathBuf> {
+    let folder = output(command(rustc).args(["--print", "sysroot"])).ok()?;
+    Some(PathBuf::from(folder.trim()))
+}
+
+/// The target of this machine, such as `x86_64-unknown-linux-gnu`.
+fn host() -> Option<String> {
+    let version = output(command("rustc").arg("-vV")).ok()?;
+    version
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .map(str::to_owned)
+}
+
+/// A command without what the cargo that runs us has set for itself.
+fn command(program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new(program.as_ref());
+    let of_cargo = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_cargo)) {
+        command.env_remove(name);
+    }
+    for name in [
+        "CARGO",
+        "RUSTC",
+        "RUSTDOC",
+        "RUSTUP_TOOLCHAIN",
+        "RUSTFLAGS",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "LD_LIBRARY_PATH",
+    ] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// What a command prints.
+fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .stderr(Stdio::null())
+        .output()
+        .with_context(|| format!("starting {command:?}"))?;
+    ensure!(output.status.success(), "{command:?} failed: {}", output.status);
+    Ok(String::from_utf8(output.stdout)?)
+}

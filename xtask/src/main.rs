@@ -1,0 +1,127 @@
+//! Every chore of the repository; thin, no logic that belongs in the product.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person
+
+mod guests;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  demo            a real model answers through a sandboxed function, with the times it took
+  test            all that must hold: format, lints, docs, guests, tests
+  bench [GROUP]   measure (host, cold, engine; all without a GROUP); --json for one object a line
+  guests          build the examples and test guests into target/guests/out
+
+Each brings what it lacks: the compiler's wasm target, and the model (98 MB, once).";
+
+/// The model that the demo, the tests and the benchmarks use.
+const MODEL: &str = "smollm2:135m";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match args.as_slice() {
+        ["demo"] => demo(),
+        ["test"] => test(),
+        ["bench", rest @ ..] => bench(rest),
+        ["guests"] => guests::build(root()).map(drop),
+        ["help" | "--help" | "-h"] | [] => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        _ => Err(anyhow::anyhow!("no command is called `{}`\n\n{USAGE}", args.join(" "))),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn demo() -> Result<()> {
+    prepare()?;
+    say("running the demo");
+    run(hob_bench().arg("demo"))
+}
+
+fn bench(args: &[&str]) -> Result<()> {
+    prepare()?;
+    run(hob_bench().args(args))
+}
+
+fn test() -> Result<()> {
+    let started = Instant::now();
+    step("format", cargo().args(["fmt", "--all", "--check"]))?;
+    // The release profile: it shares build scripts and macros with the build below.
+    let lints = ["clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
+    step("lints", cargo().args(lints))?;
+    let docs = ["doc", "--release", "--no-deps", "--quiet", "-p", "hob", "-p", "hob-gpu", "-p", "hob-sdk"];
+    step("docs", cargo().args(docs).env("RUSTDOCFLAGS", "-D warnings"))?;
+    prepare()?;
+    let tests = ["test", "--release", "-p", "hob-gpu", "-p", "hob", "-p", "hob-sdk", "-p", "hob-tests"];
+    step("tests", cargo().args(tests).env("HOB_TEST_DATA", data()))?;
+    say(&format!("all good, in {} s", started.elapsed().as_secs()));
+    Ok(())
+}
+
+/// Builds what runs, and brings the model.
+fn prepare() -> Result<()> {
+    say("building the guests");
+    guests::build(root())?;
+    let build = ["build", "--release", "-p", "hob", "-p", "hob-tests", "--bins"];
+    step("build (the first takes some minutes)", cargo().args(build))?;
+    let mut pull = Command::new(release("hob"));
+    pull.args(["models", "pull", MODEL]).env("HOB_DATA", data());
+    step("model", &mut pull)
+}
+
+fn hob_bench() -> Command {
+    let mut command = Command::new(release("hob-bench"));
+    // A backtrace for each guest that traps would only slow down what is measured.
+    command.env("HOB_TEST_DATA", data()).env_remove("RUST_BACKTRACE");
+    command
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the workspace")
+}
+
+/// Where models are kept between runs: out of the user's own data directory.
+fn data() -> PathBuf {
+    root().join("target/hob-data")
+}
+
+fn release(program: &str) -> PathBuf {
+    root().join("target/release").join(program)
+}
+
+/// Cargo for the host, on this repository's own target folder.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root()).env("CARGO_TARGET_DIR", root().join("target"));
+    command
+}
+
+fn step(name: &str, command: &mut Command) -> Result<()> {
+    say(name);
+    run(command).with_context(|| format!("step `{name}` failed"))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("{} cannot be started", command.get_program().display()))?;
+    if !status.success() {
+        bail!("{} ended with {status}; what went wrong is above", command.get_program().display());
+    }
+    Ok(())
+}
+
+fn say(what: &str) {
+    println!("== {what}");
+}
