@@ -1,0 +1,144 @@
+//! What a caller asks of a model, and the answers that are not tokens.
+
+use std::time::Duration;
+
+/// The number of a token in a model's vocabulary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TokenId(pub u32);
+
+/// Who says a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Instructions for the whole conversation.
+    System,
+    /// The person who asks.
+    User,
+    /// The model.
+    Assistant,
+}
+
+impl Role {
+    /// The word that chat templates use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Who says it.
+    pub role: Role,
+    /// What is said: plain text, in which special tokens mean nothing.
+    pub content: String,
+}
+
+/// What the model continues.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prompt {
+    /// A conversation, rendered with the model's own chat template.
+    Chat(Vec<Message>),
+    /// Text as it stands, in which special tokens are recognised.
+    Raw(String),
+    /// Tokens as they stand.
+    Tokens(Vec<TokenId>),
+}
+
+/// How the next token is chosen. The default is greedy: always the likeliest.
+///
+/// Filters apply in the order of the fields `top_k`, `top_p`, `min_p`; then the temperature.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 is greedy; 1 samples what the model says; higher is wilder. At most 100.
+    pub temperature: f32,
+    /// Keep this many of the likeliest tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Keep the likeliest tokens that together have this probability, over 0 up to 1; 1 keeps all.
+    pub top_p: f32,
+    /// Keep tokens that are at least this fraction as likely as the likeliest, 0 to 1; 0 keeps all.
+    pub min_p: f32,
+    /// Same seed, same text, whatever else runs; `None` draws one.
+    pub seed: Option<u64>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: None }
+    }
+}
+
+impl Sampling {
+    /// Whether each value is in its range.
+    pub(crate) fn check(&self) -> Result<(), Refusal> {
+        let in_range = |name: &str, value: f32, low: f32, high: f32| {
+            if (low..=high).contains(&value) {
+                Ok(())
+            } else {
+                Err(Refusal::Invalid(format!("{name} is {value}; give {low} to {high}")))
+            }
+        };
+        in_range("temperature", self.temperature, 0.0, 100.0)?;
+        in_range("top_p", self.top_p, f32::MIN_POSITIVE, 1.0)?;
+        in_range("min_p", self.min_p, 0.0, 1.0)
+    }
+}
+
+/// One request for tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ask {
+    /// What to continue.
+    pub prompt: Prompt,
+    /// The most tokens to generate. `None` generates until the model stops, the context is full or
+    /// KV runs out; at least 1,024 tokens are possible where the context has them.
+    pub max_tokens: Option<u32>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Generation ends before the first of these texts; they are never emitted.
+    pub stop: Vec<String>,
+    /// Whom this is for. KV memory is cleared before it passes from one account to another.
+    pub account: u64,
+}
+
+impl Ask {
+    /// Asks to continue `prompt` greedily until the model stops.
+    pub fn new(prompt: Prompt) -> Self {
+        Self {
+            prompt,
+            max_tokens: None,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            account: 0,
+        }
+    }
+}
+
+/// Why there will be no tokens.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The prompt leaves no room for a single token.
+    #[error(
+        "the prompt needs {needed} tokens of context and {available} are available; shorten it or split it into parts"
+    )]
+    TooLong {
+        /// Tokens of the prompt and one more.
+        needed: u32,
+        /// Tokens that the model's context and the KV budget allow.
+        available: u32,
+    },
+    /// The queue is full.
+    #[error("the engine is busy; retry in {} ms", retry_after.as_millis())]
+    Busy {
+        /// When a place is likely to be free.
+        retry_after: Duration,
+    },
+    /// The request cannot be served as it is; the text says what to change.
+    #[error("{0}")]
+    Invalid(String),
+    /// Our fault; the text is for the operator.
+    #[error("the engine failed: {0}; retry, and report it if it happens again")]
+    Fault(String),
+}

@@ -1,0 +1,263 @@
+//! The clonable handle to the engine thread.
+//!
+//! One thread owns the device and runs batches (`worker`); handles send it sequences and read
+//! their tokens. Nothing here blocks: a full queue is a refusal.
+
+use crate::ask::{Refusal, Sampling, TokenId};
+use crate::kv::Arena;
+use crate::model::forward::Compute;
+use crate::model::{Loaded, Model, ModelSource};
+use crate::ops::cpu::{CodePath, Cpu};
+use crate::ops::pool::Pool;
+use crate::residency::{EvictError, JoinError, Residency, ResidentModel};
+use crate::tokens::{Tokens, channel};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+mod job;
+mod worker;
+
+use job::Job;
+use worker::Worker;
+
+/// How large the engine is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Threads that compute; the default is one for each core that the process may use.
+    pub threads: usize,
+    /// Memory for KV over all models, committed as it is used; default 1 GiB.
+    pub kv_bytes: u64,
+    /// The unit in which KV memory is given out; default 1 MiB.
+    pub kv_page_bytes: u64,
+    /// Sequences in a batch; default 32.
+    pub max_running: usize,
+    /// Sequences that wait beyond those; default 256.
+    pub max_waiting: usize,
+    /// Prompt tokens in a step beside the decoding sequences; default 256.
+    pub prefill_tokens: usize,
+    /// Forces a code path; the default is the best that the processor has.
+    pub code_path: Option<CodePath>,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            kv_bytes: 1 << 30,
+            kv_page_bytes: 1 << 20,
+            max_running: 32,
+            max_waiting: 256,
+            prefill_tokens: 256,
+            code_path: None,
+        }
+    }
+}
+
+/// Why the engine does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The processor lacks the forced code path.
+    #[error("this processor cannot run the {path} code path; leave the setting out")]
+    CodePath {
+        /// The path.
+        path: CodePath,
+    },
+    /// The budget has no whole page.
+    #[error("a kv budget of {budget} bytes has no room for a page of {page}; raise the budget")]
+    Budget {
+        /// The budget.
+        budget: u64,
+        /// A page.
+        page: u64,
+    },
+    /// The system gives no memory or no thread.
+    #[error("cannot start {what}: {reason}; lower the engine's threads or kv budget")]
+    System {
+        /// What was being started.
+        what: &'static str,
+        /// What the system said.
+        reason: std::io::Error,
+    },
+}
+
+/// The engine at a glance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EngineStats {
+    /// Sequences in the batch.
+    pub running: usize,
+    /// Sequences that wait.
+    pub waiting: usize,
+    /// KV pages that nobody holds.
+    pub free_pages: usize,
+    /// All KV pages.
+    pub total_pages: usize,
+    /// Steps so far.
+    pub steps: u64,
+    /// Tokens generated so far.
+    pub generated_tokens: u64,
+    /// Prompt tokens processed so far.
+    pub prefilled_tokens: u64,
+}
+
+/// Numbers that the engine thread writes and handles read.
+#[derive(Default)]
+struct Counters {
+    running: AtomicUsize,
+    waiting: AtomicUsize,
+    free_pages: AtomicUsize,
+    steps: AtomicU64,
+    generated: AtomicU64,
+    prefilled: AtomicU64,
+    /// A moving average of how long a sequence stays in the batch.
+    sequence_ms: AtomicU64,
+}
+
+struct Shared {
+    config: EngineConfig,
+    cpu: Cpu,
+    page_floats: usize,
+    total_pages: usize,
+    residency: Residency,
+    next_key: AtomicU64,
+    commands: mpsc::Sender<Job>,
+    counters: Arc<Counters>,
+}
+
+/// A handle to the engine thread. The thread ends when the last handle and [`Model`] are gone and
+/// what was running has finished.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+/// A checked request.
+pub(crate) struct Submission {
+    pub(crate) loaded: Arc<Loaded>,
+    pub(crate) prompt: Vec<TokenId>,
+    pub(crate) max_tokens: Option<u32>,
+    pub(crate) sampling: Sampling,
+    pub(crate) stop: Vec<String>,
+    pub(crate) account: u64,
+}
+
+impl Engine {
+    /// Starts the engine thread and its compute threads.
+    ///
+    /// # Errors
+    /// If the configuration cannot be met on this machine.
+    pub fn start(config: EngineConfig) -> Result<Self, StartError> {
+        let cpu = match (Cpu::new(config.code_path), config.code_path) {
+            (Some(cpu), _) => cpu,
+            (None, path) => {
+                return Err(StartError::CodePath { path: path.unwrap_or(CodePath::Portable) });
+            }
+        };
+        let page_floats = (config.kv_page_bytes / 4) as usize;
+        let total_pages = config.kv_bytes.checked_div(config.kv_page_bytes).unwrap_or(0);
+        if page_floats == 0 || total_pages == 0 || total_pages > u32::MAX.into() {
+            let (budget, page) = (config.kv_bytes, config.kv_page_bytes);
+            return Err(StartError::Budget { budget, page });
+        }
+        let system = |what| move |reason| StartError::System { what, reason };
+        let total_pages = total_pages as usize;
+        let arena = Arena::new(total_pages, page_floats).map_err(system("kv memory"))?;
+        let pool = Pool::new(config.threads).map_err(system("compute threads"))?;
+        let counters = Arc::new(Counters::default());
+        counters.free_pages.store(total_pages, Ordering::Relaxed);
+        let (commands, inbox) = mpsc::channel();
+        let worker =
+            Worker::new(&config, Compute { cpu, pool }, arena, total_pages, inbox, counters.clone());
+        std::thread::Builder::new()
+            .name("hob-engine".into())
+            .spawn(move || worker.run())
+            .map_err(system("the engine thread"))?;
+        let (residency, next_key) = (Residency::default(), AtomicU64::new(0));
+        let shared =
+            Shared { config, cpu, page_floats, total_pages, residency, next_key, commands, counters };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Leases a model. A resident one is there at once; an absent one is loaded, once however
+    /// many wait, and the load goes on if this future is dropped.
+    ///
+    /// # Errors
+    /// If the file is no model that we can run. A later join tries again.
+    pub async fn join(&self, source: &ModelSource) -> Result<Model, JoinError> {
+        let key = self.shared.next_key.fetch_add(1, Ordering::Relaxed);
+        let page_floats = self.shared.page_floats;
+        let load = move |source: &ModelSource| Loaded::load(source, key, page_floats).map(Arc::new);
+        let loaded = self.shared.residency.join(source, load).await?;
+        Ok(Model::new(self.clone(), &source.name, loaded))
+    }
+
+    /// Drops the weights of an idle model; `false` if no such model is resident.
+    ///
+    /// # Errors
+    /// `InUse` while a [`Model`] or a running sequence holds it.
+    pub fn evict(&self, digest: &str) -> Result<bool, EvictError> {
+        self.shared.residency.evict(digest)
+    }
+
+    /// The models in memory, by name.
+    pub fn resident(&self) -> Vec<ResidentModel> {
+        self.shared.residency.list()
+    }
+
+    /// Which instructions the kernels use.
+    pub fn code_path(&self) -> CodePath {
+        self.shared.cpu.path()
+    }
+
+    /// The engine at a glance.
+    pub fn stats(&self) -> EngineStats {
+        let c = &self.shared.counters;
+        EngineStats {
+            running: c.running.load(Ordering::Relaxed),
+            waiting: c.waiting.load(Ordering::Relaxed),
+            free_pages: c.free_pages.load(Ordering::Relaxed),
+            total_pages: self.shared.total_pages,
+            steps: c.steps.load(Ordering::Relaxed),
+            generated_tokens: c.generated.load(Ordering::Relaxed),
+            prefilled_tokens: c.prefilled.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(crate) fn cpu(&self) -> Cpu {
+        self.shared.cpu
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        self.shared.config.threads
+    }
+
+    pub(crate) fn total_pages(&self) -> usize {
+        self.shared.total_pages
+    }
+
+    /// Queues a sequence, or refuses if the queue is full.
+    pub(crate) fn submit(&self, submission: Submission) -> Result<Tokens, Refusal> {
+        let max = self.shared.config.max_waiting.max(1);
+        let waiting = &self.shared.counters.waiting;
+        let add = |n: usize| (n < max).then_some(n + 1);
+        if waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_err() {
+            return Err(Refusal::Busy { retry_after: self.retry_after() });
+        }
+        let (writer, tokens) = channel();
+        let job = Job::new(submission, writer, Instant::now());
+        self.shared.commands.send(job).map_err(|_| {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+            Refusal::Fault("the engine thread has ended".into())
+        })?;
+        Ok(tokens)
+    }
+
+    /// When the queue will have moved by one: a batch of sequences leaves in the time of one.
+    fn retry_after(&self) -> Duration {
+        let sequence_ms = self.shared.counters.sequence_ms.load(Ordering::Relaxed);
+        let places = self.shared.config.max_running.max(1) as u64;
+        Duration::from_millis((sequence_ms / places).clamp(50, 30_000))
+    }
+}

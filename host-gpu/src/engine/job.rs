@@ -1,0 +1,116 @@
+//! One sequence inside the engine: its tokens, its text, its reader.
+
+use super::Submission;
+use crate::ask::TokenId;
+use crate::model::Loaded;
+use crate::model::tokenizer::Utf8;
+use crate::sampling::Sampler;
+use crate::schedule::Need;
+use crate::stop::StopFilter;
+use crate::tokens::{Event, Finish, Timing, Usage, Writer};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Instant;
+
+pub(super) struct Job {
+    pub(super) loaded: Arc<Loaded>,
+    /// The prompt, then what was generated.
+    pub(super) tokens: Vec<TokenId>,
+    pub(super) account: u64,
+    max_tokens: Option<usize>,
+    prompt: usize,
+    writer: Writer,
+    sampler: Sampler,
+    utf8: Utf8,
+    stop: StopFilter,
+    usage: Usage,
+    timing: Timing,
+    submitted: Instant,
+    pub(super) admitted: Option<Instant>,
+    first: Option<Instant>,
+}
+
+impl Job {
+    pub(super) fn new(s: Submission, writer: Writer, now: Instant) -> Self {
+        Self {
+            prompt: s.prompt.len(),
+            sampler: Sampler::new(s.sampling, RandomState::new().hash_one(0u8)),
+            loaded: s.loaded,
+            tokens: s.prompt,
+            account: s.account,
+            max_tokens: s.max_tokens.map(|max| max as usize),
+            writer,
+            utf8: Utf8::default(),
+            stop: StopFilter::new(s.stop),
+            usage: Usage::default(),
+            timing: Timing::default(),
+            submitted: now,
+            admitted: None,
+            first: None,
+        }
+    }
+
+    pub(super) fn need(&self) -> Need {
+        Need {
+            model: self.loaded.key,
+            prompt: self.prompt,
+            max_tokens: self.max_tokens,
+            context: self.loaded.config.context,
+            page_tokens: self.loaded.page_tokens,
+        }
+    }
+
+    pub(super) fn cancelled(&self) -> bool {
+        self.writer.cancelled()
+    }
+
+    pub(super) fn admit(&mut self, now: Instant) {
+        self.admitted = Some(now);
+        self.timing.queue = now - self.submitted;
+    }
+
+    /// Notes that `tokens` tokens of the prompt were processed.
+    pub(super) fn prefilled(&mut self, tokens: usize, now: Instant) {
+        self.usage.prompt_tokens += tokens as u32;
+        self.timing.prefill = self.admitted.map_or_else(Default::default, |at| now - at);
+        self.writer.push("", self.usage, self.timing);
+    }
+
+    /// Chooses the next token; gives how the sequence ends, if it does.
+    pub(super) fn choose(&mut self, logits: &[f32], now: Instant) -> Option<Finish> {
+        let id = self.sampler.choose(logits);
+        let first = *self.first.get_or_insert(now);
+        self.timing.first_token = Some(first - self.submitted);
+        self.timing.decode = now - first;
+        self.usage.generated_tokens += 1;
+        self.tokens.push(id);
+        let tokenizer = &self.loaded.tokenizer;
+        let (text, stopped) = if tokenizer.is_end(id) {
+            (String::new(), true)
+        } else if tokenizer.is_special(id) {
+            (String::new(), false) // control tokens are no text
+        } else {
+            tokenizer.decode_to(id, self.utf8.buffer());
+            self.stop.push(&self.utf8.take())
+        };
+        self.writer.push(&text, self.usage, self.timing);
+        if stopped && !tokenizer.is_end(id) {
+            self.utf8 = Utf8::default(); // what follows a stop text is not wanted
+        }
+        stopped.then_some(Finish::Stop)
+    }
+
+    /// Emits what was held back and ends the tokens.
+    pub(super) fn finish(mut self, finish: Finish) {
+        let (mut text, stopped) = self.stop.push(&self.utf8.finish());
+        if !stopped {
+            text.push_str(&self.stop.finish());
+        }
+        self.writer.push(&text, self.usage, self.timing);
+        self.writer.end(Event::Finished(finish));
+    }
+
+    pub(super) fn fault(self, why: &str) {
+        self.writer.end(Event::Fault(why.into()));
+    }
+}

@@ -1,0 +1,29 @@
+//! hob-gpu: inference for hob. Model files, tokenizer, scheduler and kernels behind one handle.
+//!
+//! [`Engine::start`] starts the thread that owns the device. [`Engine::join`] leases a model,
+//! loading it if need be. [`Model::generate`] queues a prompt and gives [`Tokens`], which come as
+//! they are computed; dropping them cancels. Sequences of all callers run as one batch.
+//!
+//! This package knows nothing of WebAssembly, HTTP or tenants beyond an opaque account number.
+
+#![deny(unsafe_code)]
+
+mod ask;
+mod engine;
+pub mod format;
+mod kv;
+pub mod model;
+pub mod ops;
+mod residency;
+mod sampling;
+mod schedule;
+mod stop;
+mod tokens;
+
+pub use ask::{Ask, Message, Prompt, Refusal, Role, Sampling, TokenId};
+pub use engine::{Engine, EngineConfig, EngineStats, StartError};
+pub use format::gguf::FormatError;
+pub use model::{Model, ModelInfo, ModelSource, Scores, inspect};
+pub use ops::cpu::CodePath;
+pub use residency::{EvictError, JoinError, ResidentModel};
+pub use tokens::{Event, Finish, Timing, Tokens, Usage};

@@ -1,0 +1,220 @@
+//! A model: what its file says, its weights, its tokenizer, and the handle a caller holds.
+//!
+//! [`Model`] is a lease: while one lives, the weights stay. What a model computes is in
+//! `forward`; when it computes is the engine's business.
+
+use crate::ask::{Ask, Message, Prompt, Refusal, TokenId};
+use crate::engine::{Engine, Submission};
+use crate::format::gguf::{FormatError, Gguf, Header};
+use crate::residency::JoinError;
+use crate::tokens::Tokens;
+use config::Config;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use template::Template;
+use tokenizer::Tokenizer;
+use weights::Weights;
+
+pub mod config;
+pub(crate) mod forward;
+mod score;
+pub mod template;
+pub mod tokenizer;
+pub mod weights;
+
+pub use config::ModelInfo;
+pub use score::Scores;
+
+/// Where a model's bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelSource {
+    /// What people call it.
+    pub name: String,
+    /// A GGUF file that is never changed while a lease lives.
+    pub path: PathBuf,
+    /// What it is: two sources of one digest are one model. Whoever stored the file verified it.
+    pub digest: String,
+}
+
+/// Reads what `path` says about itself; touches no weights.
+///
+/// # Errors
+/// If it is no sound GGUF file.
+pub fn inspect(path: &Path) -> Result<ModelInfo, FormatError> {
+    ModelInfo::read(Gguf::open(path)?.header())
+}
+
+/// A model in memory.
+pub(crate) struct Loaded {
+    name: String,
+    info: ModelInfo,
+    pub(crate) key: u64,
+    pub(crate) config: Config,
+    pub(crate) weights: Weights,
+    pub(crate) tokenizer: Tokenizer,
+    file: Arc<Gguf>,
+    /// Compiled when first used: many callers bring raw prompts.
+    template: OnceLock<Result<Template, Refusal>>,
+    pub(crate) page_tokens: usize,
+}
+
+impl Loaded {
+    /// Loads the model that `source` names; `key` tells it from all others of this engine.
+    pub(crate) fn load(source: &ModelSource, key: u64, page_floats: usize) -> Result<Self, JoinError> {
+        let name = source.name.clone();
+        let format = |source| JoinError::Format { name: name.clone(), source };
+        let file = Arc::new(Gguf::open(&source.path).map_err(format)?);
+        let config = Config::read(file.header()).map_err(format)?;
+        let info = ModelInfo::read(file.header()).map_err(format)?;
+        let page_tokens = forward::page_tokens(&config, page_floats);
+        if page_tokens == 0 {
+            let bytes = |floats: usize| (floats * size_of::<f32>()) as u64;
+            let (needed, page) = (bytes(config.kv_floats()), bytes(page_floats));
+            return Err(JoinError::KvPage { name, needed, page });
+        }
+        let (weights, tokenizer) = std::thread::scope(|scope| {
+            // The weights come from the disk while the vocabulary is built.
+            scope.spawn(|| file.populate());
+            (Weights::find(file.clone(), &config), Tokenizer::read(file.clone()))
+        });
+        let (weights, tokenizer) = (weights.map_err(format)?, tokenizer.map_err(format)?);
+        let template = OnceLock::new();
+        Ok(Self { name, info, key, config, weights, tokenizer, file, template, page_tokens })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn template(&self) -> Result<&Template, Refusal> {
+        let compile = || match template_source(self.file.header()) {
+            Some(source) => Template::new(source, &self.tokenizer),
+            None => Err(Refusal::Invalid(format!(
+                "model {} has no chat template; give a raw prompt",
+                self.name
+            ))),
+        };
+        self.template.get_or_init(compile).as_ref().map_err(Clone::clone)
+    }
+
+    fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<TokenId>, Refusal> {
+        match prompt {
+            Prompt::Raw(text) => Ok(self.tokenizer.encode(&text, true)),
+            Prompt::Chat(messages) => {
+                let specials = self.tokenizer.special_texts();
+                let pieces = self.template()?.pieces(&messages, specials)?;
+                Ok(self.tokenizer.encode_spans(&template::spans(&pieces)))
+            }
+            Prompt::Tokens(ids) => match ids.iter().find(|id| id.0 as usize >= self.config.vocab) {
+                Some(TokenId(id)) => Err(Refusal::Invalid(format!(
+                    "token {id} is not in the vocabulary of {}; tokenise with this model",
+                    self.config.vocab
+                ))),
+                None => Ok(ids),
+            },
+        }
+    }
+}
+
+fn template_source(header: &Header) -> Option<&str> {
+    header.text("tokenizer.chat_template").ok().flatten()
+}
+
+/// A lease on a resident model.
+#[derive(Clone)]
+pub struct Model {
+    engine: Engine,
+    name: Arc<str>,
+    loaded: Arc<Loaded>,
+}
+
+impl Model {
+    pub(crate) fn new(engine: Engine, name: &str, loaded: Arc<Loaded>) -> Self {
+        Self { engine, name: name.into(), loaded }
+    }
+
+    /// The name under which it was joined.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What its file says.
+    pub fn info(&self) -> &ModelInfo {
+        self.loaded.info()
+    }
+
+    /// The tokens of `text`; `special` says whether special tokens in it are recognised.
+    pub fn tokenize(&self, text: &str, special: bool) -> Vec<TokenId> {
+        self.loaded.tokenizer.encode(text, special)
+    }
+
+    /// The text of `ids`, special tokens as the file has them. Bytes that are no text become U+FFFD.
+    pub fn detokenize(&self, ids: &[TokenId]) -> String {
+        self.loaded.tokenizer.decode(ids)
+    }
+
+    /// The prompt that the model's chat template makes of `messages`, for people to read.
+    ///
+    /// Generating from the messages is not the same as generating from this text: there, special
+    /// tokens inside a message mean nothing.
+    ///
+    /// # Errors
+    /// `Invalid` if there is no template or it refuses the messages.
+    pub fn render(&self, messages: &[Message]) -> Result<String, Refusal> {
+        self.loaded.template()?.render(messages)
+    }
+
+    /// The tokens that `prompt` becomes.
+    ///
+    /// # Errors
+    /// As [`Model::render`]; `Invalid` for tokens that are not in the vocabulary.
+    pub fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<TokenId>, Refusal> {
+        self.loaded.prompt_tokens(prompt)
+    }
+
+    /// Starts generating. Renders and tokenises on the calling thread, then queues the sequence.
+    ///
+    /// # Errors
+    /// `Invalid` and `TooLong` are final; `Busy` says when to retry.
+    pub fn generate(&self, ask: Ask) -> Result<Tokens, Refusal> {
+        ask.sampling.check()?;
+        if ask.max_tokens == Some(0) {
+            return Err(Refusal::Invalid("max_tokens is 0; give 1 or more".into()));
+        }
+        if ask.stop.iter().any(String::is_empty) {
+            return Err(Refusal::Invalid("a stop text is empty; leave it out".into()));
+        }
+        let prompt = self.loaded.prompt_tokens(ask.prompt)?;
+        if prompt.is_empty() {
+            return Err(Refusal::Invalid("the prompt is empty; give at least one token".into()));
+        }
+        let most = (self.engine.total_pages() * self.loaded.page_tokens).min(self.loaded.config.context);
+        if prompt.len() >= most {
+            let needed = u32::try_from(prompt.len() + 1).unwrap_or(u32::MAX);
+            return Err(Refusal::TooLong { needed, available: most as u32 });
+        }
+        self.engine.submit(Submission {
+            loaded: self.loaded.clone(),
+            prompt,
+            max_tokens: ask.max_tokens,
+            sampling: ask.sampling,
+            stop: ask.stop,
+            account: ask.account,
+        })
+    }
+
+    /// The log-probabilities of what follows each of `tokens`, for evaluation and tests.
+    ///
+    /// Runs the code that generates, on the calling thread and threads of its own, beside the engine's batch
+    /// and with KV of its own; `chunk` tokens at a time.
+    ///
+    /// # Errors
+    /// `TooLong` beyond the model's context, `Invalid` for an empty list or unknown tokens.
+    pub fn score(&self, tokens: &[TokenId], chunk: usize) -> Result<Scores, Refusal> {
+        score::score(&self.loaded, self.engine.cpu(), self.engine.threads(), tokens, chunk)
+    }
+}

@@ -1,0 +1,86 @@
+//! What each operation means, in loops that can be read beside the paper. Tests compare the
+//! kernels with these; nothing here is on the path that runs.
+
+use super::matmul::Matrix;
+use crate::format::quant::Quant;
+use half::{bf16, f16};
+
+/// Row `row` of `w` as floats.
+pub fn decode(w: &Matrix<'_>, row: usize) -> Vec<f32> {
+    let bytes = &w.bytes[row * w.row_bytes()..][..w.row_bytes()];
+    let half = |b: &[u8]| f16::from_le_bytes([b[0], b[1]]).to_f32();
+    let nibble = |q: &[u8], i: usize| i32::from(if i < 16 { q[i] & 15 } else { q[i - 16] >> 4 });
+    let mut out = Vec::with_capacity(w.cols);
+    for block in bytes.chunks_exact(w.quant.row().bytes) {
+        let each = |f: &dyn Fn(usize) -> f32| (0..32).map(f).collect::<Vec<f32>>();
+        out.extend(match w.quant {
+            Quant::F32 => vec![f32::from_le_bytes(block.try_into().expect("four bytes"))],
+            Quant::F16 => vec![half(block)],
+            Quant::Bf16 => vec![bf16::from_le_bytes([block[0], block[1]]).to_f32()],
+            Quant::Q4_0 => each(&|i| half(block) * (nibble(&block[2..], i) - 8) as f32),
+            Quant::Q4_1 => each(&|i| half(block) * nibble(&block[4..], i) as f32 + half(&block[2..])),
+            Quant::Q5_0 => each(&|i| {
+                let fifth = i32::from(block[2 + i / 8] >> (i % 8) & 1) << 4;
+                half(block) * ((nibble(&block[6..], i) | fifth) - 16) as f32
+            }),
+            Quant::Q8_0 => each(&|i| half(block) * f32::from(block[2 + i] as i8)),
+        });
+    }
+    out
+}
+
+/// `out[t][r] = w[r] . x[t]`; x (tokens, cols), out (tokens, rows).
+pub fn matmul(w: &Matrix<'_>, x: &[f32], out: &mut [f32]) {
+    for r in 0..w.rows {
+        let row = decode(w, r);
+        for (t, x) in x.chunks_exact(w.cols).enumerate() {
+            out[t * w.rows + r] = row.iter().zip(x).map(|(w, x)| w * x).sum();
+        }
+    }
+}
+
+/// `out = x / rms(x) * weight`.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+    let rms = (mean + eps).sqrt();
+    for i in 0..x.len() {
+        out[i] = x[i] / rms * weight[i];
+    }
+}
+
+/// Pair `i` of neighbours turned by the angle whose (cos, sin) is `turns[i]`.
+pub fn rope(x: &mut [f32], turns: &[[f32; 2]]) {
+    for (i, [cos, sin]) in turns.iter().enumerate() {
+        let (a, b) = (x[2 * i], x[2 * i + 1]);
+        x[2 * i] = a * cos - b * sin;
+        x[2 * i + 1] = a * sin + b * cos;
+    }
+}
+
+/// `out = gate * sigmoid(gate) * up`.
+pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for i in 0..gate.len() {
+        out[i] = gate[i] / (1.0 + (-gate[i]).exp()) * up[i];
+    }
+}
+
+/// `scores = e^scores / sum of e^scores`.
+pub fn softmax(scores: &mut [f32]) {
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    scores.iter_mut().for_each(|s| *s = (*s - max).exp());
+    let sum: f32 = scores.iter().sum();
+    scores.iter_mut().for_each(|s| *s /= sum);
+}
+
+/// `out[h] = softmax(q[h] . k * scale) v`; q, out (heads, dim), k, v (tokens, dim).
+pub fn attend(q: &[f32], k: &[f32], v: &[f32], dim: usize, scale: f32, out: &mut [f32]) {
+    for (q, out) in q.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
+        let dot = |k: &[f32]| q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>() * scale;
+        let mut p: Vec<f32> = k.chunks_exact(dim).map(dot).collect();
+        softmax(&mut p);
+        out.fill(0.0);
+        for (p, v) in p.iter().zip(v.chunks_exact(dim)) {
+            out.iter_mut().zip(v).for_each(|(out, v)| *out += p * v);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Operations on one row at a time: norm, rotation, gate, softmax.
+
+use super::lanes::{LANES, Lanes};
+use super::{Cpu, Task};
+
+/// `e^x` to two units in the last place, without a branch so that loops of it vectorise.
+#[inline(always)]
+pub(super) fn exp<L: Lanes>(x: f32) -> f32 {
+    // 1.5 * 2^23: adding it rounds to a whole number, which then stands in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let x = x.clamp(-87.3, 88.3);
+    let shifted = L::fma1(x, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    // ln 2 in two parts, so that `n * ln 2` is exact enough.
+    let r = L::fma1(n, -0.693_359_4, x);
+    let r = L::fma1(n, 2.121_944_4e-4, r);
+    let mut p = 1.987_569_1e-4;
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        p = L::fma1(p, r, c);
+    }
+    let e = L::fma1(p, r * r, r) + 1.0;
+    let power = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
+    e * f32::from_bits(power)
+}
+
+/// The dot product of rows whose length is a multiple of sixteen.
+#[inline(always)]
+pub(super) fn dot<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
+    let mut sum = L::splat(0.0);
+    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
+        sum = L::fma(L::load(a), L::load(b), sum);
+    }
+    L::sum(sum)
+}
+
+struct RmsNorm<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+impl Task for RmsNorm<'_> {
+    #[inline(always)]
+    fn run<L: Lanes, const R: usize, const T: usize>(self) {
+        let mean = dot::<L>(self.x, self.x) / self.x.len() as f32;
+        let scale = 1.0 / (mean + self.eps).sqrt();
+        for ((out, x), w) in self.out.iter_mut().zip(self.x).zip(self.weight) {
+            *out = x * scale * w;
+        }
+    }
+}
+
+struct Rope<'a> {
+    x: &'a mut [f32],
+    turns: &'a [[f32; 2]],
+}
+
+impl Task for Rope<'_> {
+    #[inline(always)]
+    fn run<L: Lanes, const R: usize, const T: usize>(self) {
+        for (pair, [cos, sin]) in self.x.as_chunks_mut::<2>().0.iter_mut().zip(self.turns) {
+            let [a, b] = *pair;
+            *pair = [a * cos - b * sin, a * sin + b * cos];
+        }
+    }
+}
+
+struct SiluMul<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Task for SiluMul<'_> {
+    #[inline(always)]
+    fn run<L: Lanes, const R: usize, const T: usize>(self) {
+        for ((out, gate), up) in self.out.iter_mut().zip(self.gate).zip(self.up) {
+            *out = gate / (1.0 + exp::<L>(-gate)) * up;
+        }
+    }
+}
+
+impl Cpu {
+    /// `out = x / rms(x) * weight`; all of one length, a multiple of sixteen.
+    pub fn rms_norm(self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        assert!(x.len() == weight.len() && x.len() == out.len(), "one length");
+        assert!(x.len().is_multiple_of(LANES), "whole vectors");
+        self.run(RmsNorm { x, weight, eps, out });
+    }
+
+    /// Turns each pair of neighbours in `x` by its angle: `turns[i]` is (cos, sin) of pair `i`.
+    pub fn rope(self, x: &mut [f32], turns: &[[f32; 2]]) {
+        assert!(turns.len() * 2 <= x.len(), "a pair for each turn");
+        self.run(Rope { x, turns });
+    }
+
+    /// `out = silu(gate) * up`.
+    pub fn silu_mul(self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        assert!(gate.len() == up.len() && gate.len() == out.len(), "one length");
+        self.run(SiluMul { gate, up, out });
+    }
+}
+
+/// Turns `scores` into probabilities.
+#[inline(always)]
+pub(super) fn softmax<L: Lanes>(scores: &mut [f32]) {
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for s in scores.iter_mut() {
+        *s = exp::<L>(*s - max);
+    }
+    let mut sum = L::splat(0.0);
+    let (whole, rest) = scores.as_chunks::<LANES>();
+    for s in whole {
+        sum = L::add(sum, L::load(s));
+    }
+    let total = L::sum(sum) + rest.iter().sum::<f32>();
+    for s in scores.iter_mut() {
+        *s /= total;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{CodePath, reference};
+    use super::*;
+
+    fn paths() -> impl Iterator<Item = Cpu> {
+        [CodePath::Avx512, CodePath::Avx2, CodePath::Portable]
+            .into_iter()
+            .filter_map(|p| Cpu::new(Some(p)))
+    }
+
+    fn close(a: &[f32], b: &[f32], tolerance: f32) {
+        for (a, b) in a.iter().zip(b) {
+            assert!((a - b).abs() <= tolerance * (1.0 + b.abs()), "{a} and {b}");
+        }
+    }
+
+    #[test]
+    fn every_path_agrees_with_the_reference() {
+        for cpu in paths() {
+            for len in [16, 32, 48, 576] {
+                let x: Vec<f32> = (0..len).map(|i| ((i * 37 % 101) as f32 - 50.0) / 9.0).collect();
+                let w: Vec<f32> = (0..len).map(|i| (i % 7) as f32 / 3.0 - 1.0).collect();
+                let (mut out, mut want) = (vec![0.0; len], vec![0.0; len]);
+                cpu.rms_norm(&x, &w, 1e-5, &mut out);
+                reference::rms_norm(&x, &w, 1e-5, &mut want);
+                close(&out, &want, 1e-5);
+                cpu.silu_mul(&x, &w, &mut out);
+                reference::silu_mul(&x, &w, &mut want);
+                close(&out, &want, 1e-6);
+                let turns: Vec<_> = (0..len / 2).map(|i| [(i as f32).cos(), (i as f32).sin()]).collect();
+                let (mut a, mut b) = (x.clone(), x.clone());
+                cpu.rope(&mut a, &turns);
+                reference::rope(&mut b, &turns);
+                close(&a, &b, 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn exp_is_exp() {
+        struct All;
+        impl Task for All {
+            #[inline(always)]
+            fn run<L: Lanes, const R: usize, const T: usize>(self) {
+                for i in -8700..8800 {
+                    let x = i as f32 / 100.0;
+                    let (got, want) = (f64::from(exp::<L>(x)), f64::from(x).exp());
+                    assert!((got / want - 1.0).abs() < 3e-7, "{x}: {got} {want}");
+                }
+                assert!(exp::<L>(-1e30) < 1e-37 && exp::<L>(1e30).is_finite());
+            }
+        }
+        for cpu in paths() {
+            cpu.run(All);
+        }
+    }
+}

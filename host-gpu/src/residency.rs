@@ -1,0 +1,169 @@
+//! Which models are in memory.
+//!
+//! A model, known by the digest of its bytes, is absent, loading or resident. A load runs on a
+//! thread of its own and outlives the caller who started it; one load serves all who wait. A load
+//! that fails leaves the model absent, so the next join tries again. Weights stay while a lease
+//! on them lives.
+
+use crate::format::gguf::FormatError;
+use crate::model::{Loaded, ModelSource};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// Why a model cannot be joined.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// The file is no model we can run.
+    #[error("model {name}: {source}")]
+    Format {
+        /// The model.
+        name: String,
+        /// What is wrong with its file.
+        source: FormatError,
+    },
+    /// One token's keys and values are larger than a KV page.
+    #[error(
+        "model {name} needs {needed} bytes of KV for a token and a page has {page}; raise the page size"
+    )]
+    KvPage {
+        /// The model.
+        name: String,
+        /// Bytes for one token.
+        needed: u64,
+        /// Bytes of a page.
+        page: u64,
+    },
+    /// Our fault; the text is for the operator.
+    #[error("loading model {name} failed: {reason}; retry, and report it if it happens again")]
+    Fault {
+        /// The model.
+        name: String,
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// Why a model stays.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvictError {
+    /// Somebody uses it.
+    #[error("the model has {leases} leases; stop what uses it first")]
+    InUse {
+        /// How many handles and running sequences hold it.
+        leases: usize,
+    },
+}
+
+/// A model in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResidentModel {
+    /// The name under which it was loaded.
+    pub name: String,
+    /// The digest of its bytes.
+    pub digest: String,
+    /// Bytes of its weights.
+    pub bytes: u64,
+    /// How many handles and running sequences hold it.
+    pub leases: usize,
+}
+
+type Outcome = Result<Arc<Loaded>, JoinError>;
+
+enum Entry {
+    Loading(watch::Receiver<Option<Outcome>>),
+    Resident(Arc<Loaded>),
+}
+
+/// All models that are not absent, by digest.
+#[derive(Clone, Default)]
+pub(crate) struct Residency {
+    entries: Arc<Mutex<HashMap<String, Entry>>>,
+}
+
+impl Residency {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leases the model, loading it with `load` if it is absent.
+    pub(crate) async fn join(
+        &self,
+        source: &ModelSource,
+        load: impl FnOnce(&ModelSource) -> Outcome + Send + 'static,
+    ) -> Outcome {
+        let mut loading = {
+            let mut entries = self.lock();
+            match entries.get(&source.digest) {
+                Some(Entry::Resident(loaded)) => return Ok(loaded.clone()),
+                Some(Entry::Loading(outcome)) => outcome.clone(),
+                None => {
+                    let outcome = self.start(source.clone(), load)?;
+                    entries.insert(source.digest.clone(), Entry::Loading(outcome.clone()));
+                    outcome
+                }
+            }
+        };
+        match loading.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().expect("waited for it"),
+            Err(_) => Err(fault(source, "the loading thread ended early")),
+        }
+    }
+
+    /// Starts a load. The thread waits for the lock, which the caller holds, before it notes its
+    /// outcome: the entry is there by then.
+    fn start(
+        &self,
+        source: ModelSource,
+        load: impl FnOnce(&ModelSource) -> Outcome + Send + 'static,
+    ) -> Result<watch::Receiver<Option<Outcome>>, JoinError> {
+        let (tell, outcome) = watch::channel(None);
+        let (residency, failed) = (self.clone(), source.clone());
+        let run = move || {
+            let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| load(&source)));
+            let outcome = caught.unwrap_or_else(|_| Err(fault(&source, "the loader panicked")));
+            let mut entries = residency.lock();
+            match &outcome {
+                Ok(loaded) => entries.insert(source.digest, Entry::Resident(loaded.clone())),
+                Err(_) => entries.remove(&source.digest),
+            };
+            drop(entries);
+            tell.send_replace(Some(outcome));
+        };
+        let spawned = std::thread::Builder::new().name("hob-load".into()).spawn(run);
+        spawned.map_err(|e| fault(&failed, &e.to_string()))?;
+        Ok(outcome)
+    }
+
+    /// Drops an idle model; `false` if it is not resident.
+    pub(crate) fn evict(&self, digest: &str) -> Result<bool, EvictError> {
+        let mut entries = self.lock();
+        let Some(Entry::Resident(loaded)) = entries.get(digest) else { return Ok(false) };
+        // New leases come from an old one or from `join`, which needs the lock: zero stays zero.
+        match Arc::strong_count(loaded) - 1 {
+            0 => Ok(entries.remove(digest).is_some()),
+            leases => Err(EvictError::InUse { leases }),
+        }
+    }
+
+    pub(crate) fn list(&self) -> Vec<ResidentModel> {
+        let describe = |(digest, entry): (&String, &Entry)| match entry {
+            Entry::Loading(_) => None,
+            Entry::Resident(loaded) => Some(ResidentModel {
+                name: loaded.name().into(),
+                digest: digest.clone(),
+                bytes: loaded.info().weight_bytes,
+                leases: Arc::strong_count(loaded) - 1,
+            }),
+        };
+        let mut all: Vec<_> = self.lock().iter().filter_map(describe).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+}
+
+fn fault(source: &ModelSource, reason: &str) -> JoinError {
+    JoinError::Fault { name: source.name.clone(), reason: reason.into() }
+}
