@@ -3,8 +3,8 @@
 use crate::{Error, Result, StatusCode};
 use serde::de::DeserializeOwned;
 use std::{fmt, future::Future, pin::Pin};
-use wstd::http::{Body as Bytes, BodyExt};
-use wstd::io::AsyncOutputStream;
+use wasip2::http::types::IncomingBody;
+use wstd::io::{AsyncInputStream, AsyncOutputStream};
 
 /// The bytes of a request or a response.
 ///
@@ -14,16 +14,27 @@ pub struct Body(pub(crate) Kind);
 
 #[derive(Debug)]
 pub(crate) enum Kind {
-    /// In memory, or arriving from the client.
-    Bytes(Bytes),
+    /// In memory.
+    Bytes(Vec<u8>),
+    /// Sent by the client, as far as it has come.
+    Arriving(Arriving),
     /// Made by the function while it is sent.
     Produced(Producer),
 }
 
-/// Writes a body from beginning to end.
-pub(crate) struct Producer(Box<dyn FnOnce(Writer) -> Written>);
+/// A body on its way from the client.
+#[derive(Debug)]
+pub(crate) struct Arriving {
+    // First, so that it is dropped before the body that it belongs to.
+    stream: AsyncInputStream,
+    _body: IncomingBody,
+    length: Option<u64>,
+}
 
-type Written = Pin<Box<dyn Future<Output = Result<()>>>>;
+/// Writes a body from beginning to end.
+pub(crate) struct Producer(Box<dyn FnOnce(&mut Writer) -> Written<'_>>);
+
+type Written<'w> = Pin<Box<dyn Future<Output = Result<()>> + 'w>>;
 
 impl Body {
     /// Most bytes that [`bytes`](Self::bytes), [`text`](Self::text) and [`json`](Self::json) hold in memory: 16 MiB.
@@ -51,8 +62,9 @@ impl Body {
     /// }));
     /// ```
     pub fn produce(produce: impl AsyncFnOnce(&mut Writer) -> Result<()> + 'static) -> Self {
-        let boxed = |mut out| -> Written { Box::pin(async move { produce(&mut out).await }) };
-        Self(Kind::Produced(Producer(Box::new(boxed))))
+        Self(Kind::Produced(Producer(Box::new(|out| {
+            Box::pin(async move { produce(out).await })
+        }))))
     }
 
     /// All the bytes.
@@ -60,17 +72,14 @@ impl Body {
     /// # Errors
     /// Status 413 past [`MOST_BYTES`](Self::MOST_BYTES), 400 if the client stopped half-way.
     pub async fn bytes(self) -> Result<Vec<u8>> {
-        let mut frames = self.arriving()?.into_boxed_body();
-        let mut bytes = Vec::new();
-        while let Some(frame) = frames.frame().await {
-            let frame = frame.map_err(|error| Error::bad_request(format!("reading the body: {error:#}")))?;
-            let piece = frame.data_ref().map_or(&[][..], |data| data);
-            if bytes.len() + piece.len() > Self::MOST_BYTES {
-                return Err(too_large());
-            }
-            bytes.extend_from_slice(piece);
+        match self.0 {
+            Kind::Bytes(bytes) => Ok(bytes),
+            Kind::Arriving(arriving) => arriving.bytes().await,
+            Kind::Produced(_) => Err(Error::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "a produced body can only be sent",
+            )),
         }
-        Ok(bytes)
     }
 
     /// All the bytes as text.
@@ -93,21 +102,63 @@ impl Body {
     }
 
     /// How many bytes there are, where that is known before they are sent.
-    pub(crate) fn known_length(&self) -> Option<u64> {
+    pub(crate) fn length(&self) -> Option<u64> {
         match &self.0 {
-            Kind::Bytes(bytes) => bytes.content_length(),
+            Kind::Bytes(bytes) => Some(bytes.len() as u64),
+            Kind::Arriving(arriving) => arriving.length,
             Kind::Produced(_) => None,
         }
     }
 
-    fn arriving(self) -> Result<Bytes> {
+    pub(crate) async fn write(self, out: &mut Writer) -> Result<()> {
         match self.0 {
-            Kind::Bytes(bytes) => Ok(bytes),
-            Kind::Produced(_) => Err(Error::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "a produced body can only be sent",
-            )),
+            Kind::Bytes(bytes) => out.write(bytes).await,
+            Kind::Arriving(arriving) => arriving.copy(out).await,
+            Kind::Produced(Producer(produce)) => produce(out).await,
         }
+    }
+}
+
+impl Arriving {
+    /// A piece is as much as has come, up to this.
+    const PIECE_BYTES: usize = 64 << 10;
+
+    pub(crate) fn new(body: IncomingBody, length: Option<u64>) -> Self {
+        let stream = AsyncInputStream::new(body.stream().expect("asked for once"));
+        Self {
+            stream,
+            _body: body,
+            length,
+        }
+    }
+
+    async fn bytes(self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut piece = vec![0; Self::PIECE_BYTES];
+        loop {
+            match self.read(&mut piece).await? {
+                [] => return Ok(bytes),
+                piece if bytes.len() + piece.len() > Body::MOST_BYTES => return Err(too_large()),
+                piece => bytes.extend_from_slice(piece),
+            }
+        }
+    }
+
+    async fn copy(self, out: &mut Writer) -> Result<()> {
+        let mut piece = vec![0; Self::PIECE_BYTES];
+        loop {
+            match self.read(&mut piece).await? {
+                [] => return Ok(()),
+                piece => out.write(piece).await?,
+            }
+        }
+    }
+
+    /// What has come, in `piece`; empty at the end.
+    async fn read<'p>(&self, piece: &'p mut [u8]) -> Result<&'p [u8]> {
+        let read = self.stream.read(piece).await;
+        let read = read.map_err(|error| Error::bad_request(format!("the body broke off: {error}")))?;
+        Ok(&piece[..read])
     }
 }
 
@@ -117,12 +168,6 @@ fn too_large() -> Error {
         StatusCode::PAYLOAD_TOO_LARGE,
         format!("the body is over {most} MiB; send it in parts"),
     )
-}
-
-impl Producer {
-    pub(crate) async fn write(self, out: Writer) -> Result<()> {
-        (self.0)(out).await
-    }
 }
 
 impl fmt::Debug for Producer {
@@ -140,7 +185,7 @@ macro_rules! body_from {
         }
     )*};
 }
-body_from!(&str, String, &[u8], Vec<u8>, Bytes);
+body_from!(&str, String, &[u8], Vec<u8>);
 
 /// Where a produced body is written.
 #[derive(Debug)]

@@ -8,17 +8,8 @@ pub struct Measure {
     value: f64,
     unit: &'static str,
     peer: Option<(String, f64)>,
-    /// At least, or at most, this.
-    target: Option<(Target, f64)>,
-}
-
-/// Which way a target points.
-#[derive(Clone, Copy)]
-pub enum Target {
-    /// More is better.
-    AtLeast,
-    /// Less is better.
-    AtMost,
+    /// At least this.
+    target: Option<f64>,
 }
 
 impl Measure {
@@ -33,17 +24,14 @@ impl Measure {
         self
     }
 
-    /// And what it ought to be.
-    pub fn target(mut self, way: Target, value: f64) -> Self {
-        self.target = Some((way, value));
+    /// And what it ought to be at least.
+    pub fn target(mut self, value: f64) -> Self {
+        self.target = Some(value);
         self
     }
 
     fn pass(&self) -> Option<bool> {
-        self.target.map(|(way, target)| match way {
-            Target::AtLeast => self.value >= target,
-            Target::AtMost => self.value <= target,
-        })
+        self.target.map(|target| self.value >= target)
     }
 }
 
@@ -89,10 +77,9 @@ impl Report {
         for measure in &self.measures {
             let peer = measure.peer.as_ref().map_or("-".into(), |(_, value)| number(*value));
             let ratio = measure.peer.as_ref().map_or("-".into(), |(_, value)| format!("{:.2}x", measure.value / value));
-            let target = measure.target.map_or(String::new(), |(way, target)| {
-                let sign = if matches!(way, Target::AtLeast) { ">=" } else { "<=" };
+            let target = measure.target.map_or(String::new(), |target| {
                 let met = if measure.pass() == Some(true) { "met" } else { "MISSED" };
-                format!("{sign} {} {met}", number(target))
+                format!(">= {} {met}", number(target))
             });
             let value = number(measure.value);
             println!("{:<58} {value:>12} {:<9} {peer:>12} {ratio:>7}  {target}", measure.name, measure.unit);
@@ -109,7 +96,7 @@ impl Report {
             object["peer_value"] = json!(value);
             object["ratio"] = json!(measure.value / value);
         }
-        if let Some((_, target)) = measure.target {
+        if let Some(target) = measure.target {
             object["target"] = json!(target);
             object["pass"] = json!(measure.pass());
         }

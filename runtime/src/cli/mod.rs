@@ -7,9 +7,11 @@ mod models;
 mod run;
 mod serve;
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
+use clap::builder::OsStringValueParser;
 use clap::{Parser, Subcommand};
 
 use crate::data::DataDir;
@@ -28,8 +30,15 @@ struct Cli {
 #[derive(clap::Args)]
 struct Global {
     /// Where hob keeps functions and models [default: ~/.local/share/hob]
-    #[arg(long, env = "HOB_DATA", value_name = "DIR", global = true)]
-    data: Option<PathBuf>,
+    #[arg(long, env = "HOB_DATA", value_name = "DIR", global = true, value_parser = OsStringValueParser::new())]
+    data: Option<OsString>,
+}
+
+impl Global {
+    /// The directory named, if one is: an empty variable names none.
+    fn data(&self) -> Option<&Path> {
+        self.data.as_deref().filter(|path| !path.is_empty()).map(Path::new)
+    }
 }
 
 #[derive(Subcommand)]
@@ -65,7 +74,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     let quiet = !matches!(cli.command, Command::Serve(_));
     log(if quiet { "error" } else { "info" });
-    let data = DataDir::open(cli.global.data.as_deref())?;
+    let data = DataDir::open(cli.global.data())?;
     match cli.command {
         Command::Serve(args) => serve::run(data, args),
         Command::Deploy(args) => deploy::run(&data, args),

@@ -114,7 +114,8 @@ impl wit::HostModel for ModelView<'_> {
         if text.len() > MAX_CALL_BYTES {
             return Ok(Err(wit::Error::Invalid(format!("text has {} bytes; at most {MAX_CALL_BYTES} are tokenized at once", text.len()))));
         }
-        Ok(Ok(self.table.get(&model)?.model.tokenize(&text, false)))
+        let ids = self.table.get(&model)?.model.tokenize(&text, false);
+        Ok(Ok(ids.into_iter().map(|id| id.0).collect()))
     }
 
     fn generate(
