@@ -62,9 +62,7 @@ impl Body {
     /// }));
     /// ```
     pub fn produce(produce: impl AsyncFnOnce(&mut Writer) -> Result<()> + 'static) -> Self {
-        Self(Kind::Produced(Producer(Box::new(|out| {
-            Box::pin(async move { produce(out).await })
-        }))))
+        Self(Kind::Produced(Producer(Box::new(|out| Box::pin(async move { produce(out).await })))))
     }
 
     /// All the bytes.
@@ -75,10 +73,7 @@ impl Body {
         match self.0 {
             Kind::Bytes(bytes) => Ok(bytes),
             Kind::Arriving(arriving) => arriving.bytes().await,
-            Kind::Produced(_) => Err(Error::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "a produced body can only be sent",
-            )),
+            Kind::Produced(_) => Err(Error::new(StatusCode::INTERNAL_SERVER_ERROR, "a produced body can only be sent")),
         }
     }
 
@@ -125,11 +120,7 @@ impl Arriving {
 
     pub(crate) fn new(body: IncomingBody, length: Option<u64>) -> Self {
         let stream = AsyncInputStream::new(body.stream().expect("asked for once"));
-        Self {
-            stream,
-            _body: body,
-            length,
-        }
+        Self { stream, _body: body, length }
     }
 
     async fn bytes(self) -> Result<Vec<u8>> {
@@ -164,10 +155,7 @@ impl Arriving {
 
 fn too_large() -> Error {
     let most = Body::MOST_BYTES >> 20;
-    Error::new(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        format!("the body is over {most} MiB; send it in parts"),
-    )
+    Error::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is over {most} MiB; send it in parts"))
 }
 
 impl fmt::Debug for Producer {

@@ -82,9 +82,7 @@ impl FromRequest for Vec<u8> {
 
 fn with_type(content_type: &'static str, body: impl Into<Body>) -> Response {
     let mut response = Response::new(body.into());
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -162,15 +160,9 @@ mod tests {
 
     #[test]
     fn answers_carry_their_type() {
-        assert_eq!(
-            "hello".into_response().headers()[CONTENT_TYPE],
-            "text/plain; charset=utf-8"
-        );
+        assert_eq!("hello".into_response().headers()[CONTENT_TYPE], "text/plain; charset=utf-8");
         assert_eq!(Json([1, 2]).into_response().headers()[CONTENT_TYPE], "application/json");
-        assert_eq!(
-            Html("<p>").into_response().headers()[CONTENT_TYPE],
-            "text/html; charset=utf-8"
-        );
+        assert_eq!(Html("<p>").into_response().headers()[CONTENT_TYPE], "text/html; charset=utf-8");
         assert_eq!(().into_response().status(), StatusCode::NO_CONTENT);
     }
 
@@ -180,14 +172,8 @@ mod tests {
         struct Count {
             n: u32,
         }
-        let ask = |uri: &str| {
-            Query::<Count>::of(
-                &http::Request::builder()
-                    .uri(uri)
-                    .body(Body::empty())
-                    .expect("a request"),
-            )
-        };
+        let ask =
+            |uri: &str| Query::<Count>::of(&http::Request::builder().uri(uri).body(Body::empty()).expect("a request"));
         assert_eq!(ask("/?n=3").expect("it fits").0.n, 3);
         let refusal = ask("/?n=three").err().expect("it does not fit");
         assert_eq!(refusal.status(), StatusCode::BAD_REQUEST);

@@ -27,18 +27,8 @@ pub struct Error {
 impl Error {
     /// An error with this status; its code is the status in words, such as `bad-request`.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        let code = status
-            .canonical_reason()
-            .unwrap_or("error")
-            .to_lowercase()
-            .replace(' ', "-");
-        Self {
-            status,
-            code,
-            message: message.into(),
-            retry_after: None,
-            allowed: None,
-        }
+        let code = status.canonical_reason().unwrap_or("error").to_lowercase().replace(' ', "-");
+        Self { status, code, message: message.into(), retry_after: None, allowed: None }
     }
 
     /// The request makes no sense: status 400.
@@ -54,18 +44,12 @@ impl Error {
     /// This path takes only these methods, named as in `GET, POST`: status 405.
     pub fn method_not_allowed(allowed: &'static str) -> Self {
         let error = Self::new(StatusCode::METHOD_NOT_ALLOWED, format!("this address takes {allowed}"));
-        Self {
-            allowed: Some(allowed),
-            ..error
-        }
+        Self { allowed: Some(allowed), ..error }
     }
 
     /// The same error under another code, for programs that tell errors apart.
     pub fn with_code(self, code: impl Into<String>) -> Self {
-        Self {
-            code: code.into(),
-            ..self
-        }
+        Self { code: code.into(), ..self }
     }
 
     /// The status of the answer.
@@ -105,13 +89,7 @@ impl Error {
             ModelError::Busy { retry_after } => Some(*retry_after),
             _ => None,
         };
-        Self {
-            status,
-            code: code.into(),
-            message: error.to_string(),
-            retry_after,
-            allowed: None,
-        }
+        Self { status, code: code.into(), message: error.to_string(), retry_after, allowed: None }
     }
 }
 
@@ -136,14 +114,10 @@ impl IntoResponse for Error {
         let body = serde_json::json!({ "error": self.to_json() });
         let mut response = Response::new(Body::from(body.to_string()));
         *response.status_mut() = self.status;
-        response
-            .headers_mut()
-            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(wait) = self.retry_after {
             // Whole seconds, rounded up: 0 would mean "at once".
-            response
-                .headers_mut()
-                .insert(RETRY_AFTER, HeaderValue::from(wait.as_millis().div_ceil(1000) as u64));
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(wait.as_millis().div_ceil(1000) as u64));
         }
         if let Some(methods) = self.allowed {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
@@ -165,22 +139,14 @@ mod tests {
     fn each_refusal_has_its_status() {
         assert_eq!(of(ModelError::NotFound("m".into())), (404, "not-found".into()));
         assert_eq!(of(ModelError::NotGranted("m".into())), (403, "not-granted".into()));
-        assert_eq!(
-            of(ModelError::TooLong {
-                needed: 9,
-                available: 8
-            }),
-            (413, "too-long".into())
-        );
+        assert_eq!(of(ModelError::TooLong { needed: 9, available: 8 }), (413, "too-long".into()));
         assert_eq!(of(ModelError::Invalid("no".into())), (400, "invalid".into()));
         assert_eq!(of(ModelError::Fault("no".into())), (500, "fault".into()));
     }
 
     #[test]
     fn busy_says_when_to_retry() {
-        let busy = ModelError::Busy {
-            retry_after: Duration::from_millis(1200),
-        };
+        let busy = ModelError::Busy { retry_after: Duration::from_millis(1200) };
         let response = Error::from(busy).into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()[RETRY_AFTER], "2");
@@ -203,9 +169,6 @@ mod tests {
     #[test]
     fn the_code_is_the_status_in_words() {
         assert_eq!(Error::bad_request("no").code(), "bad-request");
-        assert_eq!(
-            Error::method_not_allowed("no").with_code("read-only").code(),
-            "read-only"
-        );
+        assert_eq!(Error::method_not_allowed("no").with_code("read-only").code(), "read-only");
     }
 }

@@ -29,12 +29,7 @@ impl<'m> Generation<'m> {
             seed: None,
             stop: Vec::new(),
         };
-        Self {
-            model,
-            prompt,
-            system: None,
-            options,
-        }
+        Self { model, prompt, system: None, options }
     }
 
     /// Instructions put in front of the conversation. A raw prompt has no place for them and is refused.
@@ -109,18 +104,12 @@ fn framed(prompt: bindings::Prompt, system: Option<String>) -> Result<bindings::
     match (prompt, system) {
         (prompt, None) => Ok(prompt),
         (Prompt::Chat(mut messages), Some(content)) => {
-            messages.insert(
-                0,
-                Message {
-                    role: Role::System,
-                    content,
-                },
-            );
+            messages.insert(0, Message { role: Role::System, content });
             Ok(Prompt::Chat(messages))
         }
-        (Prompt::Raw(_), Some(_)) => Err(ModelError::Invalid(
-            "a raw prompt takes no system message; write it into the text".into(),
-        )),
+        (Prompt::Raw(_), Some(_)) => {
+            Err(ModelError::Invalid("a raw prompt takes no system message; write it into the text".into()))
+        }
     }
 }
 
@@ -130,10 +119,7 @@ mod tests {
 
     #[test]
     fn system_comes_first_and_only_in_chats() {
-        let asked = bindings::Message {
-            role: bindings::Role::User,
-            content: "Hi".into(),
-        };
+        let asked = bindings::Message { role: bindings::Role::User, content: "Hi".into() };
         let Ok(bindings::Prompt::Chat(messages)) = framed(bindings::Prompt::Chat(vec![asked]), Some("Be brief".into()))
         else {
             panic!("a conversation takes a system message");

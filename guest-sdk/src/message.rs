@@ -27,26 +27,17 @@ pub enum Role {
 impl Message {
     /// Instructions that frame the conversation.
     pub fn system(content: impl Into<String>) -> Self {
-        Self {
-            role: Role::System,
-            content: content.into(),
-        }
+        Self { role: Role::System, content: content.into() }
     }
 
     /// What the person says.
     pub fn user(content: impl Into<String>) -> Self {
-        Self {
-            role: Role::User,
-            content: content.into(),
-        }
+        Self { role: Role::User, content: content.into() }
     }
 
     /// What the model said before.
     pub fn assistant(content: impl Into<String>) -> Self {
-        Self {
-            role: Role::Assistant,
-            content: content.into(),
-        }
+        Self { role: Role::Assistant, content: content.into() }
     }
 }
 
@@ -57,10 +48,7 @@ impl From<Message> for bindings::Message {
             Role::User => bindings::Role::User,
             Role::Assistant => bindings::Role::Assistant,
         };
-        Self {
-            role,
-            content: message.content,
-        }
+        Self { role, content: message.content }
     }
 }
 

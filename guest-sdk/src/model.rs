@@ -61,16 +61,8 @@ impl Model {
 
     /// What is known about this model.
     pub fn info(&self) -> Info {
-        let bindings::Info {
-            name,
-            context_tokens,
-            chat,
-        } = self.0.info();
-        Info {
-            name,
-            context_tokens,
-            chat,
-        }
+        let bindings::Info { name, context_tokens, chat } = self.0.info();
+        Info { name, context_tokens, chat }
     }
 
     /// The token ids of `text`, as plain text: special tokens are not obeyed, none is added in front.
@@ -99,9 +91,9 @@ impl From<bindings::Error> for ModelError {
         match error {
             Error::NotFound(name) => Self::NotFound(name),
             Error::NotGranted(name) => Self::NotGranted(name),
-            Error::Busy(Busy { retry_after_ms }) => Self::Busy {
-                retry_after: Duration::from_millis(retry_after_ms.into()),
-            },
+            Error::Busy(Busy { retry_after_ms }) => {
+                Self::Busy { retry_after: Duration::from_millis(retry_after_ms.into()) }
+            }
             Error::TooLong(TooLong { needed, available }) => Self::TooLong { needed, available },
             Error::Invalid(why) => Self::Invalid(why),
             Error::Fault(why) => Self::Fault(why),

@@ -25,14 +25,9 @@ fn receive(incoming: IncomingRequest) -> Result<Request> {
     *request.uri_mut() = uri(&incoming).map_err(|error| wrong(&error))?;
     for (name, value) in incoming.headers().entries() {
         let name = HeaderName::try_from(name).map_err(|error| wrong(&error))?;
-        request
-            .headers_mut()
-            .append(name, HeaderValue::try_from(value).map_err(|error| wrong(&error))?);
+        request.headers_mut().append(name, HeaderValue::try_from(value).map_err(|error| wrong(&error))?);
     }
-    let length = request
-        .headers()
-        .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse().ok());
+    let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let body = incoming.consume().expect("asked for once");
     *request.body_mut() = Body(Kind::Arriving(Arriving::new(body, length)));
     Ok(request)
@@ -63,11 +58,7 @@ fn uri(incoming: &IncomingRequest) -> Result<Uri, http::Error> {
         Some(wasi::Scheme::Other(scheme)) => scheme,
         Some(wasi::Scheme::Http) | None => "http".to_owned(),
     };
-    Uri::builder()
-        .scheme(scheme.as_str())
-        .authority(authority)
-        .path_and_query(path)
-        .build()
+    Uri::builder().scheme(scheme.as_str()).authority(authority).path_and_query(path).build()
 }
 
 async fn send(mut response: Response, out: ResponseOutparam) -> Result<()> {
@@ -95,14 +86,8 @@ fn head(response: &mut Response) -> Result<Fields> {
 }
 
 fn fields(headers: &HeaderMap) -> Result<Fields> {
-    let list: Vec<_> = headers
-        .iter()
-        .map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()))
-        .collect();
+    let list: Vec<_> = headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
     Fields::from_list(&list).map_err(|error| {
-        Error::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("the host refused the response's headers: {error}"),
-        )
+        Error::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the host refused the response's headers: {error}"))
     })
 }

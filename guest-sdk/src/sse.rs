@@ -80,14 +80,7 @@ impl Events<'_> {
         while let Some(text) = tokens.next().await {
             self.data(&Text { text: &text? }).await?;
         }
-        self.send(
-            "done",
-            &Done {
-                finish: tokens.finish(),
-                usage: tokens.usage(),
-            },
-        )
-        .await
+        self.send("done", &Done { finish: tokens.finish(), usage: tokens.usage() }).await
     }
 
     async fn error(&mut self, error: &Error) -> Result<()> {
@@ -100,9 +93,9 @@ fn event(name: Option<&str>, data: &impl Serialize) -> Result<String> {
     let data = serde_json::to_string(data)?;
     match name {
         None => Ok(format!("data: {data}\n\n")),
-        Some(name) if name.contains(['\r', '\n']) => Err(Error::bad_request(format!(
-            "an event's name has a line break: {name:?}"
-        ))),
+        Some(name) if name.contains(['\r', '\n']) => {
+            Err(Error::bad_request(format!("an event's name has a line break: {name:?}")))
+        }
         Some(name) => Ok(format!("event: {name}\ndata: {data}\n\n")),
     }
 }
@@ -113,17 +106,8 @@ mod tests {
 
     #[test]
     fn an_event_is_one_line_of_data() {
-        assert_eq!(
-            event(None, &Text { text: "a\nb" }).unwrap(),
-            "data: {\"text\":\"a\\nb\"}\n\n"
-        );
-        let done = Done {
-            finish: Some(Finish::Stop),
-            usage: Usage {
-                prompt_tokens: 1,
-                generated_tokens: 2,
-            },
-        };
+        assert_eq!(event(None, &Text { text: "a\nb" }).unwrap(), "data: {\"text\":\"a\\nb\"}\n\n");
+        let done = Done { finish: Some(Finish::Stop), usage: Usage { prompt_tokens: 1, generated_tokens: 2 } };
         assert_eq!(
             event(Some("done"), &done).unwrap(),
             "event: done\ndata: {\"finish\":\"stop\",\"usage\":{\"prompt_tokens\":1,\"generated_tokens\":2}}\n\n"

@@ -55,11 +55,7 @@ pub struct Answer {
 
 impl Tokens {
     pub(crate) fn new(stream: bindings::TokenStream) -> Self {
-        Self {
-            ready: AsyncPollable::new(stream.subscribe()),
-            stream,
-            state: State::Open,
-        }
+        Self { ready: AsyncPollable::new(stream.subscribe()), stream, state: State::Open }
     }
 
     /// The next piece of text: one or more whole characters. `None` at the end, and ever after.
@@ -83,14 +79,8 @@ impl Tokens {
 
     /// What has been used so far; complete once `next` gave `None`.
     pub fn usage(&self) -> Usage {
-        let bindings::Usage {
-            prompt_tokens,
-            generated_tokens,
-        } = self.stream.usage();
-        Usage {
-            prompt_tokens,
-            generated_tokens,
-        }
+        let bindings::Usage { prompt_tokens, generated_tokens } = self.stream.usage();
+        Usage { prompt_tokens, generated_tokens }
     }
 
     /// Why the generation ended; `None` while it goes on, and if it failed.
@@ -111,11 +101,7 @@ impl Tokens {
             text += &piece?;
         }
         let finish = self.finish().expect("a stream that did not fail ends with a reason");
-        Ok(Answer {
-            text,
-            finish,
-            usage: self.usage(),
-        })
+        Ok(Answer { text, finish, usage: self.usage() })
     }
 }
 

@@ -106,13 +106,7 @@ pub struct Ask {
 impl Ask {
     /// Asks to continue `prompt` greedily until the model stops.
     pub fn new(prompt: Prompt) -> Self {
-        Self {
-            prompt,
-            max_tokens: None,
-            sampling: Sampling::default(),
-            stop: Vec::new(),
-            account: 0,
-        }
+        Self { prompt, max_tokens: None, sampling: Sampling::default(), stop: Vec::new(), account: 0 }
     }
 }
 

@@ -168,15 +168,13 @@ impl Engine {
         let counters = Arc::new(Counters::default());
         counters.free_pages.store(total_pages, Ordering::Relaxed);
         let (commands, inbox) = mpsc::channel();
-        let worker =
-            Worker::new(&config, Compute { cpu, pool }, arena, total_pages, inbox, counters.clone());
+        let worker = Worker::new(&config, Compute { cpu, pool }, arena, total_pages, inbox, counters.clone());
         std::thread::Builder::new()
             .name("hob-engine".into())
             .spawn(move || worker.run())
             .map_err(system("the engine thread"))?;
         let (residency, next_key) = (Residency::default(), AtomicU64::new(0));
-        let shared =
-            Shared { config, cpu, page_floats, total_pages, residency, next_key, commands, counters };
+        let shared = Shared { config, cpu, page_floats, total_pages, residency, next_key, commands, counters };
         Ok(Self { shared: Arc::new(shared) })
     }
 

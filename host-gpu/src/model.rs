@@ -93,10 +93,7 @@ impl Loaded {
     fn template(&self) -> Result<&Template, Refusal> {
         let compile = || match template_source(self.file.header()) {
             Some(source) => Template::new(source, &self.tokenizer),
-            None => Err(Refusal::Invalid(format!(
-                "model {} has no chat template; give a raw prompt",
-                self.name
-            ))),
+            None => Err(Refusal::Invalid(format!("model {} has no chat template; give a raw prompt", self.name))),
         };
         self.template.get_or_init(compile).as_ref().map_err(Clone::clone)
     }

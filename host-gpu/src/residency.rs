@@ -24,9 +24,7 @@ pub enum JoinError {
         source: FormatError,
     },
     /// One token's keys and values are larger than a KV page.
-    #[error(
-        "model {name} needs {needed} bytes of KV for a token and a page has {page}; raise the page size"
-    )]
+    #[error("model {name} needs {needed} bytes of KV for a token and a page has {page}; raise the page size")]
     KvPage {
         /// The model.
         name: String,

@@ -1,9 +1,6 @@
 //! The engine against independent programs, on a real model. See `tests/golden/README.md`.
 
-use hob_gpu::{
-    Ask, Engine, EngineConfig, Event, Finish, Message, Model, ModelSource, Prompt, Role, Sampling,
-    TokenId,
-};
+use hob_gpu::{Ask, Engine, EngineConfig, Event, Finish, Message, Model, ModelSource, Prompt, Role, Sampling, TokenId};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::future::Future;
@@ -59,8 +56,8 @@ fn golden<T: DeserializeOwned>(name: &str) -> T {
 
 fn model_path() -> PathBuf {
     let given = std::env::var_os("HOB_TEST_SMOLLM2").map(PathBuf::from);
-    let stored = std::env::var_os("HOB_TEST_DATA")
-        .map(|data| PathBuf::from(data).join(format!("models/blobs/sha256-{SHA256}")));
+    let stored =
+        std::env::var_os("HOB_TEST_DATA").map(|data| PathBuf::from(data).join(format!("models/blobs/sha256-{SHA256}")));
     let found = given.into_iter().chain(stored).find(|path| path.exists());
     found.expect("this test needs the model smollm2:135m: run `cargo xtask test`, which pulls it")
 }
@@ -196,12 +193,8 @@ fn a_sequence_says_the_same_alone_and_in_a_batch() {
         },
         ..Ask::new(Prompt::Tokens(ids(&case.prompt_ids)))
     };
-    let all: Vec<Ask> =
-        cases.raw.iter().chain(&cases.chat).zip(0..).map(|(c, n)| ask(c, n)).collect();
-    let alone: Vec<_> = all
-        .iter()
-        .map(|ask| wait(model.generate(ask.clone()).unwrap().text()).unwrap())
-        .collect();
+    let all: Vec<Ask> = cases.raw.iter().chain(&cases.chat).zip(0..).map(|(c, n)| ask(c, n)).collect();
+    let alone: Vec<_> = all.iter().map(|ask| wait(model.generate(ask.clone()).unwrap().text()).unwrap()).collect();
     let running: Vec<_> = all.iter().map(|ask| model.generate(ask.clone()).unwrap()).collect();
     for (tokens, alone) in running.into_iter().zip(alone) {
         assert_eq!(wait(tokens.text()).unwrap(), alone);

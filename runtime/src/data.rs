@@ -109,7 +109,10 @@ impl DataDir {
         let Ok(entries) = fs::read_dir(self.tmp()) else { return };
         for entry in entries.flatten() {
             // A download that another `hob` is making right now is younger than this.
-            let old = entry.metadata().and_then(|meta| meta.modified()).is_ok_and(|at| at.elapsed().is_ok_and(|age| age.as_secs() > 3600));
+            let old = entry
+                .metadata()
+                .and_then(|meta| meta.modified())
+                .is_ok_and(|at| at.elapsed().is_ok_and(|age| age.as_secs() > 3600));
             if old && let Err(error) = fs::remove_file(entry.path()) {
                 tracing::warn!(path = %entry.path().display(), %error, "left-over file could not be removed");
             }

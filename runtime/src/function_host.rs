@@ -273,10 +273,7 @@ impl Host {
         let no_route = || RequestError::NoRoute(path.chars().take(200).collect());
         let function = self.router.load().find(path).ok_or_else(no_route)?;
         let name = function.record.name.clone();
-        let callable = function
-            .callable
-            .clone()
-            .map_err(|why| RequestError::Broken { name: name.to_string(), why })?;
+        let callable = function.callable.clone().map_err(|why| RequestError::Broken { name: name.to_string(), why })?;
         let invocation = Invocation::start(name, function.account, started, self.recent.clone());
         Ok((Arc::new(invocation), callable))
     }

@@ -11,7 +11,9 @@ pub enum NameError {
     #[error("`{0}` cannot name a function; use 1 to 63 of a-z, 0-9 and -, starting with a letter")]
     Function(String),
     /// Not a model name.
-    #[error("`{0}` cannot name a model; use 1 to 128 of a-z, 0-9, `.`, `_`, `-` and one `:` before the tag, as in smollm2:135m")]
+    #[error(
+        "`{0}` cannot name a model; use 1 to 128 of a-z, 0-9, `.`, `_`, `-` and one `:` before the tag, as in smollm2:135m"
+    )]
     Model(String),
     /// Not a route.
     #[error("`{0}` is not a route; write a path prefix such as / or /chat, without `?`, `#`, empty parts or `..`")]
@@ -99,7 +101,10 @@ fn model_name(text: &str) -> bool {
 }
 
 fn route(text: &str) -> bool {
-    let part = |part: &str| !matches!(part, "" | "." | "..") && part.bytes().all(|c| c.is_ascii_graphic() && !matches!(c, b'?' | b'#' | b'%'));
+    let part = |part: &str| {
+        !matches!(part, "" | "." | "..")
+            && part.bytes().all(|c| c.is_ascii_graphic() && !matches!(c, b'?' | b'#' | b'%'))
+    };
     text == "/" || (text.len() <= 1024 && text.strip_prefix('/').is_some_and(|rest| rest.split('/').all(part)))
 }
 

@@ -62,11 +62,13 @@ fn over_sockets(report: &mut Report) -> Result<()> {
         let peer = peer(connections)?;
         let rate = peer.as_ref().map(|load| ("wasmtime serve, tuned pool".into(), load.rate));
         report.add(Measure::new(format!("no-op requests/s, {connections} connections"), ours.rate, "1/s").peer(rate));
-        for (name, ours, theirs) in
-            [("p50", ours.p50_us, peer.as_ref().map(|load| load.p50_us)), ("p99", ours.p99_us, peer.as_ref().map(|load| load.p99_us))]
-        {
+        for (name, ours, theirs) in [
+            ("p50", ours.p50_us, peer.as_ref().map(|load| load.p50_us)),
+            ("p99", ours.p99_us, peer.as_ref().map(|load| load.p99_us)),
+        ] {
             let theirs = theirs.map(|value| ("wasmtime serve, tuned pool".into(), value));
-            report.add(Measure::new(format!("no-op answer, {connections} connections, {name}"), ours, "us").peer(theirs));
+            report
+                .add(Measure::new(format!("no-op answer, {connections} connections, {name}"), ours, "us").peer(theirs));
         }
     }
     Ok(())

@@ -28,7 +28,11 @@ fn says_what_is_wrong_with_a_call() {
     let file = control(&hob);
     let call = |method: &str, path: &str, body: &str| {
         let mut connection = hob_tests::Connection::open(file.address);
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", file.key, body.len());
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            file.key,
+            body.len()
+        );
         connection.send(format!("{head}{body}").as_bytes());
         let status = connection.head().status;
         (status, connection.body())
@@ -39,8 +43,20 @@ fn says_what_is_wrong_with_a_call() {
         ("PUT", &format!("/v1/components/sha256:{}", "0".repeat(64)), "x", 400, "changed on the way"),
         ("PUT", "/v1/functions/x", "{", 400, "line 1"),
         ("PUT", "/v1/functions/x", "{\"component\":1}", 422, "component"),
-        ("PUT", "/v1/functions/x", &format!("{{\"component\":\"sha256:{}\",\"route\":\"/x\"}}", "0".repeat(64)), 409, "upload it first"),
-        ("PUT", "/v1/functions/x", &format!("{{\"component\":\"sha256:{}\",\"route\":\"/x\",\"rout\":1}}", "0".repeat(64)), 422, "unknown field `rout`"),
+        (
+            "PUT",
+            "/v1/functions/x",
+            &format!("{{\"component\":\"sha256:{}\",\"route\":\"/x\"}}", "0".repeat(64)),
+            409,
+            "upload it first",
+        ),
+        (
+            "PUT",
+            "/v1/functions/x",
+            &format!("{{\"component\":\"sha256:{}\",\"route\":\"/x\",\"rout\":1}}", "0".repeat(64)),
+            422,
+            "unknown field `rout`",
+        ),
         ("DELETE", "/v1/functions/x", "", 404, "no function is called"),
         ("DELETE", "/v1/models/resident/x", "", 409, "hob models pull x"),
     ] {

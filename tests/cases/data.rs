@@ -11,7 +11,15 @@ fn functions_survive_a_restart_without_compiling_again() {
     assert!(hob.terminate());
     // The upload is not needed any more while its compiled form fits the engine.
     let compiled = hob.home.path().join("compiled");
-    let stamp = || std::fs::read_dir(&compiled).unwrap().flatten().flat_map(|engine| std::fs::read_dir(engine.path()).unwrap().flatten()).map(|file| file.metadata().unwrap().modified().unwrap()).max().unwrap();
+    let stamp = || {
+        std::fs::read_dir(&compiled)
+            .unwrap()
+            .flatten()
+            .flat_map(|engine| std::fs::read_dir(engine.path()).unwrap().flatten())
+            .map(|file| file.metadata().unwrap().modified().unwrap())
+            .max()
+            .unwrap()
+    };
     let before = stamp();
     hob.restart();
     assert_eq!(get(&hob.url("/hello")).0, 200);

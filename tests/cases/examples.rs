@@ -75,7 +75,14 @@ fn several_clients_are_answered_together() {
     let ask = "/guest-infer?do=raw&max_tokens=24";
     let alone: Value = serde_json::from_str(&get(&hob.url(ask)).1).unwrap();
     let url = hob.url(ask);
-    let together: Vec<_> = (0..8).map(|_| std::thread::spawn({ let url = url.clone(); move || get(&url) })).collect();
+    let together: Vec<_> = (0..8)
+        .map(|_| {
+            std::thread::spawn({
+                let url = url.clone();
+                move || get(&url)
+            })
+        })
+        .collect();
     for answer in together {
         let answer: Value = serde_json::from_str(&answer.join().unwrap().1).unwrap();
         assert_eq!(answer["text"], alone["text"], "a batch does not change the text");

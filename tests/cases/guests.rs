@@ -57,7 +57,10 @@ pub fn infer() {
     let ask = |query: &str| json(&hob.url(&format!("/guest-infer?{query}")));
 
     let (status, info) = ask("do=open");
-    assert_eq!((status, &info["name"], &info["context_tokens"], &info["chat"]), (200, &"smollm2:135m".into(), &8192.into(), &true.into()));
+    assert_eq!(
+        (status, &info["name"], &info["context_tokens"], &info["chat"]),
+        (200, &"smollm2:135m".into(), &8192.into(), &true.into())
+    );
     assert_eq!(ask("do=tokenize&text=Hello").1["tokens"], serde_json::json!([19556]));
 
     let (status, raw) = ask("do=raw&max_tokens=8");
@@ -138,7 +141,11 @@ pub fn print() {
     hob.deploy("guest-print", &[]);
     let (status, body) = json(&hob.url("/guest-print"));
     assert_eq!(status, 200);
-    assert_eq!((&body["environment"], &body["arguments"]), (&serde_json::json!({}), &serde_json::json!([])), "nothing of the host's");
+    assert_eq!(
+        (&body["environment"], &body["arguments"]),
+        (&serde_json::json!({}), &serde_json::json!([])),
+        "nothing of the host's"
+    );
     assert!(body["unix_seconds"].as_u64().unwrap() > 1_700_000_000 && body["monotonic"] == true);
     hob.logged("a line on stdout");
     hob.logged("a line on stderr");

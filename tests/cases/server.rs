@@ -60,5 +60,3 @@ fn stops_when_asked_and_lets_answers_end() {
     assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
     assert!(!hob.home.path().join("control.json").exists());
 }
-
-

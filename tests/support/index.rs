@@ -78,7 +78,10 @@ fn answer(connection: TcpStream, page: &[u8], wheel: &[u8]) -> Option<()> {
         _ => ("404 Not Found", "text/plain", &b"no such page"[..]),
     };
     let mut connection = connection;
-    let head = format!("HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
     connection.write_all(head.as_bytes()).ok()?;
     connection.write_all(body).ok()
 }

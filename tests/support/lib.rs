@@ -63,7 +63,6 @@ pub fn lend_model(home: &Path) {
         std::os::unix::fs::symlink(weights(), &blob).expect("a link can be made");
     }
     let name = MODEL.parse().expect("it is a name");
-    let manifest =
-        Manifest { name, digest: entry.digest(), bytes: entry.bytes, source: "test".into(), pulled_at: 0 };
+    let manifest = Manifest { name, digest: entry.digest(), bytes: entry.bytes, source: "test".into(), pulled_at: 0 };
     store.name(&manifest).expect("a temporary directory can be written");
 }

@@ -26,42 +26,25 @@ pub fn build(root: &Path) -> Result<PathBuf> {
     let guests = packages(root)?;
     let target_dir = root.join("target/guests");
     let mut cargo = Toolchain::find()?.cargo()?;
-    cargo
-        .current_dir(root)
-        .args(["build", "--profile", "guest", "--target", TARGET, "--target-dir"])
-        .arg(&target_dir);
+    cargo.current_dir(root).args(["build", "--profile", "guest", "--target", TARGET, "--target-dir"]).arg(&target_dir);
     for guest in &guests {
         cargo.args(["--package", guest]);
     }
     let status = cargo.status().context("starting cargo")?;
-    ensure!(
-        status.success(),
-        "the guests do not build; the compiler's message is above"
-    );
+    ensure!(status.success(), "the guests do not build; the compiler's message is above");
     collect(&guests, &target_dir)
 }
 
 /// The names of the packages under [`FOLDERS`].
 fn packages(root: &Path) -> Result<Vec<String>> {
-    let metadata = output(
-        command("cargo")
-            .current_dir(root)
-            .args(["metadata", "--no-deps", "--format-version=1"]),
-    )?;
+    let metadata = output(command("cargo").current_dir(root).args(["metadata", "--no-deps", "--format-version=1"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata).context("reading cargo's metadata")?;
     let is_guest = |package: &&serde_json::Value| {
         let manifest = Path::new(package["manifest_path"].as_str().unwrap_or_default());
         FOLDERS.iter().any(|folder| manifest.starts_with(root.join(folder)))
     };
-    let packages = metadata["packages"]
-        .as_array()
-        .context("cargo's metadata has no packages")?;
-    Ok(packages
-        .iter()
-        .filter(is_guest)
-        .filter_map(|package| package["name"].as_str())
-        .map(str::to_owned)
-        .collect())
+    let packages = metadata["packages"].as_array().context("cargo's metadata has no packages")?;
+    Ok(packages.iter().filter(is_guest).filter_map(|package| package["name"].as_str()).map(str::to_owned).collect())
 }
 
 /// Copies the components to where they are documented to be. Those of guests that are gone are removed.
@@ -95,10 +78,7 @@ impl Toolchain {
             return Ok(Self::Usual);
         }
         if let Some(debian) = Debian::find().or_else(Debian::install) {
-            println!(
-                "guests: rustup cannot get {TARGET} here; using Debian's {}",
-                debian.rustc.display()
-            );
+            println!("guests: rustup cannot get {TARGET} here; using Debian's {}", debian.rustc.display());
             return Ok(Self::Debian(debian));
         }
         bail!(
@@ -124,11 +104,7 @@ fn target_installed() -> bool {
 /// Asks rustup for the target; quiet and bounded, since there is another way.
 fn target_added() -> bool {
     let mut rustup = command("rustup");
-    rustup
-        .env("RUSTUP_MAX_RETRIES", "0")
-        .args(["target", "add", TARGET])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    rustup.env("RUSTUP_MAX_RETRIES", "0").args(["target", "add", TARGET]).stdout(Stdio::null()).stderr(Stdio::null());
     let added = rustup.spawn().is_ok_and(|child| succeeds_within(child, RUSTUP_MOST)) && target_installed();
     if added {
         println!("guests: rustup added {TARGET}");
@@ -178,12 +154,7 @@ impl Debian {
             &linkers[0].join("wasm-component-ld"),
             &linkers[1].join("wasm-ld"),
         ];
-        needed.iter().all(|piece| piece.exists()).then_some(Self {
-            rustc,
-            cargo,
-            libc,
-            linkers,
-        })
+        needed.iter().all(|piece| piece.exists()).then_some(Self { rustc, cargo, libc, linkers })
     }
 
     /// Installs the packages where we are root, and looks again.
@@ -195,11 +166,7 @@ impl Debian {
         println!("guests: installing {} with apt-get", Self::PACKAGES.join(" "));
         let apt_get = |arguments: &[&str]| {
             let mut apt_get = command("apt-get");
-            apt_get
-                .env("DEBIAN_FRONTEND", "noninteractive")
-                .arg("-qq")
-                .args(arguments)
-                .stdout(Stdio::null());
+            apt_get.env("DEBIAN_FRONTEND", "noninteractive").arg("-qq").args(arguments).stdout(Stdio::null());
             apt_get.status().is_ok_and(|status| status.success())
         };
         apt_get(&["update"]);
@@ -232,10 +199,7 @@ fn sysroot(rustc: &Path) -> Option<PathBuf> {
 /// The target of this machine, such as `x86_64-unknown-linux-gnu`.
 fn host() -> Option<String> {
     let version = output(command("rustc").arg("-vV")).ok()?;
-    version
-        .lines()
-        .find_map(|line| line.strip_prefix("host: "))
-        .map(str::to_owned)
+    version.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_owned)
 }
 
 /// A command without what the cargo that runs us has set for itself.
@@ -245,15 +209,9 @@ fn command(program: impl AsRef<Path>) -> Command {
     for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_cargo)) {
         command.env_remove(name);
     }
-    for name in [
-        "CARGO",
-        "RUSTC",
-        "RUSTDOC",
-        "RUSTUP_TOOLCHAIN",
-        "RUSTFLAGS",
-        "CARGO_ENCODED_RUSTFLAGS",
-        "LD_LIBRARY_PATH",
-    ] {
+    for name in
+        ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "LD_LIBRARY_PATH"]
+    {
         command.env_remove(name);
     }
     command
@@ -261,10 +219,7 @@ fn command(program: impl AsRef<Path>) -> Command {
 
 /// What a command prints.
 fn output(command: &mut Command) -> Result<String> {
-    let output = command
-        .stderr(Stdio::null())
-        .output()
-        .with_context(|| format!("starting {command:?}"))?;
+    let output = command.stderr(Stdio::null()).output().with_context(|| format!("starting {command:?}"))?;
     ensure!(output.status.success(), "{command:?} failed: {}", output.status);
     Ok(String::from_utf8(output.stdout)?)
 }

@@ -28,14 +28,10 @@ async fn main(mut request: Request<Body>) -> Result<Response<Body>> {
 
 fn generate(question: &str) -> std::result::Result<Vec<u8>, Error> {
     let prompt = format!("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n");
-    let options = serde_json::json!({ "n-predict": 128, "temp": 0.0 }).to_string();
+    let options = serde_json::json!({ "n-predict": 256, "temp": 0.0 }).to_string();
     let context = load_by_name(MODEL)?.init_execution_context()?;
     let outputs = context.compute(vec![("0".into(), bytes(&prompt)), ("1".into(), bytes(&options))])?;
-    Ok(outputs
-        .into_iter()
-        .find(|(name, _)| name == "0")
-        .map(|(_, text)| text.data())
-        .unwrap_or_default())
+    Ok(outputs.into_iter().find(|(name, _)| name == "0").map(|(_, text)| text.data()).unwrap_or_default())
 }
 
 fn bytes(text: &str) -> Tensor {
@@ -54,8 +50,5 @@ fn status(code: ErrorCode) -> StatusCode {
 }
 
 fn answer(status: StatusCode, text: impl Into<Body>) -> Result<Response<Body>> {
-    Ok(Response::builder()
-        .status(status)
-        .header("content-type", "text/plain; charset=utf-8")
-        .body(text.into())?)
+    Ok(Response::builder().status(status).header("content-type", "text/plain; charset=utf-8").body(text.into())?)
 }

@@ -10,9 +10,7 @@ use syn::{Error, FnArg, ItemFn, PatType, Result, parse_macro_input, spanned::Spa
 #[proc_macro_attribute]
 pub fn handler(arguments: proc_macro::TokenStream, item: proc_macro::TokenStream) -> proc_macro::TokenStream {
     let function = parse_macro_input!(item as ItemFn);
-    expand(arguments.into(), &function)
-        .unwrap_or_else(Error::into_compile_error)
-        .into()
+    expand(arguments.into(), &function).unwrap_or_else(Error::into_compile_error).into()
 }
 
 fn expand(arguments: TokenStream, function: &ItemFn) -> Result<TokenStream> {

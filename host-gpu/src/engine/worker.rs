@@ -83,8 +83,7 @@ impl Worker {
 
     /// Drops the sequences whose reader is gone, wherever they are.
     fn let_go(&mut self) {
-        let gone: Vec<SeqId> =
-            self.jobs.iter().filter(|(_, job)| job.cancelled()).map(|(id, _)| *id).collect();
+        let gone: Vec<SeqId> = self.jobs.iter().filter(|(_, job)| job.cancelled()).map(|(id, _)| *id).collect();
         for id in gone {
             self.remove(id);
         }
@@ -109,8 +108,7 @@ impl Worker {
     /// One step of `model` over all its sequences.
     fn step(&mut self, model: ModelKey) {
         let items = self.scheduler.plan(model);
-        let Some(loaded) = items.first().and_then(|i| self.jobs.get(&i.id)).map(|j| j.loaded.clone())
-        else {
+        let Some(loaded) = items.first().and_then(|i| self.jobs.get(&i.id)).map(|j| j.loaded.clone()) else {
             return;
         };
         let parts: Vec<Part<'_>> = items.iter().map(|item| part(&self.jobs, &self.scheduler, item)).collect();

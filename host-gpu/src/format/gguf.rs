@@ -46,9 +46,7 @@ pub enum FormatError {
         found: u32,
     },
     /// The file ends before something it announces.
-    #[error(
-        "the file is truncated: {what} at byte {offset} needs {needed} bytes, the file has {len}; pull it again"
-    )]
+    #[error("the file is truncated: {what} at byte {offset} needs {needed} bytes, the file has {len}; pull it again")]
     Truncated {
         /// The field or tensor.
         what: String,
@@ -231,9 +229,7 @@ impl Header {
         let n = match self.metadata.get(key) {
             None => return Ok(None),
             Some(Value::U64(n)) => *n,
-            Some(Value::I64(n)) => {
-                u64::try_from(*n).map_err(|_| wrong(key, &format!("is {n}, a negative number")))?
-            }
+            Some(Value::I64(n)) => u64::try_from(*n).map_err(|_| wrong(key, &format!("is {n}, a negative number")))?,
             Some(_) => return Err(wrong(key, "is not a whole number")),
         };
         if n > max {
@@ -300,10 +296,7 @@ fn alignment(metadata: &HashMap<String, Value>) -> Result<u64, FormatError> {
     match metadata.get("general.alignment") {
         None => Ok(DEFAULT_ALIGNMENT),
         Some(Value::U64(n)) if n.is_power_of_two() && *n <= 1 << 20 => Ok(*n),
-        Some(other) => Err(wrong(
-            "general.alignment",
-            &format!("is {other:?}, not a power of two up to 1048576"),
-        )),
+        Some(other) => Err(wrong("general.alignment", &format!("is {other:?}, not a power of two up to 1048576"))),
     }
 }
 
@@ -413,11 +406,7 @@ struct Described {
     offset: u64,
 }
 
-fn read_tensors(
-    c: &mut Cursor<'_>,
-    count: u64,
-    alignment: u64,
-) -> Result<HashMap<String, TensorInfo>, FormatError> {
+fn read_tensors(c: &mut Cursor<'_>, count: u64, alignment: u64) -> Result<HashMap<String, TensorInfo>, FormatError> {
     let mut described = Vec::new();
     for _ in 0..count {
         described.push(read_tensor(c, alignment)?);

@@ -39,13 +39,7 @@ pub struct TypeRow {
     pub quant: Option<Quant>,
 }
 
-const fn row(
-    code: u32,
-    name: &'static str,
-    weights: usize,
-    bytes: usize,
-    quant: Option<Quant>,
-) -> TypeRow {
+const fn row(code: u32, name: &'static str, weights: usize, bytes: usize, quant: Option<Quant>) -> TypeRow {
     TypeRow { code, name, weights, bytes, quant }
 }
 
@@ -154,15 +148,7 @@ mod tests {
 
     #[test]
     fn layouts_have_the_size_the_table_says() {
-        for quant in [
-            Quant::F32,
-            Quant::F16,
-            Quant::Bf16,
-            Quant::Q4_0,
-            Quant::Q4_1,
-            Quant::Q5_0,
-            Quant::Q8_0,
-        ] {
+        for quant in [Quant::F32, Quant::F16, Quant::Bf16, Quant::Q4_0, Quant::Q4_1, Quant::Q5_0, Quant::Q8_0] {
             let row = quant.row();
             let (weights, bytes) = match quant {
                 Quant::F32 => (32, size_of::<BlockF32>()),

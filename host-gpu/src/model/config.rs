@@ -63,10 +63,7 @@ impl Config {
     pub fn read(header: &Header) -> Result<Self, FormatError> {
         let arch = architecture(header)?;
         if arch != "llama" {
-            return Err(FormatError::Unsupported {
-                what: format!("architecture `{arch}`"),
-                supported: "llama".into(),
-            });
+            return Err(FormatError::Unsupported { what: format!("architecture `{arch}`"), supported: "llama".into() });
         }
         refuse_scaling(header, arch)?;
         let key = |name: &str| format!("{arch}.{name}");

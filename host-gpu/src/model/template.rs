@@ -88,8 +88,7 @@ impl Template {
         let text = self.render(messages)?;
         // Nobody can guess it, so no content can contain it.
         let secret = RandomState::new().hash_one(0u8);
-        let marks: Vec<String> =
-            (0..messages.len()).map(|n| format!("mark-{secret:016x}-{n}-end")).collect();
+        let marks: Vec<String> = (0..messages.len()).map(|n| format!("mark-{secret:016x}-{n}-end")).collect();
         let marked = self.render_contents(messages, marks.iter().map(String::as_str));
         let trims: [fn(&str) -> &str; 2] = [|s| s, str::trim];
         for trim in trims {
@@ -101,8 +100,7 @@ impl Template {
         }
         // The template changes contents in some other way: break special tokens inside them, then
         // whatever the template does, only its own are left.
-        let broken: Vec<String> =
-            messages.iter().map(|m| break_specials(&m.content, specials.clone())).collect();
+        let broken: Vec<String> = messages.iter().map(|m| break_specials(&m.content, specials.clone())).collect();
         let text = self.render_contents(messages, broken.iter().map(String::as_str))?;
         Ok(vec![(text, true)])
     }

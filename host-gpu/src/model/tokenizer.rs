@@ -17,16 +17,8 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{Model as _, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _};
 
 /// Names under which files keep the tokens that end an answer, beside `eos_token_id`.
-const END_NAMES: &[&str] = &[
-    "<|im_end|>",
-    "<|endoftext|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "</s>",
-];
+const END_NAMES: &[&str] =
+    &["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>"];
 
 /// A piece of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,10 +216,7 @@ fn supported(found: Option<&str>, what: &str, names: &[&str]) -> Result<(), Form
     if names.contains(&found) {
         return Ok(());
     }
-    Err(FormatError::Unsupported {
-        what: format!("{what} `{found}`"),
-        supported: names.join(", "),
-    })
+    Err(FormatError::Unsupported { what: format!("{what} `{found}`"), supported: names.join(", ") })
 }
 
 /// How text is cut into words, by the name in the file.
@@ -269,9 +258,9 @@ fn bpe(file: &Gguf, tokens: &[Range<usize>], merges: &[Range<usize>]) -> Result<
     let vocab = tokens.iter().enumerate().map(|(id, t)| (text(file, t).to_owned(), id as u32));
     let pair = |range: &Range<usize>| {
         let merge = text(file, range);
-        let (left, right) = merge.split_once(' ').ok_or_else(|| {
-            wrong("tokenizer.ggml.merges", &format!("has `{merge}`, which is not two tokens"))
-        })?;
+        let (left, right) = merge
+            .split_once(' ')
+            .ok_or_else(|| wrong("tokenizer.ggml.merges", &format!("has `{merge}`, which is not two tokens")))?;
         Ok((left.to_owned(), right.to_owned()))
     };
     let merges = merges.iter().map(pair).collect::<Result<_, FormatError>>()?;

@@ -87,12 +87,7 @@ impl Weights {
 
     /// The matrix at `at`.
     pub fn matrix(&self, at: &MatrixAt) -> Matrix<'_> {
-        Matrix {
-            quant: at.quant,
-            rows: at.rows,
-            cols: at.cols,
-            bytes: &self.file.bytes()[at.bytes.clone()],
-        }
+        Matrix { quant: at.quant, rows: at.rows, cols: at.cols, bytes: &self.file.bytes()[at.bytes.clone()] }
     }
 }
 
@@ -102,11 +97,7 @@ struct Finder<'a> {
 
 impl Finder<'_> {
     fn find(&self, name: &str, dims: &[usize]) -> Result<&TensorInfo, FormatError> {
-        let corrupt = |offset, problem| FormatError::Corrupt {
-            what: format!("tensor `{name}`"),
-            offset,
-            problem,
-        };
+        let corrupt = |offset, problem| FormatError::Corrupt { what: format!("tensor `{name}`"), offset, problem };
         let tensor = self.file.header().tensors.get(name);
         let tensor = tensor.ok_or_else(|| corrupt(0, "it is missing".into()))?;
         if !tensor.dims.iter().copied().eq(dims.iter().map(|d| *d as u64)) {

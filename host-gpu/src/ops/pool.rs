@@ -98,8 +98,7 @@ impl Pool {
     /// Calls `body` once for every chunk number below `chunks`, on all threads, and returns when
     /// all calls have returned. A panic in `body` is raised again here.
     pub fn run(&mut self, chunks: usize, body: impl Fn(usize) + Sync) {
-        let operation =
-            Operation { body: &body, chunks, next: AtomicUsize::new(0), panic: Mutex::new(None) };
+        let operation = Operation { body: &body, chunks, next: AtomicUsize::new(0), panic: Mutex::new(None) };
         if chunks > 1 && !self.workers.is_empty() {
             let erased = ptr::from_ref(&operation).cast_mut().cast::<Operation<'static>>();
             self.shared.epoch.fetch_add(1, Ordering::SeqCst);
@@ -153,13 +152,7 @@ impl Pool {
 
     /// Runs `body` for ranges of at most `chunk` columns that together cover the `width` columns
     /// of `out` once. Row `r` of the range is `view.row(r)`.
-    pub fn columns(
-        &mut self,
-        out: &mut [f32],
-        width: usize,
-        chunk: usize,
-        body: impl Fn(View<'_>) + Sync,
-    ) {
+    pub fn columns(&mut self, out: &mut [f32], width: usize, chunk: usize, body: impl Fn(View<'_>) + Sync) {
         assert!(width > 0 && chunk > 0 && out.len().is_multiple_of(width), "rows are whole");
         let columns = Columns::new(out, width);
         self.run(width.div_ceil(chunk), |n| {
@@ -173,9 +166,7 @@ impl Pool {
 fn start_worker(shared: &Arc<Shared>, number: usize) -> std::io::Result<Worker> {
     let asleep = Arc::new(AtomicBool::new(false));
     let (theirs, flag) = (shared.clone(), asleep.clone());
-    let handle = thread::Builder::new()
-        .name(format!("hob-compute-{number}"))
-        .spawn(move || serve(&theirs, &flag))?;
+    let handle = thread::Builder::new().name(format!("hob-compute-{number}")).spawn(move || serve(&theirs, &flag))?;
     Ok(Worker { asleep, thread: handle.thread().clone(), handle: Some(handle) })
 }
 

@@ -12,7 +12,9 @@ pub async fn resident(State(app): State<App>) -> Json<Value> {
     let models = app.host.library().engine().resident();
     let models: Vec<_> = models
         .iter()
-        .map(|model| json!({ "name": model.name, "digest": model.digest, "bytes": model.bytes, "leases": model.leases }))
+        .map(
+            |model| json!({ "name": model.name, "digest": model.digest, "bytes": model.bytes, "leases": model.leases }),
+        )
         .collect();
     Json(models.into())
 }

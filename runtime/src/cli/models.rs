@@ -34,8 +34,10 @@ pub fn run(data: DataDir, command: Command) -> anyhow::Result<()> {
 
 fn pull(store: &ModelStore, name: &ModelName, index: &str) -> anyhow::Result<()> {
     let bar = ProgressBar::new(0).with_style(
-        ProgressStyle::with_template("{msg:12} {wide_bar:.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}")
-            .expect("the template is written here"),
+        ProgressStyle::with_template(
+            "{msg:12} {wide_bar:.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}",
+        )
+        .expect("the template is written here"),
     );
     let mut show = |progress: Progress<'_>| match progress {
         Progress::Begin(what, bytes) => {
@@ -65,7 +67,13 @@ fn list(store: &ModelStore) -> anyhow::Result<()> {
                 Ok(info) => format!("{} {}, context {}", info.architecture, info.quantization, info.context_tokens),
                 Err(error) => format!("unreadable: {error}"),
             };
-            [model.name.to_string(), size(model.bytes), model.digest.to_string()[..19].to_owned(), what, ago(model.pulled_at)]
+            [
+                model.name.to_string(),
+                size(model.bytes),
+                model.digest.to_string()[..19].to_owned(),
+                what,
+                ago(model.pulled_at),
+            ]
         })
         .collect();
     for entry in catalog::ENTRIES {

@@ -105,14 +105,17 @@ impl wit::HostModel for ModelView<'_> {
         let info = joined.model.info();
         Ok(wit::Info {
             name: joined.name.clone(),
-            context_tokens: u32::try_from(info.context_tokens).unwrap_or(u32::MAX),
+            context_tokens: info.context_tokens,
             chat: info.has_chat_template,
         })
     }
 
     fn tokenize(&mut self, model: Resource<Joined>, text: String) -> Result<Result<Vec<u32>, wit::Error>> {
         if text.len() > MAX_CALL_BYTES {
-            return Ok(Err(wit::Error::Invalid(format!("text has {} bytes; at most {MAX_CALL_BYTES} are tokenized at once", text.len()))));
+            return Ok(Err(wit::Error::Invalid(format!(
+                "text has {} bytes; at most {MAX_CALL_BYTES} are tokenized at once",
+                text.len()
+            ))));
         }
         let ids = self.table.get(&model)?.model.tokenize(&text, false);
         Ok(Ok(ids.into_iter().map(|id| id.0).collect()))

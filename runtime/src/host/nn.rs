@@ -108,13 +108,9 @@ impl ModelView<'_> {
 }
 
 impl graph::Host for ModelView<'_> {
-    fn load(
-        &mut self,
-        _: Vec<Vec<u8>>,
-        _: graph::GraphEncoding,
-        _: graph::ExecutionTarget,
-    ) -> Answer<Resource<Graph>> {
-        let why = "models are not loaded from a guest's bytes; use load-by-name with a model that the function was granted";
+    fn load(&mut self, _: Vec<Vec<u8>>, _: graph::GraphEncoding, _: graph::ExecutionTarget) -> Answer<Resource<Graph>> {
+        let why =
+            "models are not loaded from a guest's bytes; use load-by-name with a model that the function was granted";
         self.fail(NnError::new(ErrorCode::UnsupportedOperation, why))
     }
 
@@ -252,7 +248,8 @@ fn ask(inputs: &[(String, Tensor)]) -> Result<Ask, NnError> {
         _ => return Err(invalid("no tensor `0`: give the prompt as U8".into())),
     };
     let options: Options = match find(&["1", "options", "metadata"]) {
-        Some((name, tensor)) => serde_json::from_str(tensor.as_text(name)?).map_err(|error| invalid(format!("tensor `{name}` is not JSON options: {error}")))?,
+        Some((name, tensor)) => serde_json::from_str(tensor.as_text(name)?)
+            .map_err(|error| invalid(format!("tensor `{name}` is not JSON options: {error}")))?,
         None => Options::default(),
     };
     let text = prompt.1.as_text(&prompt.0)?;

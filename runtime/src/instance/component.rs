@@ -28,7 +28,9 @@ pub enum ComponentError {
     #[error("it imports `{0}`, but was granted no model; add `--model NAME`")]
     NotGranted(String),
     /// It does not handle HTTP.
-    #[error("it does not export wasi:http/incoming-handler@0.2, so there is nothing to call; build it as an HTTP handler")]
+    #[error(
+        "it does not export wasi:http/incoming-handler@0.2, so there is nothing to call; build it as an HTTP handler"
+    )]
     NotAHandler,
     /// It links, but not at the version it wants.
     #[error("it does not link: {0:#}")]
@@ -48,7 +50,9 @@ pub fn load(engine: &WasmEngine, data: &DataDir, digest: &Digest) -> Result<Comp
     if compiled.exists() {
         match map(engine, &compiled) {
             Ok(component) => return Ok(component),
-            Err(error) => tracing::warn!(path = %compiled.display(), %error, "compiled component is unusable; compiling again"),
+            Err(error) => {
+                tracing::warn!(path = %compiled.display(), %error, "compiled component is unusable; compiling again")
+            }
         }
     }
     let bytes = std::fs::read(data.component(digest))?;

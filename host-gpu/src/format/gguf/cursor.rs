@@ -87,13 +87,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// `len` bytes at `base + offset`, if the file has them.
-    pub(super) fn range(
-        &self,
-        what: &str,
-        base: u64,
-        offset: u64,
-        len: u64,
-    ) -> Result<Range<usize>, FormatError> {
+    pub(super) fn range(&self, what: &str, base: u64, offset: u64, len: u64) -> Result<Range<usize>, FormatError> {
         let start = base.checked_add(offset);
         let end = start.and_then(|s| s.checked_add(len));
         match (start, end) {

@@ -1,9 +1,7 @@
 //! What the bytes of each block type mean, as two vectors for 32 weights.
 
 use super::lanes::Lanes;
-use crate::format::quant::{
-    BlockBf16, BlockF16, BlockF32, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ8_0,
-};
+use crate::format::quant::{BlockBf16, BlockF16, BlockF32, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ8_0};
 use bytemuck::Pod;
 
 /// A block of 32 weights.
@@ -71,8 +69,6 @@ impl Block for BlockF16 {
 impl Block for BlockBf16 {
     #[inline(always)]
     fn weights<L: Lanes>(&self) -> [L::V; 2] {
-        halves(&self.w).map(|w| {
-            L::load(&w.map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)))
-        })
+        halves(&self.w).map(|w| L::load(&w.map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))))
     }
 }

@@ -92,10 +92,7 @@ impl Lanes for Portable {
 
     #[inline(always)]
     fn nibbles(q: &[u8; 16], d: f32, m: f32) -> [Self::V; 2] {
-        [
-            std::array::from_fn(|i| f32::from(q[i] & 15) * d + m),
-            std::array::from_fn(|i| f32::from(q[i] >> 4) * d + m),
-        ]
+        [std::array::from_fn(|i| f32::from(q[i] & 15) * d + m), std::array::from_fn(|i| f32::from(q[i] >> 4) * d + m)]
     }
 
     #[inline(always)]
@@ -217,24 +214,17 @@ mod x86 {
         fn nibbles(q: &[u8; 16], d: f32, m: f32) -> [__m512; 2] {
             // SAFETY: as said above.
             unsafe {
-                let steps = _mm512_setr_ps(
-                    0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.,
-                );
+                let steps = _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.);
                 let table = _mm512_fmadd_ps(steps, _mm512_set1_ps(d), _mm512_set1_ps(m));
                 let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(q.as_ptr().cast()));
-                [
-                    _mm512_permutexvar_ps(bytes, table),
-                    _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), table),
-                ]
+                [_mm512_permutexvar_ps(bytes, table), _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), table)]
             }
         }
 
         #[inline(always)]
         fn bytes(q: &[i8; 16]) -> __m512 {
             // SAFETY: as said above.
-            unsafe {
-                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(q.as_ptr().cast())))
-            }
+            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(q.as_ptr().cast()))) }
         }
 
         #[inline(always)]

@@ -55,13 +55,7 @@ pub struct Input<'a> {
 
 impl<'a> Input<'a> {
     /// Prepares `rows` of `cols` values; `scratch` keeps the tiles.
-    pub fn new(
-        cpu: Cpu,
-        pool: &mut Pool,
-        rows: &'a [f32],
-        cols: usize,
-        scratch: &'a mut Vec<f32>,
-    ) -> Self {
+    pub fn new(cpu: Cpu, pool: &mut Pool, rows: &'a [f32], cols: usize, scratch: &'a mut Vec<f32>) -> Self {
         assert!(cols.is_multiple_of(32) && rows.len().is_multiple_of(cols), "whole rows");
         let tokens = rows.len() / cols;
         if tokens <= DIRECT_TOKENS {
@@ -149,7 +143,13 @@ fn direct_all<L: Lanes, B: Block>(blocks: &[B], per_row: usize, x: &[f32], part:
     let mut t = 0;
     while t < tokens {
         let left = tokens - t;
-        let n = if left >= 4 { 4 } else if left >= 2 { 2 } else { 1 };
+        let n = if left >= 4 {
+            4
+        } else if left >= 2 {
+            2
+        } else {
+            1
+        };
         let x = &x[t * cols..(t + n) * cols];
         let part = &mut part[t * rows..(t + n) * rows];
         match n {
@@ -197,8 +197,7 @@ fn direct<L: Lanes, B: Block, const R: usize, const T: usize>(
     x: &[f32],
 ) -> [[f32; T]; R] {
     let w: [&[B]; R] = std::array::from_fn(|r| &blocks[r * per_row..][..per_row]);
-    let x: [&[[f32; 32]]; T] =
-        std::array::from_fn(|t| &x[t * per_row * 32..].as_chunks::<32>().0[..per_row]);
+    let x: [&[[f32; 32]]; T] = std::array::from_fn(|t| &x[t * per_row * 32..].as_chunks::<32>().0[..per_row]);
     let mut sums = [[L::splat(0.0); T]; R];
     for k in 0..per_row {
         for r in 0..R {
@@ -210,7 +209,19 @@ fn direct<L: Lanes, B: Block, const R: usize, const T: usize>(
             }
         }
     }
-    sums.map(|row| row.map(L::sum))
+    lane_sums::<L, R, T>(&sums)
+}
+
+/// The sum of each accumulator. Loops, not `map`: a closure is not inlined into code compiled for a path.
+#[inline(always)]
+fn lane_sums<L: Lanes, const R: usize, const T: usize>(sums: &[[L::V; T]; R]) -> [[f32; T]; R] {
+    let mut out = [[0.0; T]; R];
+    for r in 0..R {
+        for t in 0..T {
+            out[r][t] = L::sum(sums[r][t]);
+        }
+    }
+    out
 }
 
 /// Many tokens, `part` (tokens, rows).
@@ -272,7 +283,7 @@ fn product<L: Lanes, const R: usize, const T: usize>(
             }
         }
     }
-    sums.map(|row| row.map(L::sum))
+    lane_sums::<L, R, T>(&sums)
 }
 
 /// Rows of a chunk of work on a matrix of `cols` inputs.

@@ -126,9 +126,7 @@ mod tests {
     use super::*;
 
     fn paths() -> impl Iterator<Item = Cpu> {
-        [CodePath::Avx512, CodePath::Avx2, CodePath::Portable]
-            .into_iter()
-            .filter_map(|p| Cpu::new(Some(p)))
+        [CodePath::Avx512, CodePath::Avx2, CodePath::Portable].into_iter().filter_map(|p| Cpu::new(Some(p)))
     }
 
     fn close(a: &[f32], b: &[f32], tolerance: f32) {

@@ -21,15 +21,7 @@ struct Ask {
 impl Default for Ask {
     fn default() -> Self {
         let (text, model) = ("The capital of France is".into(), "smollm2:135m".into());
-        Self {
-            r#do: "open".into(),
-            model,
-            text,
-            max_tokens: 16,
-            temperature: None,
-            seed: None,
-            stop: None,
-        }
+        Self { r#do: "open".into(), model, text, max_tokens: 16, temperature: None, seed: None, stop: None }
     }
 }
 

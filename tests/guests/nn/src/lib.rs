@@ -15,16 +15,10 @@ use std::collections::BTreeMap;
 #[handler]
 async fn nn(Query(query): Query<BTreeMap<String, String>>) -> Json<Value> {
     let get = |name: &str, default: &'static str| query.get(name).cloned().unwrap_or(default.into());
-    Json(
-        match run(
-            &get("do", "ok"),
-            &get("model", "smollm2:135m"),
-            &get("text", "The capital of France is"),
-        ) {
-            Ok(outputs) => json!({ "outputs": outputs }),
-            Err(error) => json!({ "code": format!("{:?}", error.code()), "data": error.data() }),
-        },
-    )
+    Json(match run(&get("do", "ok"), &get("model", "smollm2:135m"), &get("text", "The capital of France is")) {
+        Ok(outputs) => json!({ "outputs": outputs }),
+        Err(error) => json!({ "code": format!("{:?}", error.code()), "data": error.data() }),
+    })
 }
 
 fn run(what: &str, model: &str, text: &str) -> Result<BTreeMap<String, String>, Error> {
@@ -33,19 +27,12 @@ fn run(what: &str, model: &str, text: &str) -> Result<BTreeMap<String, String>, 
     match what {
         "missing-tensor" => compute(load_by_name(model)?, vec![]),
         "wrong-type" => compute(load_by_name(model)?, vec![("0".into(), tensor(text, TensorType::Fp32))]),
-        "wrong-options" => compute(
-            load_by_name(model)?,
-            vec![prompt, ("1".into(), tensor("not JSON", TensorType::U8))],
-        ),
-        "load-bytes" => compute(
-            load(&[b"GGUF".to_vec()], GraphEncoding::Ggml, ExecutionTarget::Cpu)?,
-            vec![prompt],
-        ),
+        "wrong-options" => {
+            compute(load_by_name(model)?, vec![prompt, ("1".into(), tensor("not JSON", TensorType::U8))])
+        }
+        "load-bytes" => compute(load(&[b"GGUF".to_vec()], GraphEncoding::Ggml, ExecutionTarget::Cpu)?, vec![prompt]),
         "unknown-model" => compute(load_by_name("no-such-model")?, vec![prompt]),
-        _ => compute(
-            load_by_name(model)?,
-            vec![prompt, ("1".into(), tensor(options, TensorType::U8))],
-        ),
+        _ => compute(load_by_name(model)?, vec![prompt, ("1".into(), tensor(options, TensorType::U8))]),
     }
 }
 
@@ -55,8 +42,5 @@ fn tensor(text: &str, kind: TensorType) -> Tensor {
 
 fn compute(graph: Graph, inputs: Vec<(String, Tensor)>) -> Result<BTreeMap<String, String>, Error> {
     let outputs = graph.init_execution_context()?.compute(inputs)?;
-    Ok(outputs
-        .into_iter()
-        .map(|(name, bytes)| (name, String::from_utf8_lossy(&bytes.data()).into_owned()))
-        .collect())
+    Ok(outputs.into_iter().map(|(name, bytes)| (name, String::from_utf8_lossy(&bytes.data()).into_owned())).collect())
 }

@@ -11,9 +11,7 @@ async fn print() -> Json<json::Value> {
     println!("a line on stdout");
     eprintln!("a line on stderr");
     let started = Instant::now();
-    let since_1970 = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Json(json::json!({
         "environment": std::env::vars().collect::<BTreeMap<_, _>>(),
         "arguments": std::env::args().collect::<Vec<_>>(),

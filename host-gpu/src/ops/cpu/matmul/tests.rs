@@ -1,15 +1,7 @@
 use super::super::{CodePath, reference};
 use super::*;
 
-const ALL: [Quant; 7] = [
-    Quant::F32,
-    Quant::F16,
-    Quant::Bf16,
-    Quant::Q4_0,
-    Quant::Q4_1,
-    Quant::Q5_0,
-    Quant::Q8_0,
-];
+const ALL: [Quant; 7] = [Quant::F32, Quant::F16, Quant::Bf16, Quant::Q4_0, Quant::Q4_1, Quant::Q5_0, Quant::Q8_0];
 
 /// Random bytes with scales that are sane floats.
 fn random_weights(quant: Quant, rows: usize, cols: usize) -> Vec<u8> {
@@ -39,9 +31,7 @@ fn random_weights(quant: Quant, rows: usize, cols: usize) -> Vec<u8> {
 }
 
 fn cpus() -> impl Iterator<Item = Cpu> {
-    [CodePath::Avx512, CodePath::Avx2, CodePath::Portable]
-        .into_iter()
-        .filter_map(|p| Cpu::new(Some(p)))
+    [CodePath::Avx512, CodePath::Avx2, CodePath::Portable].into_iter().filter_map(|p| Cpu::new(Some(p)))
 }
 
 fn activations(tokens: usize, cols: usize) -> Vec<f32> {
