@@ -4,7 +4,7 @@
 //! until one chunk is left. Every chunk is told as `event: progress`, the summary comes as `event: done`.
 
 use hob_sdk::serde::Serialize;
-use hob_sdk::{Answer, Error, Message, Model, Response, Result, StatusCode, Tokens, handler, json::json, sse};
+use hob_sdk::{Answer, Error, Message, Model, Response, Result, StatusCode, Tokens, Usage, handler, json::json, sse};
 
 const MODEL: &str = "smollm2:135m";
 const INSTRUCTIONS: &str = "Summarize the text in a few sentences. Keep names and numbers. Write only the summary.";
@@ -21,8 +21,7 @@ const MOST_ROUNDS: usize = 8;
 struct Summary {
     summary: String,
     chunks: u32,
-    prompt_tokens: u32,
-    generated_tokens: u32,
+    usage: Usage,
 }
 
 #[handler]
@@ -64,7 +63,7 @@ fn summary(model: &Model, chunk: &str, most_tokens: u32) -> Result<Tokens> {
 
 impl Summary {
     fn of(document: String) -> Self {
-        Self { summary: document, chunks: 0, prompt_tokens: 0, generated_tokens: 0 }
+        Self { summary: document, chunks: 0, usage: Usage::default() }
     }
 
     fn add(&mut self, answer: &Answer) {
@@ -72,8 +71,8 @@ impl Summary {
         self.summary += separator;
         self.summary += answer.text.trim();
         self.chunks += 1;
-        self.prompt_tokens += answer.usage.prompt_tokens;
-        self.generated_tokens += answer.usage.generated_tokens;
+        self.usage.prompt_tokens += answer.usage.prompt_tokens;
+        self.usage.generated_tokens += answer.usage.generated_tokens;
     }
 }
 

@@ -103,11 +103,7 @@ impl wit::HostModel for ModelView<'_> {
     fn info(&mut self, model: Resource<Joined>) -> Result<wit::Info> {
         let joined = self.table.get(&model)?;
         let info = joined.model.info();
-        Ok(wit::Info {
-            name: joined.name.clone(),
-            context_tokens: info.context_tokens,
-            chat: info.has_chat_template,
-        })
+        Ok(wit::Info { name: joined.name.clone(), context_tokens: info.context_tokens, chat: info.has_chat_template })
     }
 
     fn tokenize(&mut self, model: Resource<Joined>, text: String) -> Result<Result<Vec<u32>, wit::Error>> {

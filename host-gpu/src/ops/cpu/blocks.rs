@@ -37,9 +37,12 @@ impl Block for BlockQ5_0 {
     fn weights<L: Lanes>(&self) -> [L::V; 2] {
         let d = L::splat(L::half(self.d));
         let bits = u32::from_le_bytes(self.h);
-        let fifth = |i: usize| ((bits >> i & 1) << 4) as i8;
-        let low = std::array::from_fn(|i| ((self.q[i] & 15) as i8 | fifth(i)).wrapping_sub(16));
-        let high = std::array::from_fn(|i| ((self.q[i] >> 4) as i8 | fifth(i + 16)).wrapping_sub(16));
+        let (mut low, mut high) = ([0; 16], [0; 16]);
+        for i in 0..16 {
+            let fifth = |at: usize| ((bits >> at & 1) << 4) as i8;
+            low[i] = ((self.q[i] & 15) as i8 | fifth(i)).wrapping_sub(16);
+            high[i] = ((self.q[i] >> 4) as i8 | fifth(i + 16)).wrapping_sub(16);
+        }
         [L::mul(d, L::bytes(&low)), L::mul(d, L::bytes(&high))]
     }
 }
@@ -48,27 +51,41 @@ impl Block for BlockQ8_0 {
     #[inline(always)]
     fn weights<L: Lanes>(&self) -> [L::V; 2] {
         let d = L::splat(L::half(self.d));
-        halves(&self.q).map(|q| L::mul(d, L::bytes(q)))
+        let [low, high] = halves(&self.q);
+        [L::mul(d, L::bytes(low)), L::mul(d, L::bytes(high))]
     }
 }
 
 impl Block for BlockF32 {
     #[inline(always)]
     fn weights<L: Lanes>(&self) -> [L::V; 2] {
-        halves(&self.w).map(|w| L::load(&w.map(f32::from_le_bytes)))
+        let [low, high] = halves(&self.w);
+        [L::floats(low), L::floats(high)]
     }
 }
 
 impl Block for BlockF16 {
     #[inline(always)]
     fn weights<L: Lanes>(&self) -> [L::V; 2] {
-        halves(&self.w).map(|w| L::halves(w))
+        let [low, high] = halves(&self.w);
+        [L::halves(low), L::halves(high)]
     }
+}
+
+/// Sixteen bfloat16 as floats.
+#[inline(always)]
+fn brain<L: Lanes>(from: &[[u8; 2]; 16]) -> L::V {
+    let mut floats = [0.0; 16];
+    for i in 0..16 {
+        floats[i] = f32::from_bits(u32::from(u16::from_le_bytes(from[i])) << 16);
+    }
+    L::load(&floats)
 }
 
 impl Block for BlockBf16 {
     #[inline(always)]
     fn weights<L: Lanes>(&self) -> [L::V; 2] {
-        halves(&self.w).map(|w| L::load(&w.map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))))
+        let [low, high] = halves(&self.w);
+        [brain::<L>(low), brain::<L>(high)]
     }
 }

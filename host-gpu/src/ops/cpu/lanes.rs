@@ -2,7 +2,8 @@
 //!
 //! A kernel is written once over [`Lanes`] and compiled once for each code path. The methods of
 //! [`Avx512`] and [`Avx2`] may be inlined only into functions that enable those features; only
-//! `ops::cpu` names such functions, after it asked the processor.
+//! `ops::cpu` names such functions, after it asked the processor. A closure does not count as such
+//! a function: kernels use loops where `map` or `from_fn` would read better.
 
 #![expect(unsafe_code, reason = "vendor intrinsics; each is one instruction on values or checked arrays")]
 
@@ -33,6 +34,15 @@ pub trait Lanes: Copy {
     fn bytes(q: &[i8; 16]) -> Self::V;
     /// Sixteen f16 as floats.
     fn halves(h: &[[u8; 2]; 16]) -> Self::V;
+    /// Sixteen little-endian floats, wherever they stand.
+    #[inline(always)]
+    fn floats(from: &[[u8; 4]; 16]) -> Self::V {
+        let mut floats = [0.0; LANES];
+        for i in 0..LANES {
+            floats[i] = f32::from_le_bytes(from[i]);
+        }
+        Self::load(&floats)
+    }
     /// One f16 as a float.
     fn half(h: [u8; 2]) -> f32;
     /// `a * b + c` on single floats, rounded as `fma` does.
@@ -245,6 +255,20 @@ mod x86 {
         }
     }
 
+    /// Sixteen bytes as floats, times `d` plus `m`.
+    ///
+    /// # Safety
+    /// The processor must have AVX2 and FMA.
+    #[inline(always)]
+    unsafe fn spread(n: __m128i, d: __m256, m: __m256) -> [__m256; 2] {
+        // SAFETY: values only; the caller vouches for the features.
+        unsafe {
+            let first = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(n));
+            let second = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(n)));
+            [_mm256_fmadd_ps(first, d, m), _mm256_fmadd_ps(second, d, m)]
+        }
+    }
+
     // SAFETY of every block below: this type is named only inside functions that enable avx2,
     // fma and f16c; loads and stores are unaligned ones on arrays long enough.
     impl Lanes for Avx2 {
@@ -304,11 +328,7 @@ mod x86 {
                 let mask = _mm_set1_epi8(15);
                 let low = _mm_and_si128(all, mask);
                 let high = _mm_and_si128(_mm_srli_epi16::<4>(all), mask);
-                [low, high].map(|n| {
-                    let first = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(n));
-                    let second = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(n)));
-                    [_mm256_fmadd_ps(first, d, m), _mm256_fmadd_ps(second, d, m)]
-                })
+                [spread(low, d, m), spread(high, d, m)]
             }
         }
 

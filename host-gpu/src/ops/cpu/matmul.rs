@@ -275,11 +275,14 @@ fn product<L: Lanes, const R: usize, const T: usize>(
 ) -> [[f32; T]; R] {
     let mut sums = [[L::splat(0.0); T]; R];
     for (w, x) in w.iter().zip(x) {
-        let w: [L::V; R] = std::array::from_fn(|r| L::load(&w[r]));
+        let mut rows = [L::splat(0.0); R];
+        for r in 0..R {
+            rows[r] = L::load(&w[r]);
+        }
         for t in 0..T {
             let x = L::load(&x[t]);
             for r in 0..R {
-                sums[r][t] = L::fma(w[r], x, sums[r][t]);
+                sums[r][t] = L::fma(rows[r], x, sums[r][t]);
             }
         }
     }
