@@ -53,7 +53,7 @@ pub enum Prompt {
 /// Filters apply in the order of the fields `top_k`, `top_p`, `min_p`; then the temperature.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// 0 is greedy; 1 samples what the model says; higher is wilder. At most 100.
+    /// 0 is greedy; 1 samples what the model says; higher is wilder. At most 2.
     pub temperature: f32,
     /// Keep this many of the likeliest tokens; 0 keeps all.
     pub top_k: u32,
@@ -81,7 +81,7 @@ impl Sampling {
                 Err(Refusal::Invalid(format!("{name} is {value}; give {low} to {high}")))
             }
         };
-        in_range("temperature", self.temperature, 0.0, 100.0)?;
+        in_range("temperature", self.temperature, 0.0, 2.0)?;
         in_range("top_p", self.top_p, f32::MIN_POSITIVE, 1.0)?;
         in_range("min_p", self.min_p, 0.0, 1.0)
     }

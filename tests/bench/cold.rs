@@ -66,6 +66,8 @@ fn add(report: &mut Report, state: &str, runs: &[Run]) {
 
 /// Asks once, and leaves after the first token.
 fn ask(hob: &Hob) -> Result<Run> {
+    // The engine is to be idle: the one that left before is noticed at the end of a step.
+    std::thread::sleep(Duration::from_millis(50));
     let mut connection = Connection::open(hob.address());
     let asked = Instant::now();
     connection.post("/chat", QUESTION);

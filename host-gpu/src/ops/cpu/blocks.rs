@@ -28,7 +28,8 @@ impl Block for BlockQ4_0 {
 impl Block for BlockQ4_1 {
     #[inline(always)]
     fn weights<L: Lanes>(&self) -> [L::V; 2] {
-        L::nibbles(&self.q, L::half(self.d), L::half(self.m))
+        let [d, m] = L::two_halves([self.d, self.m]);
+        L::nibbles(&self.q, d, m)
     }
 }
 

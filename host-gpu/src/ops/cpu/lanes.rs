@@ -45,8 +45,12 @@ pub trait Lanes: Copy {
     }
     /// One f16 as a float.
     fn half(h: [u8; 2]) -> f32;
+    /// Two f16 that stand side by side as floats.
+    fn two_halves(h: [[u8; 2]; 2]) -> [f32; 2];
     /// `a * b + c` on single floats, rounded as `fma` does.
     fn fma1(a: f32, b: f32, c: f32) -> f32;
+    /// Asks for the cache line at `address`, which may be any number: nothing is read.
+    fn prefetch(address: *const u8);
 }
 
 /// Plain arrays: any processor.
@@ -121,9 +125,17 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn two_halves(h: [[u8; 2]; 2]) -> [f32; 2] {
+        [Self::half(h[0]), Self::half(h[1])]
+    }
+
+    #[inline(always)]
     fn fma1(a: f32, b: f32, c: f32) -> f32 {
         a * b + c
     }
+
+    #[inline(always)]
+    fn prefetch(_: *const u8) {}
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -151,6 +163,20 @@ mod x86 {
         let bits = i32::from(u16::from_le_bytes(h));
         // SAFETY: values only; the caller vouches for the features.
         unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits))) }
+    }
+
+    /// Two f16 to floats with one conversion.
+    ///
+    /// # Safety
+    /// The processor must have F16C.
+    #[inline(always)]
+    unsafe fn two_halves_to_f32(h: [[u8; 2]; 2]) -> [f32; 2] {
+        let bits = i32::from_le_bytes([h[0][0], h[0][1], h[1][0], h[1][1]]);
+        // SAFETY: values only; the caller vouches for the features.
+        unsafe {
+            let both = _mm_cvtph_ps(_mm_cvtsi32_si128(bits));
+            [_mm_cvtss_f32(both), _mm_cvtss_f32(_mm_movehdup_ps(both))]
+        }
     }
 
     /// The sum of eight lanes: halves, then quarters, then neighbours.
@@ -250,8 +276,20 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn two_halves(h: [[u8; 2]; 2]) -> [f32; 2] {
+            // SAFETY: as said above.
+            unsafe { two_halves_to_f32(h) }
+        }
+
+        #[inline(always)]
         fn fma1(a: f32, b: f32, c: f32) -> f32 {
             a.mul_add(b, c)
+        }
+
+        #[inline(always)]
+        fn prefetch(address: *const u8) {
+            // SAFETY: as said above; a prefetch of an address that is not mapped does nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
         }
     }
 
@@ -360,8 +398,20 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn two_halves(h: [[u8; 2]; 2]) -> [f32; 2] {
+            // SAFETY: as said above.
+            unsafe { two_halves_to_f32(h) }
+        }
+
+        #[inline(always)]
         fn fma1(a: f32, b: f32, c: f32) -> f32 {
             a.mul_add(b, c)
+        }
+
+        #[inline(always)]
+        fn prefetch(address: *const u8) {
+            // SAFETY: as said above; a prefetch of an address that is not mapped does nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
         }
     }
 }

@@ -16,6 +16,10 @@ use std::ops::Range;
 
 /// Weights of about this many entries are one chunk of work: some microseconds.
 const CHUNK_WEIGHTS: usize = 32 * 1024;
+/// Of more weights than this a chunk never is.
+const CHUNK_WEIGHTS_MAX: usize = 256 * 1024;
+/// Bytes that a prefetch brings.
+const CACHE_LINE: usize = 64;
 /// Up to this many tokens are multiplied without a panel.
 const DIRECT_TOKENS: usize = 4;
 
@@ -199,7 +203,14 @@ fn direct<L: Lanes, B: Block, const R: usize, const T: usize>(
     let w: [&[B]; R] = std::array::from_fn(|r| &blocks[r * per_row..][..per_row]);
     let x: [&[[f32; 32]]; T] = std::array::from_fn(|t| &x[t * per_row * 32..].as_chunks::<32>().0[..per_row]);
     let mut sums = [[L::splat(0.0); T]; R];
+    // The rows of a group are short, so the processor does not see that the next group follows.
+    let step = R * size_of::<B>();
+    let mut ahead = blocks.as_ptr_range().end.cast::<u8>();
     for k in 0..per_row {
+        for line in 0..step.div_ceil(CACHE_LINE) {
+            L::prefetch(ahead.wrapping_add(line * CACHE_LINE));
+        }
+        ahead = ahead.wrapping_add(step);
         for r in 0..R {
             let [first, second] = w[r][k].weights::<L>();
             for t in 0..T {
@@ -289,9 +300,11 @@ fn product<L: Lanes, const R: usize, const T: usize>(
     lane_sums::<L, R, T>(&sums)
 }
 
-/// Rows of a chunk of work on a matrix of `cols` inputs.
-fn chunk_rows(cols: usize) -> usize {
-    (CHUNK_WEIGHTS / cols).next_multiple_of(8).max(8)
+/// Rows of a chunk of work on `rows` rows of `cols` inputs: large matrices get larger chunks, whose
+/// beginning, which nothing prefetched, weighs less.
+fn chunk_rows(rows: usize, cols: usize) -> usize {
+    let weights = (rows * cols / 128).clamp(CHUNK_WEIGHTS, CHUNK_WEIGHTS_MAX);
+    (weights / cols).next_multiple_of(8).max(8)
 }
 
 impl Cpu {
@@ -305,7 +318,7 @@ impl Cpu {
     pub fn matmul(self, pool: &mut Pool, weights: &[Matrix<'_>], x: &Input<'_>, add: bool, out: &mut [f32]) {
         let width = weights.iter().map(|w| w.rows).sum();
         assert!(out.len() == x.tokens() * width, "a row for each token");
-        pool.columns(out, width, chunk_rows(x.cols), |mut view| {
+        pool.columns(out, width, chunk_rows(width, x.cols), |mut view| {
             SCRATCH.with_borrow_mut(|Scratch { panel, first: part, .. }| {
                 let mut begin = 0;
                 for w in weights {
@@ -324,7 +337,7 @@ impl Cpu {
     /// `out[t] = silu(gate x[t]) * (up x[t])`; out (tokens, rows).
     pub fn matmul_gated(self, pool: &mut Pool, gate: Matrix<'_>, up: Matrix<'_>, x: &Input<'_>, out: &mut [f32]) {
         assert!(gate.rows == up.rows && out.len() == x.tokens() * gate.rows, "shapes agree");
-        pool.columns(out, gate.rows, chunk_rows(x.cols), |mut view| {
+        pool.columns(out, gate.rows, chunk_rows(gate.rows, x.cols), |mut view| {
             SCRATCH.with_borrow_mut(|Scratch { panel, first, second }| {
                 let rows = view.range();
                 self.product(gate, rows.clone(), x, panel, first);
