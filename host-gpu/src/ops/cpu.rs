@@ -59,6 +59,9 @@ impl CodePath {
     }
 }
 
+/// The other size of a tile of tokens, on paths whose full tile is larger.
+pub const SMALL_TILE: usize = 4;
+
 /// A code path that this processor was asked for and has.
 #[derive(Clone, Copy, Debug)]
 pub struct Cpu {
@@ -88,12 +91,15 @@ impl Cpu {
         self.path
     }
 
-    /// How many tokens a tile of the matrix product has on this path.
-    pub fn tile_tokens(self) -> usize {
-        match self.path {
+    /// How many tokens a tile of the matrix product has for `tokens` tokens: what fits the path's
+    /// registers, or [`SMALL_TILE`] where that leaves fewer places empty.
+    pub fn tile_tokens(self, tokens: usize) -> usize {
+        let full = match self.path {
             CodePath::Avx512 => 6,
-            CodePath::Avx2 | CodePath::Portable => 2,
-        }
+            CodePath::Avx2 | CodePath::Portable => return 2,
+        };
+        let places = |tile: usize| tokens.next_multiple_of(tile);
+        if places(SMALL_TILE) < places(full) { SMALL_TILE } else { full }
     }
 
     /// Runs `task` compiled for the path.

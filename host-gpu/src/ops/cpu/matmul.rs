@@ -8,7 +8,7 @@
 
 use super::blocks::Block;
 use super::lanes::{LANES, Lanes};
-use super::{Cpu, Task};
+use super::{Cpu, SMALL_TILE, Task};
 use crate::format::quant::*;
 use crate::ops::pool::{Pool, View};
 use std::cell::RefCell;
@@ -53,8 +53,10 @@ impl<'a> Matrix<'a> {
 pub struct Input<'a> {
     rows: &'a [f32],
     cols: usize,
-    /// (tiles, cols / 16, tile tokens, 16); empty for few tokens.
+    /// (tiles, cols / 16, tile, 16); empty for few tokens.
     packed: &'a [f32],
+    /// Tokens in a tile.
+    tile: usize,
 }
 
 impl<'a> Input<'a> {
@@ -63,9 +65,9 @@ impl<'a> Input<'a> {
         assert!(cols.is_multiple_of(32) && rows.len().is_multiple_of(cols), "whole rows");
         let tokens = rows.len() / cols;
         if tokens <= DIRECT_TOKENS {
-            return Self { rows, cols, packed: &[] };
+            return Self { rows, cols, packed: &[], tile: 1 };
         }
-        let tile = cpu.tile_tokens();
+        let tile = cpu.tile_tokens(tokens);
         scratch.resize(tokens.div_ceil(tile) * tile * cols, 0.0);
         pool.rows(scratch, tile * cols, |n, out| {
             for (step, group) in out.as_chunks_mut::<LANES>().0.chunks_mut(tile).enumerate() {
@@ -78,7 +80,7 @@ impl<'a> Input<'a> {
                 }
             }
         });
-        Self { rows, cols, packed: scratch }
+        Self { rows, cols, packed: scratch, tile }
     }
 
     fn tokens(&self) -> usize {
@@ -132,8 +134,11 @@ impl Product<'_> {
             let x: &[f32] = self.x.rows;
             direct_all::<L, B>(blocks, per_row, x, self.part);
         } else {
-            let rows = self.rows.len();
-            panel_all::<L, B, R, T>(blocks, per_row, rows, self.x, self.panel, self.part);
+            let (rows, x) = (self.rows.len(), self.x);
+            match x.tile {
+                SMALL_TILE => panel_all::<L, B, R, SMALL_TILE>(blocks, per_row, rows, x, self.panel, self.part),
+                _ => panel_all::<L, B, R, T>(blocks, per_row, rows, x, self.panel, self.part),
+            }
         }
     }
 }
