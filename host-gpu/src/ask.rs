@@ -63,11 +63,31 @@ pub struct Sampling {
     pub min_p: f32,
     /// Same seed, same text, whatever else runs; `None` draws one.
     pub seed: Option<u64>,
+    /// What holds back tokens that were there before; applied first.
+    pub penalties: Penalties,
+}
+
+/// How much tokens that were there before are held back. The default does nothing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Penalties {
+    /// Divides the positive logits, and multiplies the negative ones, of tokens in the prompt or the text
+    /// (CTRL, arXiv 1909.05858, section 4.1); over 0 up to 2, 1 does nothing.
+    pub repetition: f32,
+    /// Taken from the logits of tokens that were generated before; -2 to 2, as in OpenAI's API.
+    pub presence: f32,
+    /// Taken for each time that the token was generated before; -2 to 2, as in OpenAI's API.
+    pub frequency: f32,
+}
+
+impl Default for Penalties {
+    fn default() -> Self {
+        Self { repetition: 1.0, presence: 0.0, frequency: 0.0 }
+    }
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: None }
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: None, penalties: Penalties::default() }
     }
 }
 
@@ -83,7 +103,10 @@ impl Sampling {
         };
         in_range("temperature", self.temperature, 0.0, 2.0)?;
         in_range("top_p", self.top_p, f32::MIN_POSITIVE, 1.0)?;
-        in_range("min_p", self.min_p, 0.0, 1.0)
+        in_range("min_p", self.min_p, 0.0, 1.0)?;
+        in_range("repetition penalty", self.penalties.repetition, f32::MIN_POSITIVE, 2.0)?;
+        in_range("presence penalty", self.penalties.presence, -2.0, 2.0)?;
+        in_range("frequency penalty", self.penalties.frequency, -2.0, 2.0)
     }
 }
 
@@ -97,6 +120,10 @@ pub struct Ask {
     pub max_tokens: Option<u32>,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// Added to the logits of these tokens, -100 to 100 each; -100 all but forbids a token.
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// Report the log-probability of each token chosen, and of this many of the likeliest; at most 20.
+    pub logprobs: Option<u32>,
     /// Generation ends before the first of these texts; they are never emitted.
     pub stop: Vec<String>,
     /// Whom this is for. KV memory is cleared before it passes from one account to another.
@@ -106,7 +133,37 @@ pub struct Ask {
 impl Ask {
     /// Asks to continue `prompt` greedily until the model stops.
     pub fn new(prompt: Prompt) -> Self {
-        Self { prompt, max_tokens: None, sampling: Sampling::default(), stop: Vec::new(), account: 0 }
+        Self {
+            prompt,
+            max_tokens: None,
+            sampling: Sampling::default(),
+            logit_bias: Vec::new(),
+            logprobs: None,
+            stop: Vec::new(),
+            account: 0,
+        }
+    }
+}
+
+/// Most of the likeliest tokens that can be reported.
+const MAX_LOGPROBS: u32 = 20;
+
+impl Ask {
+    /// Whether each value is in its range, for a vocabulary of `vocab` tokens.
+    pub(crate) fn check(&self, vocab: usize) -> Result<(), Refusal> {
+        self.sampling.check()?;
+        for (id, bias) in &self.logit_bias {
+            if id.0 as usize >= vocab || !(-100.0..=100.0).contains(bias) {
+                let why = format!("logit bias {bias} of token {}; give -100 to 100 to tokens below {vocab}", id.0);
+                return Err(Refusal::Invalid(why));
+            }
+        }
+        match self.logprobs {
+            Some(n) if n > MAX_LOGPROBS => {
+                Err(Refusal::Invalid(format!("{n} logprobs; at most {MAX_LOGPROBS} are reported")))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

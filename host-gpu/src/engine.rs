@@ -3,7 +3,7 @@
 //! One thread owns the device and runs batches (`worker`); handles send it sequences and read
 //! their tokens. Nothing here blocks: a full queue is a refusal.
 
-use crate::ask::{Refusal, Sampling, TokenId};
+use crate::ask::{Ask, Refusal, TokenId};
 use crate::kv::Arena;
 use crate::model::forward::Compute;
 use crate::model::{Loaded, Model, ModelSource};
@@ -137,10 +137,8 @@ pub struct Engine {
 pub(crate) struct Submission {
     pub(crate) loaded: Arc<Loaded>,
     pub(crate) prompt: Vec<TokenId>,
-    pub(crate) max_tokens: Option<u32>,
-    pub(crate) sampling: Sampling,
-    pub(crate) stop: Vec<String>,
-    pub(crate) account: u64,
+    /// The rest of it; its own prompt has become `prompt`.
+    pub(crate) ask: Ask,
 }
 
 impl Engine {

@@ -177,15 +177,16 @@ impl Model {
     ///
     /// # Errors
     /// `Invalid` and `TooLong` are final; `Busy` says when to retry.
-    pub fn generate(&self, ask: Ask) -> Result<Tokens, Refusal> {
-        ask.sampling.check()?;
+    pub fn generate(&self, mut ask: Ask) -> Result<Tokens, Refusal> {
+        ask.check(self.loaded.config.vocab)?;
         if ask.max_tokens == Some(0) {
             return Err(Refusal::Invalid("max_tokens is 0; give 1 or more".into()));
         }
         if ask.stop.iter().any(String::is_empty) {
             return Err(Refusal::Invalid("a stop text is empty; leave it out".into()));
         }
-        let prompt = self.loaded.prompt_tokens(ask.prompt)?;
+        let prompt = std::mem::replace(&mut ask.prompt, Prompt::Tokens(Vec::new()));
+        let prompt = self.loaded.prompt_tokens(prompt)?;
         if prompt.is_empty() {
             return Err(Refusal::Invalid("the prompt is empty; give at least one token".into()));
         }
@@ -194,14 +195,7 @@ impl Model {
             let needed = u32::try_from(prompt.len() + 1).unwrap_or(u32::MAX);
             return Err(Refusal::TooLong { needed, available: most as u32 });
         }
-        self.engine.submit(Submission {
-            loaded: self.loaded.clone(),
-            prompt,
-            max_tokens: ask.max_tokens,
-            sampling: ask.sampling,
-            stop: ask.stop,
-            account: ask.account,
-        })
+        self.engine.submit(Submission { loaded: self.loaded.clone(), prompt, ask })
     }
 
     /// The log-probabilities of what follows each of `tokens`, for evaluation and tests.

@@ -3,24 +3,52 @@
 //! The draw for token `n` of a sequence depends on the seed, `n` and the logits only: the same seed
 //! gives the same text whatever else is in the batch.
 
-use crate::ask::{Sampling, TokenId};
+use std::collections::HashMap;
+
+use crate::ask::{Ask, Penalties, Sampling, TokenId};
+use crate::tokens::Logprob;
 
 /// Chooses the tokens of one sequence.
 #[derive(Debug)]
 pub(crate) struct Sampler {
     options: Sampling,
+    bias: Vec<(TokenId, f32)>,
+    logprobs: Option<u32>,
     seed: u64,
     drawn: u64,
+    /// How often each token that was there before was generated; 0 if it was in the prompt only.
+    seen: HashMap<u32, u32>,
+    /// The logits after penalties and bias.
+    adjusted: Vec<f32>,
 }
 
 impl Sampler {
-    /// `fresh` is the seed where the options name none.
-    pub(crate) fn new(options: Sampling, fresh: u64) -> Self {
-        Self { options, seed: options.seed.unwrap_or(fresh), drawn: 0 }
+    /// For what `ask` wants, after the tokens of `prompt`; `fresh` is the seed where it names none.
+    pub(crate) fn new(ask: &Ask, prompt: &[TokenId], fresh: u64) -> Self {
+        let seen = match ask.sampling.penalties == Penalties::default() {
+            true => HashMap::new(),
+            false => prompt.iter().map(|id| (id.0, 0)).collect(),
+        };
+        Self {
+            options: ask.sampling,
+            bias: ask.logit_bias.clone(),
+            logprobs: ask.logprobs,
+            seed: ask.sampling.seed.unwrap_or(fresh),
+            drawn: 0,
+            seen,
+            adjusted: Vec::new(),
+        }
     }
 
     /// The next token, given one logit for each token of the vocabulary.
     pub(crate) fn choose(&mut self, logits: &[f32]) -> TokenId {
+        let penalised = self.options.penalties != Penalties::default();
+        let logits = if penalised || !self.bias.is_empty() {
+            self.adjust(logits);
+            &self.adjusted
+        } else {
+            logits
+        };
         let chosen = if self.options.temperature == 0.0 {
             likeliest(logits)
         } else {
@@ -28,7 +56,37 @@ impl Sampler {
             sample(logits, &self.options, draw)
         };
         self.drawn += 1;
+        if penalised {
+            *self.seen.entry(chosen as u32).or_default() += 1;
+        }
         TokenId(chosen as u32)
+    }
+
+    /// What the model itself, before penalties, bias and filters, thought of `chosen` and of the likeliest.
+    pub(crate) fn logprob(&self, logits: &[f32], chosen: TokenId) -> Option<Logprob> {
+        let n = self.logprobs? as usize;
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|logit| f64::from(logit - max).exp()).sum();
+        let of = |id: usize| (f64::from(logits[id]) - f64::from(max) - sum.ln()) as f32;
+        let top = largest(logits, n).into_iter().map(|id| (TokenId(id as u32), of(id))).collect();
+        Some(Logprob { id: chosen, logprob: of(chosen.0 as usize), top })
+    }
+
+    fn adjust(&mut self, logits: &[f32]) {
+        self.adjusted.clear();
+        self.adjusted.extend_from_slice(logits);
+        let Penalties { repetition, presence, frequency } = self.options.penalties;
+        for (id, times) in &self.seen {
+            // The ids come from this vocabulary: a prompt's are checked, the others were chosen here.
+            let logit = &mut self.adjusted[*id as usize];
+            *logit = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
+            if *times > 0 {
+                *logit -= presence + frequency * *times as f32;
+            }
+        }
+        for (id, bias) in &self.bias {
+            self.adjusted[id.0 as usize] += bias;
+        }
     }
 }
 
@@ -38,16 +96,20 @@ fn likeliest(logits: &[f32]) -> usize {
     logits.iter().position(|l| *l == max).unwrap_or(0)
 }
 
-fn sample(logits: &[f32], options: &Sampling, draw: f64) -> usize {
-    // Largest first; equal ones by index, so that the order is always the same.
+/// The indices of the `n` largest, largest first; equal ones by index, so that the order is always the same.
+fn largest(logits: &[f32], n: usize) -> Vec<usize> {
     let order = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
     let mut kept: Vec<usize> = (0..logits.len()).collect();
-    let k = options.top_k as usize;
-    if k > 0 && k < kept.len() {
-        kept.select_nth_unstable_by(k - 1, order);
-        kept.truncate(k);
+    if n < kept.len() {
+        kept.select_nth_unstable_by(n, order);
+        kept.truncate(n);
     }
     kept.sort_unstable_by(order);
+    kept
+}
+
+fn sample(logits: &[f32], options: &Sampling, draw: f64) -> usize {
+    let mut kept = largest(logits, if options.top_k == 0 { logits.len() } else { options.top_k as usize });
     let max = logits[kept[0]];
     if options.top_p < 1.0 {
         let p = weights(logits, &kept, max, 1.0);
@@ -88,10 +150,16 @@ fn uniform(seed: u64, n: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ask::Prompt;
+
+    fn sampler(options: Sampling) -> Sampler {
+        let ask = Ask { sampling: options, ..Ask::new(Prompt::Raw(String::new())) };
+        Sampler::new(&ask, &[], 7)
+    }
 
     fn counts(options: Sampling, logits: &[f32]) -> Vec<usize> {
         let mut counts = vec![0; logits.len()];
-        let mut sampler = Sampler::new(options, 7);
+        let mut sampler = sampler(options);
         for _ in 0..10_000 {
             counts[sampler.choose(logits).0 as usize] += 1;
         }
@@ -131,9 +199,47 @@ mod tests {
     fn a_seed_is_a_text() {
         let options = Sampling { temperature: 1.0, seed: Some(3), ..Sampling::default() };
         let run = |fresh| {
-            let mut s = Sampler::new(options, fresh);
+            let mut s = Sampler::new(&Ask { sampling: options, ..Ask::new(Prompt::Raw(String::new())) }, &[], fresh);
             (0..50).map(|_| s.choose(&LOGITS)).collect::<Vec<_>>()
         };
         assert_eq!(run(1), run(2));
+    }
+
+    #[test]
+    fn penalties_hold_back_what_was_there() {
+        let with = |penalties| sampler(Sampling { penalties, ..Sampling::default() });
+        let greedy = |mut s: Sampler| (0..5).map(|_| s.choose(&LOGITS).0).collect::<Vec<_>>();
+        let none = Penalties::default();
+        assert_eq!(greedy(with(none)), [1; 5]);
+        assert_eq!(greedy(with(Penalties { presence: 1.5, ..none })), [1, 3, 2, 1, 1], "each is held back once");
+        assert_eq!(greedy(with(Penalties { frequency: 0.9, ..none })), [1, 3, 1, 3, 2], "and again each time");
+        let ask = Ask {
+            sampling: Sampling { penalties: Penalties { repetition: 2.0, ..none }, ..Sampling::default() },
+            ..Ask::new(Prompt::Raw(String::new()))
+        };
+        let after_prompt = Sampler::new(&ask, &[TokenId(1)], 7).choose(&LOGITS);
+        assert_eq!(after_prompt, TokenId(3), "the prompt counts for repetition");
+    }
+
+    #[test]
+    fn bias_forbids_and_prefers_and_logprobs_are_the_models_own() {
+        let mut ask = Ask::new(Prompt::Raw(String::new()));
+        ask.logit_bias = vec![(TokenId(1), -100.0), (TokenId(0), 1.9), (TokenId(3), -1.5)];
+        ask.logprobs = Some(2);
+        ask.check(4).unwrap();
+        let mut sampler = Sampler::new(&ask, &[], 7);
+        let chosen = sampler.choose(&LOGITS);
+        assert_eq!(chosen, TokenId(0));
+        let Logprob { logprob, top, .. } = sampler.logprob(&LOGITS, chosen).unwrap();
+        let total: f64 = LOGITS.iter().map(|l| f64::from(*l).exp()).sum();
+        assert!((f64::from(logprob) + total.ln()).abs() < 1e-6, "{logprob}");
+        assert_eq!(top.iter().map(|(id, _)| id.0).collect::<Vec<_>>(), [1, 3]);
+        assert!((f64::from(top[0].1) - (2.0 - total.ln())).abs() < 1e-6);
+        ask.logit_bias = vec![(TokenId(4), 0.0)];
+        assert!(ask.check(4).is_err(), "not in the vocabulary");
+        ask.logit_bias = vec![(TokenId(0), 101.0)];
+        assert!(ask.check(4).is_err());
+        ask = Ask { logprobs: Some(21), ..Ask::new(Prompt::Raw(String::new())) };
+        assert!(ask.check(4).is_err());
     }
 }

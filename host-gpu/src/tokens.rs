@@ -4,7 +4,7 @@
 //! The engine never waits for a reader. Text that nobody has read yet is joined into one piece, so
 //! a slow reader gets fewer, longer pieces, and what waits is never more than one answer.
 
-use crate::ask::Refusal;
+use crate::ask::{Refusal, TokenId};
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,9 +53,21 @@ pub struct Timing {
     pub decode: Duration,
 }
 
+/// What the model thought of one token it could choose, before penalties, bias and filters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprob {
+    /// The token that was chosen.
+    pub id: TokenId,
+    /// The natural logarithm of its probability.
+    pub logprob: f32,
+    /// The likeliest tokens and theirs, the likeliest first.
+    pub top: Vec<(TokenId, f32)>,
+}
+
 #[derive(Default)]
 struct State {
     text: String,
+    logprobs: Vec<Logprob>,
     end: Option<Event>,
     waker: Option<Waker>,
     usage: Usage,
@@ -103,6 +115,11 @@ impl Tokens {
     /// Waits for the next event. Cancel safe: nothing is lost if the future is dropped.
     pub async fn next(&mut self) -> Event {
         poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// The log-probabilities of the tokens chosen since the last call, if they were asked for.
+    pub fn take_logprobs(&mut self) -> Vec<Logprob> {
+        std::mem::take(&mut self.channel.lock().logprobs)
     }
 
     /// What was computed so far.
@@ -163,6 +180,11 @@ impl Writer {
         if !text.is_empty() {
             Self::wake(state);
         }
+    }
+
+    /// Adds what the model thought of the token chosen last; before the token's text.
+    pub(crate) fn logprob(&self, logprob: Logprob) {
+        self.channel.lock().logprobs.push(logprob);
     }
 
     /// Ends the tokens.

@@ -34,14 +34,14 @@ impl Job {
     pub(super) fn new(s: Submission, writer: Writer, now: Instant) -> Self {
         Self {
             prompt: s.prompt.len(),
-            sampler: Sampler::new(s.sampling, RandomState::new().hash_one(0u8)),
+            sampler: Sampler::new(&s.ask, &s.prompt, RandomState::new().hash_one(0u8)),
             loaded: s.loaded,
             tokens: s.prompt,
-            account: s.account,
-            max_tokens: s.max_tokens.map(|max| max as usize),
+            account: s.ask.account,
+            max_tokens: s.ask.max_tokens.map(|max| max as usize),
             writer,
             utf8: Utf8::default(),
-            stop: StopFilter::new(s.stop),
+            stop: StopFilter::new(s.ask.stop),
             usage: Usage::default(),
             timing: Timing::default(),
             submitted: now,
@@ -79,6 +79,9 @@ impl Job {
     /// Chooses the next token; gives how the sequence ends, if it does.
     pub(super) fn choose(&mut self, logits: &[f32], now: Instant) -> Option<Finish> {
         let id = self.sampler.choose(logits);
+        if let Some(logprob) = self.sampler.logprob(logits, id) {
+            self.writer.logprob(logprob);
+        }
         let first = *self.first.get_or_insert(now);
         self.timing.first_token = Some(first - self.submitted);
         self.timing.decode = now - first;
