@@ -1,4 +1,4 @@
-//! `hob models pull` and `hob models list`
+//! `hob models pull`, `list` and `show`
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -22,6 +22,11 @@ pub enum Command {
     },
     /// List the models that are here, and those that can be pulled
     List,
+    /// Show what is known about a model
+    Show {
+        /// The model
+        name: ModelName,
+    },
 }
 
 pub fn run(data: DataDir, command: Command) -> anyhow::Result<()> {
@@ -29,13 +34,14 @@ pub fn run(data: DataDir, command: Command) -> anyhow::Result<()> {
     match command {
         Command::Pull { name, index } => pull(&store, &name, &index),
         Command::List => list(&store),
+        Command::Show { name } => show(&store, &name),
     }
 }
 
 fn pull(store: &ModelStore, name: &ModelName, index: &str) -> anyhow::Result<()> {
     let bar = ProgressBar::new(0).with_style(
         ProgressStyle::with_template(
-            "{msg:12} {wide_bar:.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}",
+            "{msg:16} {wide_bar:.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}",
         )
         .expect("the template is written here"),
     );
@@ -83,5 +89,30 @@ fn list(store: &ModelStore) -> anyhow::Result<()> {
         }
     }
     table(["NAME", "SIZE", "DIGEST", "WHAT", "PULLED"], &rows);
+    Ok(())
+}
+
+fn show(store: &ModelStore, name: &ModelName) -> anyhow::Result<()> {
+    let manifest = store.get(name)?;
+    let info = hob_gpu::inspect(&store.blob(&manifest.digest))?;
+    let rows = [
+        ("architecture", info.architecture),
+        ("parameters", format!("{:.1} M", info.parameters as f64 / 1e6)),
+        ("layers", info.layers.to_string()),
+        ("quantisation", info.quantization),
+        ("weights", size(info.weight_bytes)),
+        ("context", format!("{} tokens", info.context_tokens)),
+        ("vocabulary", format!("{} tokens", info.vocab)),
+        (
+            "chat template",
+            if info.has_chat_template { "yes" } else { "no: `hob run` continues the prompt as it is" }.into(),
+        ),
+        ("file", format!("{}, {}", size(manifest.bytes), manifest.digest)),
+        ("source", manifest.source.replace(' ', "\n               ")),
+        ("pulled", ago(manifest.pulled_at)),
+    ];
+    for (what, value) in rows {
+        println!("{what:13}  {value}");
+    }
     Ok(())
 }

