@@ -26,6 +26,9 @@ impl<'m> Generation<'m> {
             top_k: None,
             top_p: None,
             min_p: None,
+            repetition_penalty: None,
+            presence_penalty: None,
+            frequency_penalty: None,
             seed: None,
             stop: Vec::new(),
         };
@@ -65,6 +68,24 @@ impl<'m> Generation<'m> {
     /// Only tokens at least `p` times as likely as the likeliest are candidates. From 0 to 1. Default 0.
     pub fn min_p(mut self, p: f32) -> Self {
         self.options.min_p = Some(p);
+        self
+    }
+
+    /// Holds back tokens that are in the prompt or the text. Above 0, up to 2; 1 does nothing. Default 1.
+    pub fn repetition_penalty(mut self, penalty: f32) -> Self {
+        self.options.repetition_penalty = Some(penalty);
+        self
+    }
+
+    /// Holds back tokens that were generated before. From -2 to 2. Default 0.
+    pub fn presence_penalty(mut self, penalty: f32) -> Self {
+        self.options.presence_penalty = Some(penalty);
+        self
+    }
+
+    /// Holds back tokens for each time they were generated before. From -2 to 2. Default 0.
+    pub fn frequency_penalty(mut self, penalty: f32) -> Self {
+        self.options.frequency_penalty = Some(penalty);
         self
     }
 

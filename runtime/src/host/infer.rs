@@ -2,7 +2,7 @@
 
 use std::task::{Context, Poll, Waker};
 
-use hob_gpu::{Ask, Event, Finish, Message, Model, Prompt, Refusal, Role, Sampling, Tokens};
+use hob_gpu::{Ask, Event, Finish, Message, Model, Penalties, Prompt, Refusal, Role, Sampling, Tokens};
 use wasmtime::Result;
 use wasmtime::component::{Linker, Resource};
 use wasmtime_wasi_io::async_trait;
@@ -193,6 +193,11 @@ fn ask(prompt: wit::Prompt, options: wit::Options) -> Result<Ask, String> {
         top_p: options.top_p.unwrap_or(default.top_p),
         min_p: options.min_p.unwrap_or(default.min_p),
         seed: options.seed,
+        penalties: Penalties {
+            repetition: options.repetition_penalty.unwrap_or(default.penalties.repetition),
+            presence: options.presence_penalty.unwrap_or(default.penalties.presence),
+            frequency: options.frequency_penalty.unwrap_or(default.penalties.frequency),
+        },
     };
     ask.max_tokens = options.max_tokens;
     ask.stop = options.stop;

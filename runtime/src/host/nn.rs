@@ -6,7 +6,7 @@
 //! | tensor | also called | type | what |
 //! |---|---|---|---|
 //! | input `0` | `prompt`, `input`; a single input of any name | `U8`, `[bytes]` | the prompt, UTF-8, special tokens obeyed |
-//! | input `1` | `options`, `metadata` | `U8`, `[bytes]` | JSON: `n-predict`, `temp`, `top-k`, `top-p`, `min-p`, `seed`, `reverse-prompt`; others are ignored |
+//! | input `1` | `options`, `metadata` | `U8`, `[bytes]` | JSON: `n-predict`, `temp`, `top-k`, `top-p`, `min-p`, `repeat-penalty`, `presence-penalty`, `frequency-penalty`, `seed`, `reverse-prompt`; others are ignored |
 //! | output `0` | | `U8`, `[bytes]` | the text, UTF-8 |
 //! | output `1` | | `U8`, `[bytes]` | JSON: `input_tokens`, `output_tokens`, `finish_reason` |
 //!
@@ -235,6 +235,9 @@ struct Options {
     top_k: Option<u32>,
     top_p: Option<f32>,
     min_p: Option<f32>,
+    repeat_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
     seed: Option<u64>,
     reverse_prompt: Option<String>,
 }
@@ -268,6 +271,10 @@ fn ask(inputs: &[(String, Tensor)]) -> Result<Ask, NnError> {
     sampling.top_k = options.top_k.unwrap_or(sampling.top_k);
     sampling.top_p = options.top_p.unwrap_or(sampling.top_p);
     sampling.min_p = options.min_p.unwrap_or(sampling.min_p);
+    let penalties = &mut sampling.penalties;
+    penalties.repetition = options.repeat_penalty.unwrap_or(penalties.repetition);
+    penalties.presence = options.presence_penalty.unwrap_or(penalties.presence);
+    penalties.frequency = options.frequency_penalty.unwrap_or(penalties.frequency);
     sampling.seed = options.seed;
     ask.stop = options.reverse_prompt.into_iter().filter(|stop| !stop.is_empty()).collect();
     Ok(ask)
