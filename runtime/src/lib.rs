@@ -16,6 +16,8 @@
 //! # }
 //! ```
 
+#![deny(unsafe_code)]
+
 pub mod api;
 pub mod cli;
 pub mod client;

@@ -1,7 +1,7 @@
 //! `cargo xtask bench [GROUP] [--json]`: measures, beside its peers where they are given.
 //!
-//! Peers are named by environment variables: `HOB_PEER_WASMTIME` (the `wasmtime` command, version 48),
-//! `HOB_PEER_LLAMA_SERVER` and `HOB_PEER_LLAMA_BENCH` (llama.cpp).
+//! Peers are named by environment variables: `HOB_PEER_WASMTIME` (the `wasmtime` command, version 48) and
+//! `HOB_PEER_LLAMA_BENCH` (llama.cpp's `llama-bench`).
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person
 
 mod cold;
