@@ -158,6 +158,23 @@ fn log_probabilities_are_within_a_thousandth() {
 }
 
 #[test]
+fn perplexity_is_that_of_f32() {
+    // As llama.cpp's perplexity tool counts: windows of 512 tokens, the second half of each is scored.
+    const WINDOW: usize = 512;
+    let model = model();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/perplexity.txt");
+    let tokens = model.tokenize(&std::fs::read_to_string(path).expect("golden files are in the repository"), false);
+    let mut losses = Vec::new();
+    for window in tokens.chunks_exact(WINDOW) {
+        let scores = model.score(window, 256).unwrap();
+        losses.extend((WINDOW / 2..WINDOW - 1).map(|n| f64::from(-scores.after(n)[window[n + 1].0 as usize])));
+    }
+    assert_eq!(losses.len(), 3 * (WINDOW / 2 - 1));
+    let perplexity = (losses.iter().sum::<f64>() / losses.len() as f64).exp();
+    assert!((perplexity - 35.787).abs() < 0.01, "{perplexity}");
+}
+
+#[test]
 fn chunks_and_code_paths_do_not_change_the_bits_or_the_meaning() {
     let model = model();
     let case = golden::<Greedy>("smollm2.greedy.f32.json").chat.remove(0);
