@@ -16,6 +16,7 @@ usage: cargo xtask COMMAND
   test            all that must hold: format, lints, docs, guests, tests
   bench [GROUP]   measure (host, cold, engine; all without a GROUP); --json for one object a line
   guests          build the examples and test guests into target/guests/out
+  fuzz TARGET [S] feed hostile files to a reader (gguf) for S seconds, 60 by default
 
 Each brings what it lacks: the compiler's wasm target, and the model (98 MB, once).";
 
@@ -29,6 +30,8 @@ fn main() -> ExitCode {
         ["demo"] => demo(),
         ["test"] => test(),
         ["bench", rest @ ..] => bench(rest),
+        ["fuzz", target] => fuzz(target, "60"),
+        ["fuzz", target, seconds] => fuzz(target, seconds),
         ["guests"] => guests::build(root()).map(drop),
         ["help" | "--help" | "-h"] | [] => {
             println!("{USAGE}");
@@ -69,6 +72,26 @@ fn test() -> Result<()> {
     step("tests", cargo().args(tests).env("HOB_TEST_DATA", data()))?;
     say(&format!("all good, in {} s", started.elapsed().as_secs()));
     Ok(())
+}
+
+/// Runs libFuzzer on a target of `tests/fuzz`; what it finds stays in its corpus between runs.
+fn fuzz(target: &str, seconds: &str) -> Result<()> {
+    if !cargo().args(["fuzz", "--version"]).output().is_ok_and(|output| output.status.success()) {
+        step("installing cargo-fuzz", cargo().args(["install", "cargo-fuzz", "--locked"]))?;
+    }
+    let fuzz = root().join("tests/fuzz");
+    let (corpus, seeds) = (fuzz.join("corpus").join(target), fuzz.join("seeds").join(target));
+    std::fs::create_dir_all(&corpus)?;
+    let mut run = cargo();
+    // Sanitizers are not stable; the compiler is the usual one all the same.
+    run.env("RUSTC_BOOTSTRAP", "1").env_remove("CARGO_TARGET_DIR").args(["fuzz", "run", "--fuzz-dir"]).arg(&fuzz);
+    run.arg(target)
+        .arg(corpus)
+        .arg(seeds)
+        .arg("--")
+        .arg(format!("-max_total_time={seconds}"))
+        .arg("-print_final_stats=1");
+    step(&format!("fuzzing {target} for {seconds} s"), &mut run)
 }
 
 /// Builds what runs, and brings the model.
