@@ -73,7 +73,7 @@ impl Report {
             return;
         }
         println!("\n{}; engine: {}\n", self.processor, if self.code_path.is_empty() { "-" } else { &self.code_path });
-        println!("{:<58} {:>12} {:<9} {:>12} {:>7}  target", "measure", "value", "unit", "peer", "ratio");
+        println!("{:<72} {:>12} {:<9} {:>12} {:>7}  target", "measure", "value", "unit", "peer", "ratio");
         for measure in &self.measures {
             let peer = measure.peer.as_ref().map_or("-".into(), |(_, value)| number(*value));
             let ratio = measure.peer.as_ref().map_or("-".into(), |(_, value)| format!("{:.2}x", measure.value / value));
@@ -82,7 +82,7 @@ impl Report {
                 format!(">= {} {met}", number(target))
             });
             let value = number(measure.value);
-            println!("{:<58} {value:>12} {:<9} {peer:>12} {ratio:>7}  {target}", measure.name, measure.unit);
+            println!("{:<72} {value:>12} {:<9} {peer:>12} {ratio:>7}  {target}", measure.name, measure.unit);
         }
     }
 
