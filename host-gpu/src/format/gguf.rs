@@ -285,6 +285,18 @@ impl Header {
             Some(_) => Err(wrong(key, "is not an array of whole numbers")),
         }
     }
+
+    /// The floats at `key`.
+    ///
+    /// # Errors
+    /// `Metadata` if it is there and no array of floats.
+    pub fn floats(&self, key: &str) -> Result<Option<&[f32]>, FormatError> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(Value::Floats(f)) => Ok(Some(f)),
+            Some(_) => Err(wrong(key, "is not an array of floats")),
+        }
+    }
 }
 
 /// A `Metadata` error.

@@ -1,0 +1,69 @@
+//! Bytes of tokens to whole characters.
+
+/// Collects the bytes of tokens and gives whole characters only.
+#[derive(Debug, Default)]
+pub struct Utf8 {
+    held: Vec<u8>,
+}
+
+impl Utf8 {
+    /// The buffer to which the next token's bytes are appended.
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.held
+    }
+
+    /// What is complete. Bytes that can never become a character turn into U+FFFD.
+    pub fn take(&mut self) -> String {
+        let mut text = String::new();
+        let mut used = 0;
+        for chunk in self.held.utf8_chunks() {
+            text.push_str(chunk.valid());
+            used += chunk.valid().len();
+            let bad = chunk.invalid();
+            if bad.is_empty() || (used + bad.len() == self.held.len() && may_grow(bad)) {
+                break;
+            }
+            text.push(char::REPLACEMENT_CHARACTER);
+            used += bad.len();
+        }
+        self.held.drain(..used);
+        text
+    }
+
+    /// What is left when nothing more comes.
+    pub fn finish(&mut self) -> String {
+        String::from_utf8_lossy(&std::mem::take(&mut self.held)).into_owned()
+    }
+}
+
+/// Whether more bytes could make `bytes` a character.
+fn may_grow(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_err_and(|e| e.error_len().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn characters_come_whole_wherever_the_bytes_are_cut() {
+        let text = "aé€🦀\u{fffd}z";
+        for size in 1..5 {
+            let mut utf8 = Utf8::default();
+            let mut got = String::new();
+            for part in text.as_bytes().chunks(size) {
+                utf8.buffer().extend_from_slice(part);
+                got.push_str(&utf8.take());
+            }
+            assert_eq!(got + &utf8.finish(), text);
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_become_replacements() {
+        let mut utf8 = Utf8::default();
+        utf8.buffer().extend_from_slice(b"a\xffb\xe2\x82");
+        assert_eq!(utf8.take(), "a\u{fffd}b");
+        assert_eq!(utf8.finish(), "\u{fffd}");
+    }
+}
