@@ -16,10 +16,12 @@ use std::ops::Range;
 
 /// Weights of about this many entries are one chunk of work: some microseconds.
 const CHUNK_WEIGHTS: usize = 32 * 1024;
-/// Of more weights than this a chunk never is.
+/// A chunk of few tokens' work may grow to this many.
 const CHUNK_WEIGHTS_MAX: usize = 256 * 1024;
 /// Bytes that a prefetch brings.
 const CACHE_LINE: usize = 64;
+/// How far ahead of the weights being decoded memory is asked for: some rows.
+const AHEAD: usize = 2048;
 /// Up to this many tokens are multiplied without a panel.
 const DIRECT_TOKENS: usize = 4;
 
@@ -252,8 +254,13 @@ fn panel_all<L: Lanes, B: Block, const R: usize, const T: usize>(
 ) {
     let cols = per_row * 32;
     let groups = rows.div_ceil(R);
-    panel.clear();
-    panel.resize(groups * R * cols, 0.0); // rows beyond the last stay zero
+    if panel.len() < groups * R * cols {
+        panel.resize(groups * R * cols, 0.0);
+    }
+    let panel = &mut panel[..groups * R * cols];
+    if !rows.is_multiple_of(R) {
+        panel[(groups - 1) * R * cols..].fill(0.0); // rows beyond the last count as zero
+    }
     for (row, blocks) in blocks.chunks_exact(per_row).enumerate() {
         let group = &mut panel[row / R * R * cols..][..R * cols];
         decode_row::<L, B, R>(blocks, row % R, group);
@@ -277,6 +284,7 @@ fn panel_all<L: Lanes, B: Block, const R: usize, const T: usize>(
 fn decode_row<L: Lanes, B: Block, const R: usize>(blocks: &[B], r: usize, group: &mut [f32]) {
     let steps = group.as_chunks_mut::<LANES>().0.as_chunks_mut::<R>().0;
     for (block, pair) in blocks.iter().zip(steps.as_chunks_mut::<2>().0) {
+        L::prefetch(std::ptr::from_ref(block).cast::<u8>().wrapping_add(AHEAD));
         let [first, second] = block.weights::<L>();
         L::store(first, &mut pair[0][r]);
         L::store(second, &mut pair[1][r]);
@@ -305,11 +313,12 @@ fn product<L: Lanes, const R: usize, const T: usize>(
     lane_sums::<L, R, T>(&sums)
 }
 
-/// Rows of a chunk of work on `rows` rows of `cols` inputs: large matrices get larger chunks, whose
-/// beginning, which nothing prefetched, weighs less.
-fn chunk_rows(rows: usize, cols: usize) -> usize {
-    let weights = (rows * cols / 128).clamp(CHUNK_WEIGHTS, CHUNK_WEIGHTS_MAX);
-    (weights / cols).next_multiple_of(8).max(8)
+/// Rows of a chunk of work on a matrix of `rows` rows. Where weights are read once, large matrices get
+/// larger chunks, whose beginning, which nothing prefetched, weighs less; a panel must stay in cache.
+fn chunk_rows(rows: usize, x: &Input<'_>) -> usize {
+    let most = if x.packed.is_empty() { CHUNK_WEIGHTS_MAX } else { CHUNK_WEIGHTS };
+    let weights = (rows * x.cols / 128).clamp(CHUNK_WEIGHTS, most);
+    (weights / x.cols).next_multiple_of(8).max(8)
 }
 
 impl Cpu {
@@ -323,7 +332,7 @@ impl Cpu {
     pub fn matmul(self, pool: &mut Pool, weights: &[Matrix<'_>], x: &Input<'_>, add: bool, out: &mut [f32]) {
         let width = weights.iter().map(|w| w.rows).sum();
         assert!(out.len() == x.tokens() * width, "a row for each token");
-        pool.columns(out, width, chunk_rows(width, x.cols), |mut view| {
+        pool.columns(out, width, chunk_rows(width, x), |mut view| {
             SCRATCH.with_borrow_mut(|Scratch { panel, first: part, .. }| {
                 let mut begin = 0;
                 for w in weights {
@@ -342,7 +351,7 @@ impl Cpu {
     /// `out[t] = silu(gate x[t]) * (up x[t])`; out (tokens, rows).
     pub fn matmul_gated(self, pool: &mut Pool, gate: Matrix<'_>, up: Matrix<'_>, x: &Input<'_>, out: &mut [f32]) {
         assert!(gate.rows == up.rows && out.len() == x.tokens() * gate.rows, "shapes agree");
-        pool.columns(out, gate.rows, chunk_rows(gate.rows, x.cols), |mut view| {
+        pool.columns(out, gate.rows, chunk_rows(gate.rows, x), |mut view| {
             SCRATCH.with_borrow_mut(|Scratch { panel, first, second }| {
                 let rows = view.range();
                 self.product(gate, rows.clone(), x, panel, first);
