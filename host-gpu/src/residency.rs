@@ -104,10 +104,11 @@ impl Residency {
                 }
             }
         };
-        match loading.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone().expect("waited for it"),
-            Err(_) => Err(fault(source, "the loading thread ended early")),
-        }
+        // Not for the outcome but for the end of the thread that sends it, which holds the weights until then: whoever
+        // has joined sees no lease but those that callers have.
+        while loading.changed().await.is_ok() {}
+        let outcome = loading.borrow().clone();
+        outcome.unwrap_or_else(|| Err(fault(source, "the loading thread ended early")))
     }
 
     /// Starts a load. The thread waits for the lock, which the caller holds, before it notes its
