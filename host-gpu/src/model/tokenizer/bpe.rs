@@ -15,7 +15,7 @@ pub(super) struct Bpe {
     /// By two tokens: when they merge, small numbers first, and what they become.
     pairs: HashMap<(u32, u32), (u32, u32)>,
     /// The token of each byte. Bytes that occur in no text may have none.
-    tokens: [Option<u32>; 256],
+    tokens: Vec<Option<u32>>,
     alphabet: Alphabet,
 }
 
@@ -36,7 +36,7 @@ impl Bpe {
         }
         let alphabet = Alphabet::new();
         let token = |c: char| vocab.find(c.encode_utf8(&mut [0; 4]).as_bytes());
-        Ok(Self { split, pairs, tokens: alphabet.chars.map(token), alphabet })
+        Ok(Self { split, pairs, tokens: alphabet.chars.iter().map(|c| token(*c)).collect(), alphabet })
     }
 
     /// Whether sequences begin with the first token unless the file says otherwise.
@@ -100,7 +100,7 @@ fn merge(vocab: &Vocab, line: &[u8], joined: &mut Vec<u8>) -> Result<((u32, u32)
 /// The characters in which vocabularies spell bytes: printable bytes stand for themselves, the others
 /// for the characters from U+0100 on, in order.
 struct Alphabet {
-    chars: [char; 256],
+    chars: Vec<char>,
     bytes: Vec<Option<u8>>,
 }
 
@@ -108,7 +108,7 @@ impl Alphabet {
     fn new() -> Self {
         let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
         let mut others = '\u{100}'..;
-        let mut chars = ['\0'; 256];
+        let mut chars = vec!['\0'; 256];
         let mut bytes = vec![None; 512];
         for (byte, c) in (0..=255u8).zip(&mut chars) {
             *c = if printable(byte) { char::from(byte) } else { others.next().expect("there are more characters") };
