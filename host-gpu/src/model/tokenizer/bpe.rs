@@ -70,12 +70,7 @@ impl Bpe {
 
     /// Appends the bytes that `id`, which is no special token, stands for.
     pub(super) fn decode_to(&self, vocab: &Vocab, id: TokenId, out: &mut Vec<u8>) {
-        for c in vocab.text(id.0).chars() {
-            match self.alphabet.byte(c) {
-                Some(byte) => out.push(byte),
-                None => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
-            }
-        }
+        self.alphabet.spelled(vocab.text(id.0), out);
     }
 }
 
@@ -99,13 +94,13 @@ fn merge(vocab: &Vocab, line: &[u8], joined: &mut Vec<u8>) -> Result<((u32, u32)
 
 /// The characters in which vocabularies spell bytes: printable bytes stand for themselves, the others
 /// for the characters from U+0100 on, in order.
-struct Alphabet {
+pub(super) struct Alphabet {
     chars: Vec<char>,
     bytes: Vec<Option<u8>>,
 }
 
 impl Alphabet {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
         let mut others = '\u{100}'..;
         let mut chars = vec!['\0'; 256];
@@ -115,6 +110,16 @@ impl Alphabet {
             bytes[*c as usize] = Some(byte);
         }
         Self { chars, bytes }
+    }
+
+    /// Appends the bytes that `text` spells; other characters stand for themselves.
+    pub(super) fn spelled(&self, text: &str, out: &mut Vec<u8>) {
+        for c in text.chars() {
+            match self.byte(c) {
+                Some(byte) => out.push(byte),
+                None => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+            }
+        }
     }
 
     /// The byte that `c` stands for.

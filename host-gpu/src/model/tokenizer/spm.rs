@@ -91,7 +91,7 @@ fn byte_token(vocab: &Vocab, byte: u8) -> Option<u32> {
 }
 
 /// The byte that a text like `<0x0A>` names.
-fn byte_of(text: &str) -> Option<u8> {
+pub(super) fn byte_of(text: &str) -> Option<u8> {
     let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
     u8::from_str_radix(digits, 16).ok()
 }
