@@ -7,11 +7,13 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 #[path = "support/gguf_file.rs"]
 mod gguf_file;
 use gguf_file::GgufFile;
 
+const SMOLLM2_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 const GEMMA3_SHA256: &str = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818";
 
 #[derive(Deserialize)]
@@ -32,6 +34,20 @@ struct Small {
     strings: Vec<String>,
     byte_level: ByteLevel,
     sentence_piece: Vec<SentencePiece>,
+    files: Vec<JsonFile>,
+}
+
+/// A `tokenizer.json` and what the library that defines it makes of strings.
+#[derive(Deserialize)]
+struct JsonFile {
+    json: String,
+    end: u32,
+    strings: Vec<String>,
+    ids: Vec<Vec<u32>>,
+    /// Special tokens are text.
+    plain: Vec<Vec<u32>>,
+    /// What the ids give back without special tokens.
+    texts: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -41,7 +57,7 @@ struct ByteLevel {
     ids: std::collections::BTreeMap<String, Vec<Vec<u32>>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 struct SentencePiece {
     tokens: Vec<String>,
     scores: Vec<f32>,
@@ -57,20 +73,39 @@ fn golden<T: DeserializeOwned>(name: &str) -> T {
     serde_json::from_str(&text).expect("golden files have this shape")
 }
 
-/// Gemma 3's file, if this machine has it.
-fn gemma3() -> Option<Tokenizer> {
-    let given = std::env::var_os("HOB_TEST_GEMMA3").map(PathBuf::from);
-    let blob = |data| PathBuf::from(data).join(format!("models/blobs/sha256-{GEMMA3_SHA256}"));
+/// Says why a test did not run, or how long something took.
+#[expect(clippy::print_stderr, reason = "what a test skips has to be seen")]
+fn say(what: &str) {
+    eprintln!("{what}");
+}
+
+/// A real model's tokenizer, if this machine has its file: `variable` names it, or the store has it.
+fn real(name: &str, variable: &str, sha256: &str) -> Option<Tokenizer> {
+    let given = std::env::var_os(variable).map(PathBuf::from);
+    let blob = |data| PathBuf::from(data).join(format!("models/blobs/sha256-{sha256}"));
     let stored = std::env::var_os("HOB_TEST_DATA").map(blob);
     let Some(path) = given.into_iter().chain(stored).find(|path| path.exists()) else {
-        eprintln!("skipped: no gemma-3-270m; set HOB_TEST_GEMMA3 to its GGUF file");
+        say(&format!("skipped: no {name}; set {variable} to its GGUF file"));
         return None;
     };
     let file = Arc::new(Gguf::open(&path).expect("the file is sound"));
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let tokenizer = Tokenizer::read(file).expect("the tokenizer is supported");
-    eprintln!("{} tokens read in {:?}", tokenizer.vocab_len(), start.elapsed());
+    let took = start.elapsed();
+    say(&format!("{name}: {} tokens read in {took:?}", tokenizer.vocab_len()));
+    // A tenth of this on an idle machine.
+    assert!(took.as_millis() < 500, "{name} took {took:?}");
     Some(tokenizer)
+}
+
+fn gemma3() -> Option<Tokenizer> {
+    real("gemma-3-270m", "HOB_TEST_GEMMA3", GEMMA3_SHA256)
+}
+
+#[test]
+fn smollm2_is_read_in_no_time() {
+    // `tests/golden.rs` checks its ids.
+    real("smollm2:135m", "HOB_TEST_SMOLLM2", SMOLLM2_SHA256);
 }
 
 fn byte_level(golden: &ByteLevel, pre: &str) -> Tokenizer {
@@ -159,6 +194,54 @@ fn sentence_piece_merges_as_sentence_piece() {
     }
 }
 
+#[test]
+fn tokenizer_json_files_mean_what_their_library_says() {
+    for golden in golden::<Small>("tokenizers.json").files {
+        let end = TokenId(golden.end);
+        let tokenizer = Tokenizer::from_json(golden.json.as_bytes(), &[end]).expect("the file is sound");
+        for (n, text) in golden.strings.iter().enumerate() {
+            assert_eq!(tokenizer.encode(text, true), ids(&golden.ids[n]), "{text:?}");
+            assert_eq!(tokenizer.encode(text, false), ids(&golden.plain[n]), "{text:?}");
+            let shown: Vec<_> = ids(&golden.ids[n]).into_iter().filter(|id| !tokenizer.is_special(*id)).collect();
+            assert_eq!(tokenizer.decode(&shown), golden.texts[n]);
+        }
+        assert!(tokenizer.is_end(end) && tokenizer.is_special(end));
+    }
+}
+
+#[test]
+fn damaged_tokenizer_json_is_refused_with_the_reason() {
+    let golden: Small = golden("tokenizers.json");
+    let sound: serde_json::Value = serde_json::from_str(&golden.files[2].json).unwrap();
+    let damaged = |place: &str, value: serde_json::Value| {
+        let mut json = sound.clone();
+        *json.pointer_mut(place).expect("the place is there") = value;
+        match Tokenizer::from_json(json.to_string().as_bytes(), &[]) {
+            Ok(_) => "(accepted)".to_owned(),
+            Err(e) => e.to_string(),
+        }
+    };
+    let long = "x".repeat(5000);
+    for (place, value, reason) in [
+        ("/version", "1.0".into(), "(accepted)"),
+        ("/model/type", "Unigram".into(), "type `Unigram` is not supported; supported: BPE"),
+        ("/model/vocab", 1.into(), "no model.vocab"),
+        ("/model/vocab/h", (1u64 << 31).into(), "numbers up to 2147483648"),
+        ("/model/vocab/h", (-1).into(), "tokenizer.json"),
+        ("/model/vocab/h", 300.into(), "twice"),
+        ("/model/merges/0", "zz".into(), "`zz` is no token"),
+        ("/model/merges/0", serde_json::json!([long, long]), "is no token"),
+        ("/model/merges", 7.into(), "no model.merges"),
+        ("/model/unk_token", "<none>".into(), "`<none>`, which is no token"),
+        ("/model/continuing_subword_prefix", "##".into(), "not supported"),
+    ] {
+        let message = damaged(place, value);
+        assert!(message.contains(reason), "{place}: {message}");
+    }
+    assert!(Tokenizer::from_json(b"{", &[]).is_err());
+    assert!(Tokenizer::from_json(golden.files[2].json.as_bytes(), &[TokenId(1 << 20)]).is_err());
+}
+
 /// Numbers that look random and are the same in every run (xorshift).
 struct Random(u64);
 
@@ -237,7 +320,7 @@ fn long_texts_take_no_unreasonable_time() {
     let golden: Small = golden("tokenizers.json");
     for (name, tokenizer) in all_small(&golden) {
         for text in [" ".repeat(300_000), "a".repeat(300_000), " \n\t".repeat(100_000), "é1!".repeat(75_000)] {
-            let start = std::time::Instant::now();
+            let start = Instant::now();
             let ids = tokenizer.encode(&text, true);
             assert!(tokenizer.decode(&ids) == text, "{name}");
             let took = start.elapsed();
@@ -304,25 +387,24 @@ fn damaged_vocabularies_are_refused_with_the_field_and_the_reason() {
 #[test]
 fn entries_that_cannot_be_are_named() {
     let golden: Small = golden("tokenizers.json");
-    let spm = &golden.sentence_piece[0];
-    let change = |change: &dyn Fn(&mut Vec<String>, &mut Vec<f32>, &mut Vec<i32>)| {
-        let (mut tokens, mut scores, mut kinds) = (spm.tokens.clone(), spm.scores.clone(), spm.kinds.clone());
-        change(&mut tokens, &mut scores, &mut kinds);
+    let change = |change: &dyn Fn(&mut SentencePiece)| {
+        let mut spm = golden.sentence_piece[0].clone();
+        change(&mut spm);
         damaged(|f| {
-            let f = f.texts("tokenizer.ggml.tokens", &tokens).floats("tokenizer.ggml.scores", &scores);
-            f.ints("tokenizer.ggml.token_type", &kinds)
+            let f = f.texts("tokenizer.ggml.tokens", &spm.tokens).floats("tokenizer.ggml.scores", &spm.scores);
+            f.ints("tokenizer.ggml.token_type", &spm.kinds)
         })
     };
-    let twice = change(&|tokens, _, _| tokens[400] = tokens[399].clone());
+    let twice = change(&|spm| spm.tokens[400] = spm.tokens[399].clone());
     assert!(twice.contains("twice, as 399 and as 400"), "{twice}");
-    let nan = change(&|_, scores, _| scores[7] = f32::NAN);
+    let nan = change(&|spm| spm.scores[7] = f32::NAN);
     assert!(nan.contains("scores") && nan.contains("no number for token 7"), "{nan}");
-    let kind = change(&|_, _, kinds| kinds[8] = 77);
+    let kind = change(&|spm| spm.kinds[8] = 77);
     assert!(kind.contains("token_type") && kind.contains("77 for token 8"), "{kind}");
-    let byte = change(&|_, _, kinds| kinds.iter_mut().filter(|k| matches!(k, 2 | 6)).for_each(|k| *k = 1));
+    let byte = change(&|spm| spm.kinds.iter_mut().filter(|k| matches!(k, 2 | 6)).for_each(|k| *k = 1));
     assert!(byte.contains("has no <0x00>"), "{byte}");
     // A gap in the numbers is no error.
-    assert_eq!(change(&|tokens, _, _| tokens[500] = String::new()), "(accepted)");
+    assert_eq!(change(&|spm| spm.tokens[500] = String::new()), "(accepted)");
 }
 
 #[test]

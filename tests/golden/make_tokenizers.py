@@ -9,6 +9,7 @@ loop) with the pre-tokenizer that each model's tokenizer.json publishes. The voc
 text that was not cut into words, so that a wrong cut shows in the ids.
 SentencePiece: Google's `sentencepiece`, a tiny BPE model with byte fallback, with and without the
 space that it puts before a text.
+tokenizer.json: small files laid out as those of Qwen, Llama 3 and Llama 2, read back by `tokenizers`.
 """
 
 import io
@@ -16,7 +17,7 @@ import json
 import sys
 
 import sentencepiece
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 CORPUS = [
     "Hello, world! Don't stop; we've 123 apples and 4567 pears, haven't we? It's John's, I'll say.",
@@ -116,6 +117,47 @@ def sentence_piece(prefix):
     }
 
 
-json.dump({"strings": STRINGS, "byte_level": byte_level(), "sentence_piece": [sentence_piece(True), sentence_piece(False)]},
-          sys.stdout, ensure_ascii=True, separators=(",", ":"))
+def tokenizer_json(layout, model):
+    """A file with the parts that `layout`'s tokenizer.json has, around a byte-level vocabulary if it is one."""
+    if layout == "llama2":
+        trained = Tokenizer(models.BPE())
+        trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        special = ["<unk>", "<s>", "</s>"] + [f"<0x{n:02X}>" for n in range(256)]
+        trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False, max_token_length=6)
+        trained.train_from_iterator(CORPUS[:4], trainer)
+        parts = json.loads(trained.to_str())["model"]
+        tokenizer = Tokenizer(models.BPE(vocab=parts["vocab"], merges=[tuple(p) for p in parts["merges"]],
+                                         unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+        tokenizer.normalizer = trained.normalizer
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                               decoders.Strip(" ", 1, 0)])
+        tokenizer.add_special_tokens(special[:3])
+        first, end = "<s>", "</s>"
+    else:
+        vocab = {token: n for n, token in enumerate(model["tokens"])}
+        steps, ignore = PRE["qwen2" if layout == "qwen2" else "llama-bpe"]
+        tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[tuple(m.split(" ")) for m in model["merges"]], ignore_merges=ignore))
+        tokenizer.normalizer = normalizers.NFC() if layout == "qwen2" else None
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+        tokenizer.decoder = decoders.ByteLevel()
+        first, end = (None, "<|im_end|>") if layout == "qwen2" else ("<|begin|>", "<|eot_id|>")
+        tokenizer.add_special_tokens([t for t in (first, end) if t])
+        tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    if first:
+        number = tokenizer.token_to_id(first)
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{first} $A", special_tokens=[(first, number)])
+    strings = [s for s in STRINGS if layout != "llama2" or "<" not in s] + (
+        [] if layout == "llama2" else [f"<think>a{end}\nb<think> ", end, "<think>"])
+    text = tokenizer.to_str()
+    ids = [tokenizer.encode(s).ids for s in strings]
+    tokenizer.encode_special_tokens = True
+    plain = [tokenizer.encode(s).ids for s in strings]
+    texts = [tokenizer.decode(i, skip_special_tokens=True) for i in ids]
+    return {"json": text, "end": tokenizer.token_to_id(end), "strings": strings, "ids": ids, "plain": plain, "texts": texts}
+
+
+model = byte_level()
+files = [tokenizer_json(layout, model) for layout in ("qwen2", "llama3", "llama2")]
+json.dump({"strings": STRINGS, "byte_level": model, "sentence_piece": [sentence_piece(True), sentence_piece(False)],
+           "files": files}, sys.stdout, ensure_ascii=True, separators=(",", ":"))
 print()

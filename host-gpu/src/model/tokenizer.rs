@@ -2,17 +2,19 @@
 //!
 //! Everything comes from the model file, which is hostile until checked. Special tokens are split
 //! off first, because only the caller knows which parts of a text may contain them; what is left goes
-//! to the kind of model that the file names: `bpe` or `spm`.
+//! to the kind of model that the file names: `bpe`, `spm` or `json`.
 
 use crate::ask::TokenId;
-use crate::format::gguf::{FormatError, Gguf, Header};
+use crate::format::gguf::{FormatError, Gguf, Header, wrong};
 use bpe::Bpe;
+use json::{Json, Parts};
 use specials::{Piece, Specials};
 use spm::Spm;
 use std::sync::Arc;
 use vocab::{Kind, Source, Vocab};
 
 mod bpe;
+mod json;
 mod merge;
 mod specials;
 mod split;
@@ -62,14 +64,15 @@ pub struct Tokenizer {
     eos: Option<TokenId>,
     add_bos: bool,
     add_eos: bool,
-    /// Phi-3: no file format says that its special tokens swallow the white space after them.
-    swallows_space: bool,
+    /// Tokens that swallow the white space after them.
+    swallowing: Vec<TokenId>,
 }
 
 /// What becomes of text between special tokens.
 enum Kinds {
     Bpe(Bpe),
     Spm(Spm),
+    Json(Json),
 }
 
 impl Tokenizer {
@@ -88,6 +91,35 @@ impl Tokenizer {
     /// As [`Tokenizer::read`], and for bytes that are no GGUF file.
     pub fn read_bytes(file: Vec<u8>) -> Result<Self, FormatError> {
         Self::build(&Header::parse(&file)?, Source::Owned(file))
+    }
+
+    /// Builds the tokenizer that a whole `tokenizer.json` describes.
+    ///
+    /// `ends` are the tokens that end an answer, `eos_token_id` in the checkpoint's `config.json`, the
+    /// usual one first.
+    ///
+    /// # Errors
+    /// `Metadata` if the file is damaged or does not have `ends`, `Unsupported` if its model is no BPE.
+    pub fn from_json(json: &[u8], ends: &[TokenId]) -> Result<Self, FormatError> {
+        let Parts { json, vocab, around, swallowing } = Json::read(json)?;
+        if let Some(end) = ends.iter().find(|id| id.0 as usize >= vocab.len()) {
+            let problem = format!("is {}, and there are {} tokens", end.0, vocab.len());
+            return Err(wrong("eos_token_id", &problem));
+        }
+        let eos = ends.first().copied();
+        // What the file puts around every sequence: the first token, the last, or both.
+        let bos = around.first().copied().filter(|id| Some(*id) != eos || around.len() > 1);
+        Ok(Self {
+            add_bos: bos.is_some(),
+            add_eos: eos.is_some() && around.len() > usize::from(bos.is_some()),
+            ends: end_names(&vocab).chain(ends.iter().copied()).collect(),
+            specials: Specials::new(&vocab),
+            vocab,
+            model: Kinds::Json(json),
+            swallowing,
+            bos,
+            eos,
+        })
     }
 
     fn build(header: &Header, source: Source) -> Result<Self, FormatError> {
@@ -115,13 +147,13 @@ impl Tokenizer {
         };
         let usual = match &model {
             Kinds::Bpe(bpe) => bpe.adds_bos(),
-            Kinds::Spm(_) => true,
+            _ => true,
         };
         Ok(Self {
             add_bos: header.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(usual),
             add_eos: header.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
             ends: ends(header, &vocab, eos)?,
-            swallows_space: is_spm && is_phi3(header)?,
+            swallowing: if is_spm { swallowing(header, &vocab)? } else { Vec::new() },
             specials: Specials::new(&vocab),
             vocab,
             model,
@@ -146,7 +178,7 @@ impl Tokenizer {
                 Piece::Token(id) => {
                     self.encode_plain(&text, &mut ids);
                     ids.push(id);
-                    text = Plain { text: String::new(), trim: self.swallows_space_after(id) };
+                    text = Plain { text: String::new(), trim: self.swallowing.contains(&id) };
                 }
             }
         }
@@ -162,11 +194,8 @@ impl Tokenizer {
         match &self.model {
             Kinds::Bpe(bpe) => bpe.encode(&self.vocab, &plain.text, ids),
             Kinds::Spm(spm) => spm.encode(&self.vocab, &plain.text, ids),
+            Kinds::Json(json) => json.encode(&plain.text, ids),
         }
-    }
-
-    fn swallows_space_after(&self, id: TokenId) -> bool {
-        self.swallows_space && self.is_special(id) && !PHI3_KEEPS_SPACE.contains(&self.token(id))
     }
 
     /// The text of a token as the file has it; empty for a number that is none.
@@ -180,6 +209,7 @@ impl Tokenizer {
             (Kind::Control | Kind::Unknown | Kind::User, _) => out.extend_from_slice(self.token(id).as_bytes()),
             (_, Kinds::Bpe(bpe)) => bpe.decode_to(&self.vocab, id, out),
             (_, Kinds::Spm(_)) => Spm::decode_to(&self.vocab, id, out),
+            (_, Kinds::Json(json)) => json.decode_to(&self.vocab, id, out),
         }
     }
 
@@ -190,7 +220,11 @@ impl Tokenizer {
         let mut bytes = Vec::new();
         ids.iter().for_each(|id| self.decode_to(*id, &mut bytes));
         let text = String::from_utf8_lossy(&bytes);
-        let prefixed = matches!(&self.model, Kinds::Spm(spm) if spm.has_space_prefix());
+        let prefixed = match &self.model {
+            Kinds::Bpe(_) => false,
+            Kinds::Spm(spm) => spm.has_space_prefix(),
+            Kinds::Json(json) => json.has_space_prefix(),
+        };
         match text.strip_prefix(' ') {
             Some(rest) if prefixed => rest.to_owned(),
             _ => text.into_owned(),
@@ -252,19 +286,28 @@ fn is_special(kind: Kind) -> bool {
     matches!(kind, Kind::Control | Kind::Unknown)
 }
 
+/// The tokens that end an answer by their names.
+fn end_names(vocab: &Vocab) -> impl Iterator<Item = TokenId> + '_ {
+    // `</s>` is a tag of HTML to Gemma: a name counts only where the token is no text.
+    let found = END_NAMES.iter().filter_map(|name| vocab.find(name.as_bytes()));
+    found.filter(|id| is_special(vocab.kind(*id))).map(TokenId)
+}
+
 /// The tokens that end an answer.
 fn ends(header: &Header, vocab: &Vocab, eos: Option<TokenId>) -> Result<Vec<TokenId>, FormatError> {
-    // `</s>` is a tag of HTML to Gemma: a name counts only where the token is no text.
-    let by_name = END_NAMES.iter().filter_map(|name| vocab.find(name.as_bytes()));
-    let by_name = by_name.filter(|id| is_special(vocab.kind(*id))).map(TokenId);
-    let mut ends: Vec<TokenId> = by_name.chain(eos).collect();
+    let mut ends: Vec<TokenId> = end_names(vocab).chain(eos).collect();
     for key in END_KEYS {
         ends.extend(vocab.named(header, key)?);
     }
     Ok(ends)
 }
 
-fn is_phi3(header: &Header) -> Result<bool, FormatError> {
+/// Phi-3's special tokens swallow the white space after them, which its GGUF files cannot say.
+fn swallowing(header: &Header, vocab: &Vocab) -> Result<Vec<TokenId>, FormatError> {
     let name = header.text("general.name")?.unwrap_or_default().to_lowercase();
-    Ok(name.contains("phi-3") || name.contains("phi3"))
+    if !name.contains("phi-3") && !name.contains("phi3") {
+        return Ok(Vec::new());
+    }
+    let swallows = |id: &u32| !PHI3_KEEPS_SPACE.contains(&vocab.text(*id));
+    Ok(vocab.of_kind(Kind::Control).filter(swallows).map(TokenId).collect())
 }

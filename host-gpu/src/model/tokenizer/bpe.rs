@@ -15,7 +15,7 @@ pub(super) struct Bpe {
     /// By two tokens: when they merge, small numbers first, and what they become.
     pairs: HashMap<(u32, u32), (u32, u32)>,
     /// The token of each byte. Bytes that occur in no text may have none.
-    tokens: [Option<u32>; 256],
+    tokens: Vec<Option<u32>>,
     alphabet: Alphabet,
 }
 
@@ -36,7 +36,7 @@ impl Bpe {
         }
         let alphabet = Alphabet::new();
         let token = |c: char| vocab.find(c.encode_utf8(&mut [0; 4]).as_bytes());
-        Ok(Self { split, pairs, tokens: alphabet.chars.map(token), alphabet })
+        Ok(Self { split, pairs, tokens: alphabet.chars.iter().map(|c| token(*c)).collect(), alphabet })
     }
 
     /// Whether sequences begin with the first token unless the file says otherwise.
@@ -70,12 +70,7 @@ impl Bpe {
 
     /// Appends the bytes that `id`, which is no special token, stands for.
     pub(super) fn decode_to(&self, vocab: &Vocab, id: TokenId, out: &mut Vec<u8>) {
-        for c in vocab.text(id.0).chars() {
-            match self.alphabet.byte(c) {
-                Some(byte) => out.push(byte),
-                None => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
-            }
-        }
+        self.alphabet.spelled(vocab.text(id.0), out);
     }
 }
 
@@ -99,22 +94,32 @@ fn merge(vocab: &Vocab, line: &[u8], joined: &mut Vec<u8>) -> Result<((u32, u32)
 
 /// The characters in which vocabularies spell bytes: printable bytes stand for themselves, the others
 /// for the characters from U+0100 on, in order.
-struct Alphabet {
-    chars: [char; 256],
+pub(super) struct Alphabet {
+    chars: Vec<char>,
     bytes: Vec<Option<u8>>,
 }
 
 impl Alphabet {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
         let mut others = '\u{100}'..;
-        let mut chars = ['\0'; 256];
+        let mut chars = vec!['\0'; 256];
         let mut bytes = vec![None; 512];
         for (byte, c) in (0..=255u8).zip(&mut chars) {
             *c = if printable(byte) { char::from(byte) } else { others.next().expect("there are more characters") };
             bytes[*c as usize] = Some(byte);
         }
         Self { chars, bytes }
+    }
+
+    /// Appends the bytes that `text` spells; other characters stand for themselves.
+    pub(super) fn spelled(&self, text: &str, out: &mut Vec<u8>) {
+        for c in text.chars() {
+            match self.byte(c) {
+                Some(byte) => out.push(byte),
+                None => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+            }
+        }
     }
 
     /// The byte that `c` stands for.

@@ -114,7 +114,7 @@ impl Split {
 
     /// The words of `text`, in order; together they are all of it.
     pub(super) fn words(&self, text: &str) -> Vec<Range<usize>> {
-        let mut words = vec![0..text.len()];
+        let mut words: Vec<_> = std::iter::once(0..text.len()).collect();
         for rule in &self.rules {
             words = words.into_iter().flat_map(|word| cut(rule, text, word)).collect();
         }

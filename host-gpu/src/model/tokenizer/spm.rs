@@ -17,7 +17,7 @@ pub(super) struct Spm {
     /// By token; a higher score has a smaller rank.
     ranks: Vec<u32>,
     /// The token of each byte: its own, or the one for what is unknown.
-    bytes: [u32; 256],
+    bytes: Vec<u32>,
     /// A space goes before text at the start and after a special token.
     space_prefix: bool,
 }
@@ -34,7 +34,7 @@ impl Spm {
             return Err(wrong(SCORES, &format!("has no number for token {n}")));
         }
         let space_prefix = header.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-        let mut bytes = [0; 256];
+        let mut bytes = vec![0; 256];
         for (byte, id) in (0..=255u8).zip(&mut bytes) {
             *id = byte_token(vocab, byte).or(unknown.map(|id| id.0)).ok_or_else(|| {
                 wrong("tokenizer.ggml.tokens", &format!("has no <0x{byte:02X}> and nothing for unknown bytes"))
@@ -91,7 +91,7 @@ fn byte_token(vocab: &Vocab, byte: u8) -> Option<u32> {
 }
 
 /// The byte that a text like `<0x0A>` names.
-fn byte_of(text: &str) -> Option<u8> {
+pub(super) fn byte_of(text: &str) -> Option<u8> {
     let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
     u8::from_str_radix(digits, 16).ok()
 }

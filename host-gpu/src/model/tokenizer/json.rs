@@ -1,0 +1,132 @@
+//! Hugging Face's `tokenizer.json`, which safetensors checkpoints carry, through the library that defines it.
+//!
+//! The library trusts its files and we do not: what it would take on faith is checked first.
+
+use super::bpe::Alphabet;
+use super::spm::Spm;
+use super::vocab::{Kind, Source, Vocab};
+use crate::ask::TokenId;
+use crate::format::gguf::{FormatError, wrong};
+use serde_json::Value;
+use std::collections::HashMap;
+
+/// Numbers without a token that a vocabulary may have: room for tokens that were taken out.
+const MOST_GAPS: usize = 1 << 16;
+
+/// The library's tokenizer, for text without special tokens.
+pub(super) struct Json {
+    inner: Box<tokenizers::Tokenizer>,
+    /// How tokens spell bytes, if not as SentencePiece does.
+    alphabet: Option<Alphabet>,
+    strips_space: bool,
+}
+
+/// What the file says beyond how text becomes tokens.
+pub(super) struct Parts {
+    pub(super) json: Json,
+    pub(super) vocab: Vocab,
+    /// The tokens that go before and after every sequence.
+    pub(super) around: Vec<TokenId>,
+    /// Tokens that swallow the white space after them.
+    pub(super) swallowing: Vec<TokenId>,
+}
+
+impl Json {
+    /// Reads a whole `tokenizer.json`.
+    ///
+    /// # Errors
+    /// `Metadata` if it is damaged, `Unsupported` if its model is no BPE.
+    pub(super) fn read(json: &[u8]) -> Result<Parts, FormatError> {
+        let bad = |problem: &str| wrong("tokenizer.json", problem);
+        let value: Value = serde_json::from_slice(json).map_err(|e| bad(&e.to_string()))?;
+        check_model(&value["model"])?;
+        let mut inner: tokenizers::Tokenizer =
+            serde_json::from_value(value.clone()).map_err(|e| bad(&e.to_string()))?;
+        inner.with_padding(None).with_truncation(None).map_err(|e| bad(&e.to_string()))?;
+        let around = inner.encode_fast("", true).map_err(|e| bad(&e.to_string()))?;
+        let around = around.get_ids().iter().map(|id| TokenId(*id)).collect();
+        inner.set_encode_special_tokens(true);
+        let decoder = value["decoder"].to_string();
+        let alphabet = decoder.contains("ByteLevel").then(Alphabet::new);
+        let added = inner.get_added_tokens_decoder();
+        let kind = |id: u32, text: &str| match added.get(&id) {
+            Some(token) if token.special => Kind::Control,
+            Some(_) => Kind::User,
+            None if alphabet.is_none() && super::spm::byte_of(text).is_some() => Kind::Byte,
+            None => Kind::Normal,
+        };
+        let vocab = vocab(&inner.get_vocab(true), kind)?;
+        let swallowing = added.iter().filter(|(_, token)| token.rstrip).map(|(id, _)| TokenId(*id)).collect();
+        let strips_space = decoder.contains("\"Strip\"") || decoder.contains("\"Metaspace\"");
+        Ok(Parts { json: Self { inner: Box::new(inner), alphabet, strips_space }, vocab, around, swallowing })
+    }
+
+    /// Appends the tokens of `text`.
+    pub(super) fn encode(&self, text: &str, ids: &mut Vec<TokenId>) {
+        let encoding = self.inner.encode_fast(text, false);
+        // BPE fails only for an unknown token that is not in the vocabulary, which was checked.
+        ids.extend(encoding.iter().flat_map(|encoding| encoding.get_ids()).map(|id| TokenId(*id)));
+    }
+
+    /// Appends the bytes that `id`, which is no special token, stands for.
+    pub(super) fn decode_to(&self, vocab: &Vocab, id: TokenId, out: &mut Vec<u8>) {
+        match &self.alphabet {
+            Some(alphabet) => alphabet.spelled(vocab.text(id.0), out),
+            None => Spm::decode_to(vocab, id, out),
+        }
+    }
+
+    /// Whether a whole text starts with a space that nobody wrote.
+    pub(super) fn has_space_prefix(&self) -> bool {
+        self.strips_space
+    }
+}
+
+/// Refuses what the library would panic on or fail at later.
+fn check_model(model: &Value) -> Result<(), FormatError> {
+    let kind = model["type"].as_str().unwrap_or("BPE");
+    if kind != "BPE" {
+        let what = format!("tokenizer.json with a model of type `{kind}`");
+        return Err(FormatError::Unsupported { what, supported: "BPE".into() });
+    }
+    for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
+        if model[key].as_str().is_some_and(|text| !text.is_empty()) {
+            return Err(wrong("tokenizer.json", &format!("has a model.{key}, which is not supported")));
+        }
+    }
+    let tokens = model["vocab"].as_object().ok_or_else(|| wrong("tokenizer.json", "has no model.vocab"))?;
+    if let Some(unknown) = model["unk_token"].as_str().filter(|text| !tokens.contains_key(*text)) {
+        return Err(wrong("tokenizer.json", &format!("has the unk_token `{unknown}`, which is no token")));
+    }
+    let merges = model["merges"].as_array().ok_or_else(|| wrong("tokenizer.json", "has no model.merges"))?;
+    for merge in merges {
+        let joined = match merge {
+            Value::String(line) => line.replacen(' ', "", 1),
+            pair => pair[0].as_str().unwrap_or_default().to_owned() + pair[1].as_str().unwrap_or_default(),
+        };
+        if !tokens.contains_key(&joined) {
+            return Err(wrong("tokenizer.json", &format!("merges {merge}, and `{joined}` is no token")));
+        }
+    }
+    Ok(())
+}
+
+fn vocab(tokens: &HashMap<String, u32>, kind: impl Fn(u32, &str) -> Kind) -> Result<Vocab, FormatError> {
+    let len = tokens.values().max().map_or(0, |id| *id as usize + 1);
+    if len == 0 || len > tokens.len() + MOST_GAPS {
+        let problem = format!("has {} tokens with numbers up to {}", tokens.len(), len.saturating_sub(1));
+        return Err(wrong("tokenizer.json", &problem));
+    }
+    let mut source = Vec::new();
+    let (mut texts, mut kinds) = (vec![0..0; len], vec![Kind::Unused; len]);
+    for (text, id) in tokens {
+        if !texts[*id as usize].is_empty() {
+            return Err(wrong("tokenizer.json", &format!("gives the number {id} twice, once to `{text}`")));
+        }
+        let start = source.len();
+        source.extend_from_slice(text.as_bytes());
+        texts[*id as usize] = start..source.len();
+        kinds[*id as usize] = kind(*id, text);
+    }
+    Vocab::new(Source::Owned(source), texts, kinds)
+}
