@@ -152,7 +152,7 @@ impl Task for GeluTanhMul<'_> {
     #[inline(always)]
     fn run<L: Lanes, const R: usize, const T: usize>(self) {
         // gelu(x) = x (1 + tanh(y)) / 2 = x sigmoid(2y), y = sqrt(2 / pi) (x + 0.044715 x^3).
-        const DOUBLE: f32 = 1.595_769_1;
+        const DOUBLE: f32 = 1.595_769;
         for ((out, x), up) in self.out.iter_mut().zip(self.gate).zip(self.up) {
             let y = DOUBLE * L::fma1(0.044_715 * x * x, *x, *x);
             *out = x / (1.0 + exp::<L>(-y)) * up;
