@@ -15,6 +15,7 @@ use template::Template;
 use tokenizer::Tokenizer;
 use weights::Weights;
 
+pub mod architecture;
 pub mod config;
 pub(crate) mod forward;
 mod score;

@@ -1,14 +1,12 @@
 //! The engine against independent programs, on a real model. See `tests/golden/README.md`.
 
-use hob_gpu::{Ask, Engine, EngineConfig, Event, Finish, Message, Model, ModelSource, Prompt, Role, Sampling, TokenId};
+use hob_gpu::{Ask, Engine, EngineConfig, Event, Finish, Message, Model, ModelSource, Prompt, Role, Sampling};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use std::future::Future;
-use std::path::{Path, PathBuf};
-use std::pin::pin;
-use std::sync::{Arc, LazyLock};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use support::{golden, ids, wait};
+
+mod support;
 
 const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
@@ -48,40 +46,13 @@ struct GoldenMessage {
     content: String,
 }
 
-fn golden<T: DeserializeOwned>(name: &str) -> T {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
-    let text = std::fs::read_to_string(&path).expect("golden files are in the repository");
-    serde_json::from_str(&text).expect("golden files have this shape")
-}
-
-fn model_path() -> PathBuf {
-    let given = std::env::var_os("HOB_TEST_SMOLLM2").map(PathBuf::from);
-    let stored =
-        std::env::var_os("HOB_TEST_DATA").map(|data| PathBuf::from(data).join(format!("models/blobs/sha256-{SHA256}")));
-    let found = given.into_iter().chain(stored).find(|path| path.exists());
+fn path() -> PathBuf {
+    let found = support::model_path("HOB_TEST_SMOLLM2", SHA256);
     found.expect("this test needs the model smollm2:135m: run `cargo xtask test`, which pulls it")
 }
 
-/// Waits for a future on this thread.
-fn wait<F: Future>(future: F) -> F::Output {
-    struct Unpark(Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => std::thread::park(),
-        }
-    }
-}
-
 fn source() -> ModelSource {
-    ModelSource { name: "smollm2:135m".into(), path: model_path(), digest: SHA256.into() }
+    ModelSource { name: "smollm2:135m".into(), path: path(), digest: SHA256.into() }
 }
 
 /// One engine for all tests: the machine's cores are shared anyway.
@@ -91,10 +62,6 @@ fn model() -> Model {
         wait(engine.join(&source())).expect("the model loads")
     });
     MODEL.clone()
-}
-
-fn ids(numbers: &[u32]) -> Vec<TokenId> {
-    numbers.iter().map(|n| TokenId(*n)).collect()
 }
 
 fn messages(case: &GreedyCase) -> Vec<Message> {

@@ -1,14 +1,19 @@
 //! The shape of a model, from the metadata of its file. Every number is bounded here, so that
 //! later products of them cannot overflow.
 
+use super::architecture::{self, Architecture, Windows};
 use crate::format::gguf::{FormatError, Header, TensorInfo, wrong};
 
 /// No model is larger in any dimension; products of three of these fit 64 bits.
 const MAX_DIM: u64 = 1 << 20;
+/// No sequence is longer.
+const MAX_CONTEXT: u64 = 1 << 24;
 
 /// What the forward pass must know.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// What the architecture's name alone says.
+    pub architecture: &'static Architecture,
     /// Transformer layers.
     pub layers: usize,
     /// Width of the residual stream.
@@ -19,18 +24,43 @@ pub struct Config {
     pub heads: usize,
     /// Key and value heads; each serves `heads / kv_heads` query heads.
     pub kv_heads: usize,
-    /// Length of a query, key and value.
+    /// Length of a query, key and value. `heads * head_dim` need not be the width.
     pub head_dim: usize,
     /// How many numbers of a head are rotated.
     pub rope_dims: usize,
-    /// The base of the rotation's frequencies.
-    pub rope_base: f64,
+    /// The rotation of layers that see everything, and of all if there is no other.
+    pub rope: Rope,
+    /// The rotation of layers with a window, where it is another one.
+    pub local_rope: Option<Rope>,
+    /// How many tokens, the newest included, a layer with a window attends to.
+    pub window: Option<usize>,
+    /// Attention scores are products times this.
+    pub score_scale: f32,
+    /// Attention scores become `cap * tanh(score / cap)`.
+    pub score_cap: Option<f32>,
+    /// Logits become `cap * tanh(logit / cap)`.
+    pub logit_cap: Option<f32>,
+    /// Embeddings are multiplied by this.
+    pub embedding_scale: f32,
     /// Added to the mean square of a norm.
     pub norm_eps: f32,
     /// The longest sequence.
     pub context: usize,
     /// Tokens of the vocabulary.
     pub vocab: usize,
+}
+
+/// How heads turn with their position: pair `i` by `position * base^(-2i / rope_dims)`, stretched.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rope {
+    /// The base of the frequencies.
+    pub base: f64,
+    /// Every frequency is divided by this.
+    pub stretch: f64,
+    /// The tensor that has one more divisor for each pair.
+    pub factors: Option<&'static str>,
+    /// What turns is multiplied by this, too.
+    pub magnitude: f64,
 }
 
 /// What `hob models show` prints.
@@ -61,34 +91,65 @@ impl Config {
     /// # Errors
     /// `Unsupported` for what the forward pass cannot compute, `Metadata` for missing or absurd numbers.
     pub fn read(header: &Header) -> Result<Self, FormatError> {
-        let arch = architecture(header)?;
-        if arch != "llama" {
-            return Err(FormatError::Unsupported { what: format!("architecture `{arch}`"), supported: "llama".into() });
-        }
-        refuse_scaling(header, arch)?;
+        let architecture = architecture::find(architecture_name(header)?)?;
+        let arch = architecture.name;
         let key = |name: &str| format!("{arch}.{name}");
         let optional = |name: &str| header.number(&key(name), MAX_DIM);
         let need = |name: &str| positive(optional(name)?, &key(name));
-        let (width, heads) = (need("embedding_length")?, need("attention.head_count")?);
+        let float = |name: &str| header.float(&key(name));
+        // A limit of zero is none.
+        let cap = |name: &str, default: Option<f64>| -> Result<Option<f32>, FormatError> {
+            Ok(float(name)?.or(default).filter(|cap| *cap != 0.0).map(|cap| cap as f32))
+        };
+        let (layers, width, heads) = (need("block_count")?, need("embedding_length")?, need("attention.head_count")?);
         let head_dim = match optional("attention.key_length")? {
             Some(n) => n as usize,
             None => width / heads,
         };
+        let context = positive(header.number(&key("context_length"), MAX_CONTEXT)?, &key("context_length"))?;
+        let scored = match architecture.width_scaled_layers {
+            Some(n) if n == layers => width / heads,
+            _ => head_dim,
+        };
+        let window = match architecture.windows {
+            Windows::Never => None,
+            Windows::Always => header.number(&key("attention.sliding_window"), MAX_CONTEXT)?.map(|n| n as usize),
+            Windows::Most { tokens, .. } => {
+                header.number(&key("attention.sliding_window"), MAX_CONTEXT)?.map(|n| n as usize).or(tokens)
+            }
+        };
+        let local = |base| Rope { base, stretch: 1.0, factors: None, magnitude: 1.0 };
         let config = Self {
-            layers: need("block_count")?,
+            architecture,
+            layers,
             width,
             ff: need("feed_forward_length")?,
             heads,
             kv_heads: optional("attention.head_count_kv")?.map_or(heads, |n| n as usize),
             head_dim,
             rope_dims: optional("rope.dimension_count")?.map_or(head_dim, |n| n as usize),
-            rope_base: header.float(&key("rope.freq_base"))?.unwrap_or(10_000.0),
-            norm_eps: header.float(&key("attention.layer_norm_rms_epsilon"))?.unwrap_or(1e-5) as f32,
-            context: positive(header.number(&key("context_length"), 1 << 24)?, &key("context_length"))?,
+            rope: rope(header, arch, context)?,
+            local_rope: match architecture.local_rope_base {
+                None => None,
+                Some(base) => Some(local(float("rope.freq_base_swa")?.unwrap_or(base))),
+            },
+            window: window.filter(|tokens| *tokens > 0),
+            score_scale: (scored as f32).sqrt().recip(),
+            score_cap: cap("attn_logit_softcapping", architecture.score_cap)?,
+            logit_cap: cap("final_logit_softcapping", architecture.logit_cap)?,
+            embedding_scale: if architecture.scaled_embedding { (width as f32).sqrt() } else { 1.0 },
+            norm_eps: float("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5) as f32,
+            context,
             vocab: vocab(header)?,
         };
         config.check(arch)?;
-        Ok(config)
+        match optional("attention.value_length")? {
+            Some(n) if n as usize != head_dim => Err(FormatError::Unsupported {
+                what: format!("`{}` of {n} where keys have {head_dim}", key("attention.value_length")),
+                supported: "values as long as keys".into(),
+            }),
+            _ => Ok(config),
+        }
     }
 
     fn check(&self, arch: &str) -> Result<(), FormatError> {
@@ -111,13 +172,30 @@ impl Config {
             let problem = format!("is {}, not an even number up to {}", self.rope_dims, self.head_dim);
             return fail("rope.dimension_count", problem);
         }
-        if self.rope_base <= 1.0 {
-            return fail("rope.freq_base", format!("is {}, not over 1", self.rope_base));
+        if self.rope.base <= 1.0 {
+            return fail("rope.freq_base", format!("is {}, not over 1", self.rope.base));
+        }
+        if let Some(local) = self.local_rope.filter(|local| local.base <= 1.0) {
+            return fail("rope.freq_base_swa", format!("is {}, not over 1", local.base));
+        }
+        if self.rope.stretch <= 0.0 {
+            return fail("rope.scaling.factor", format!("stretches by {}, not over 0", self.rope.stretch));
+        }
+        if self.score_cap.is_some_and(|cap| cap < 0.0) {
+            return fail("attn_logit_softcapping", "is negative".into());
+        }
+        if self.logit_cap.is_some_and(|cap| cap < 0.0) {
+            return fail("final_logit_softcapping", "is negative".into());
         }
         if self.norm_eps < 0.0 {
             return fail("attention.layer_norm_rms_epsilon", "is negative".into());
         }
         Ok(())
+    }
+
+    /// How many tokens layer `layer` attends to, if not all.
+    pub fn window_of(&self, layer: usize) -> Option<usize> {
+        self.window.filter(|_| self.architecture.windows.cover(layer))
     }
 
     /// Floats of keys and values for one token, over all layers.
@@ -127,7 +205,7 @@ impl Config {
 }
 
 /// The architecture's name.
-fn architecture(header: &Header) -> Result<&str, FormatError> {
+fn architecture_name(header: &Header) -> Result<&str, FormatError> {
     let key = "general.architecture";
     header.text(key)?.ok_or_else(|| wrong(key, "is missing"))
 }
@@ -149,17 +227,32 @@ fn vocab(header: &Header) -> Result<usize, FormatError> {
     positive(Some(count as u64), key)
 }
 
-/// Stretched rotations would run and give nonsense: refuse them by name.
-fn refuse_scaling(header: &Header, arch: &str) -> Result<(), FormatError> {
-    let key = format!("{arch}.rope.scaling.type");
-    let scaled = header.text(&key)?.filter(|kind| *kind != "none");
-    if scaled.is_some() || header.tensors.contains_key("rope_freqs.weight") {
-        return Err(FormatError::Unsupported {
-            what: format!("rope scaling `{}`", scaled.unwrap_or("rope_freqs")),
-            supported: "none".into(),
-        });
-    }
-    Ok(())
+/// The rotation, as stretched for contexts longer than it was trained on.
+fn rope(header: &Header, arch: &str, context: usize) -> Result<Rope, FormatError> {
+    let key = |name: &str| format!("{arch}.rope.{name}");
+    let float = |name: &str| header.float(&key(name));
+    let kind = header.text(&key("scaling.type"))?.unwrap_or("none");
+    let stretch = match kind {
+        "none" | "longrope" => 1.0,
+        "linear" => float("scaling.factor")?.unwrap_or(1.0),
+        _ => {
+            let (what, supported) = (format!("rope scaling `{kind}`"), "none, linear, longrope".into());
+            return Err(FormatError::Unsupported { what, supported });
+        }
+    };
+    let has = |name: &&'static str| header.tensors.contains_key(*name);
+    // As llama.cpp does, the long or the short factors serve the whole context: were the choice the
+    // sequence's, keys that are stored would have to turn anew where it outgrows the short ones.
+    let original = header.number(&key("scaling.original_context_length"), MAX_CONTEXT)?;
+    let outgrown = original.is_some_and(|original| context as u64 > original);
+    let chosen = if outgrown { "rope_factors_long.weight" } else { "rope_factors_short.weight" };
+    Ok(Rope {
+        base: float("freq_base")?.unwrap_or(10_000.0),
+        // Files of early days have the stretch alone.
+        stretch: float("scale_linear")?.filter(|_| kind == "none").unwrap_or(stretch),
+        factors: ["rope_freqs.weight", chosen].into_iter().find(has),
+        magnitude: float("scaling.attn_factor")?.unwrap_or(1.0),
+    })
 }
 
 impl ModelInfo {
@@ -168,7 +261,7 @@ impl ModelInfo {
     /// # Errors
     /// `Metadata` for missing or absurd numbers.
     pub fn read(header: &Header) -> Result<Self, FormatError> {
-        let arch = architecture(header)?;
+        let arch = architecture_name(header)?;
         let number = |name: &str| header.number(&format!("{arch}.{name}"), u32::MAX.into());
         // The reader bounded every tensor by the length of the file, so these sums cannot overflow.
         let sum = |f: fn(&TensorInfo) -> u64| header.tensors.values().map(f).sum();

@@ -3,13 +3,14 @@
 //! A batch is some tokens of some sequences, flattened. Sequences meet in the matrix products
 //! only, which treat each token alike; attention looks at each sequence's own pages.
 
-use super::config::Config;
-use super::weights::{MatrixAt, Weights};
+use super::architecture::Gate;
+use super::config::{Config, Rope};
+use super::weights::{MatrixAt, Out, Weights};
 use crate::ask::TokenId;
 use crate::kv::{Arena, PageId};
 use crate::ops::cpu::Cpu;
 use crate::ops::cpu::attention::KvHead;
-use crate::ops::cpu::matmul::Input;
+use crate::ops::cpu::matmul::{Input, Matrix};
 use crate::ops::pool::Pool;
 use std::cell::RefCell;
 
@@ -44,6 +45,8 @@ pub(crate) struct Buffers {
     qkv: Vec<f32>,
     /// (tokens, heads * head_dim)
     attended: Vec<f32>,
+    /// (tokens, 2 * ff): gate and up, where they are not gated as they are computed
+    gates: Vec<f32>,
     /// (tokens, ff)
     ff: Vec<f32>,
     /// (tokens that need logits, vocab)
@@ -52,6 +55,8 @@ pub(crate) struct Buffers {
     tiles: Vec<f32>,
     /// (tokens, rope_dims / 2): cos and sin
     turns: Vec<[f32; 2]>,
+    /// The same for layers that turn otherwise
+    local_turns: Vec<[f32; 2]>,
 }
 
 impl Buffers {
@@ -89,7 +94,10 @@ pub(crate) fn step<'b>(
     let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
     let qkv_width = q_width + 2 * kv_width;
     claim(parts, &kv, arena);
-    turns(c, &slots, &mut b.turns);
+    turns(c, &c.rope, w.rope_factors.as_deref(), &slots, &mut b.turns);
+    if let Some(rope) = &c.local_rope {
+        turns(c, rope, None, &slots, &mut b.local_turns);
+    }
     b.x.resize(n * c.width, 0.0);
     b.h.resize(n * c.width, 0.0);
     b.qkv.resize(n * qkv_width, 0.0);
@@ -97,24 +105,34 @@ pub(crate) fn step<'b>(
     b.ff.resize(n * c.ff, 0.0);
     let m = |at: &MatrixAt| w.matrix(at);
 
-    // x = embedding[token]
+    // x = embedding[token], scaled
     let tokens = parts.iter().flat_map(|p| p.tokens);
     for (token, x) in tokens.zip(b.x.chunks_exact_mut(c.width)) {
         cpu.decode(m(&w.embedding), token.0 as usize, x);
+        if c.embedding_scale != 1.0 {
+            x.iter_mut().for_each(|x| *x *= c.embedding_scale);
+        }
     }
     for (number, layer) in w.layers.iter().enumerate() {
+        let window = c.window_of(number);
         // q, k, v = W_q h, W_k h, W_v h  where  h = norm(x)
         norm(cpu, pool, &b.x, &layer.attn_norm, c.norm_eps, &mut b.h);
         let input = Input::new(cpu, pool, &b.h, c.width, &mut b.tiles);
         cpu.matmul(pool, &[m(&layer.q), m(&layer.k), m(&layer.v)], &input, false, &mut b.qkv);
 
-        // q, k turn with their position; k, v go to the pages
+        // q, k are normed and turn with their position; k, v go to the pages
         let pairs = c.rope_dims / 2;
-        let all_turns = &b.turns;
+        let all_turns = if window.is_some() && c.local_rope.is_some() { &b.local_turns } else { &b.turns };
         pool.rows(&mut b.qkv, qkv_width, |token, row| {
+            if let Some(bias) = &layer.qkv_bias {
+                add(bias, row);
+            }
             let turns = &all_turns[token * pairs..][..pairs];
-            for head in row[..q_width + kv_width].chunks_exact_mut(c.head_dim) {
-                cpu.rope(head, turns);
+            for (n, head) in row[..q_width + kv_width].chunks_exact_mut(c.head_dim).enumerate() {
+                if let Some([q, k]) = &layer.head_norms {
+                    cpu.rms_norm_in_place(head, if n < c.heads { q } else { k }, c.norm_eps);
+                }
+                cpu.rope(c.architecture.pairs, head, turns);
             }
         });
         for (slot, row) in slots.iter().zip(b.qkv.chunks_exact(qkv_width)) {
@@ -122,23 +140,34 @@ pub(crate) fn step<'b>(
         }
 
         // x += W_o attention(q, k, v)
-        let (scale, group) = ((c.head_dim as f32).sqrt().recip(), c.heads / c.kv_heads * c.head_dim);
+        let group = c.heads / c.kv_heads * c.head_dim;
         let (qkv, arena_now) = (&b.qkv, &*arena);
         pool.rows(&mut b.attended, group, |n, out| {
             let (token, head) = (n / c.kv_heads, n % c.kv_heads);
             let q = &qkv[token * qkv_width + head * group..][..group];
-            let view = kv.head(arena_now, &slots[token], number, head);
-            SCORES.with_borrow_mut(|scores| cpu.attend(q, view, scale, scores, out));
+            let view = kv.head(arena_now, &slots[token], window, number, head);
+            SCORES.with_borrow_mut(|scores| cpu.attend(q, view, c.score_scale, c.score_cap, scores, out));
         });
         let input = Input::new(cpu, pool, &b.attended, q_width, &mut b.tiles);
-        cpu.matmul(pool, &[m(&layer.o)], &input, true, &mut b.x);
+        join(cpu, pool, (&layer.o, m(&layer.o.w)), &input, c.norm_eps, &mut b.h, &mut b.x);
 
-        // x += W_down (silu(W_gate h) * W_up h)  where  h = norm(x)
+        // x += W_down (act(W_gate h) * W_up h)  where  h = norm(x)
         norm(cpu, pool, &b.x, &layer.ff_norm, c.norm_eps, &mut b.h);
         let input = Input::new(cpu, pool, &b.h, c.width, &mut b.tiles);
-        cpu.matmul_gated(pool, m(&layer.gate), m(&layer.up), &input, &mut b.ff);
+        match c.architecture.gate {
+            Gate::Silu => cpu.matmul_gated(pool, m(&layer.gate), m(&layer.up), &input, &mut b.ff),
+            Gate::GeluTanh => {
+                b.gates.resize(n * 2 * c.ff, 0.0);
+                cpu.matmul(pool, &[m(&layer.gate), m(&layer.up)], &input, false, &mut b.gates);
+                let gates = &b.gates;
+                pool.rows(&mut b.ff, c.ff, |token, out| {
+                    let (gate, up) = gates[token * 2 * c.ff..][..2 * c.ff].split_at(c.ff);
+                    cpu.gelu_tanh_mul(gate, up, out);
+                });
+            }
+        }
         let input = Input::new(cpu, pool, &b.ff, c.ff, &mut b.tiles);
-        cpu.matmul(pool, &[m(&layer.down)], &input, true, &mut b.x);
+        join(cpu, pool, (&layer.down, m(&layer.down.w)), &input, c.norm_eps, &mut b.h, &mut b.x);
     }
     // logits = W_head norm(x), for the tokens that need them
     let wanted = gather(parts, &mut b.x, c.width);
@@ -148,6 +177,9 @@ pub(crate) fn step<'b>(
         norm(cpu, pool, &b.x[..wanted * c.width], &w.final_norm, c.norm_eps, &mut b.h);
         let input = Input::new(cpu, pool, &b.h, c.width, &mut b.tiles);
         cpu.matmul(pool, &[m(&w.head)], &input, false, &mut b.logits);
+        if let Some(cap) = c.logit_cap {
+            pool.rows(&mut b.logits, c.vocab, |_, row| cpu.soft_cap(row, cap));
+        }
     }
     &mut b.logits
 }
@@ -171,18 +203,46 @@ fn claim(parts: &[Part<'_>], kv: &KvLayout, arena: &mut Arena) {
     }
 }
 
-/// (cos, sin) of `position * base^(-2i / rope_dims)` for pair `i` of each token.
-fn turns(c: &Config, slots: &[Slot<'_>], out: &mut Vec<[f32; 2]>) {
+/// (cos, sin) of `position * base^(-2i / rope_dims)`, stretched, for pair `i` of each token.
+fn turns(c: &Config, rope: &Rope, factors: Option<&[f32]>, slots: &[Slot<'_>], out: &mut Vec<[f32; 2]>) {
     let pairs = c.rope_dims / 2;
-    let rate = |i: usize| c.rope_base.powf(-2.0 * i as f64 / c.rope_dims as f64);
+    let factor = |i: usize| factors.map_or(1.0, |factors| f64::from(factors[i]));
+    let rate = |i: usize| rope.base.powf(-2.0 * i as f64 / c.rope_dims as f64) / (rope.stretch * factor(i));
     let rates: Vec<f64> = (0..pairs).map(rate).collect();
     out.clear();
     for slot in slots {
         out.extend(rates.iter().map(|rate| {
             let (sin, cos) = (slot.position as f64 * rate).sin_cos();
-            [cos as f32, sin as f32]
+            [(cos * rope.magnitude) as f32, (sin * rope.magnitude) as f32]
         }));
     }
+}
+
+/// `x += out(y)` for the rows of `y`; `h` is scratch.
+fn join(
+    cpu: Cpu,
+    pool: &mut Pool,
+    (out, w): (&Out, Matrix<'_>),
+    y: &Input<'_>,
+    eps: f32,
+    h: &mut [f32],
+    x: &mut [f32],
+) {
+    let width = w.rows;
+    let to = if out.norm.is_some() { &mut *h } else { &mut *x };
+    cpu.matmul(pool, &[w], y, out.norm.is_none(), to);
+    if let Some(bias) = &out.bias {
+        pool.rows(to, width, |_, row| add(bias, row));
+    }
+    if let Some(weight) = &out.norm {
+        pool.rows(h, width, |_, row| cpu.rms_norm_in_place(row, weight, eps));
+        pool.rows(x, width, |n, row| add(&h[n * width..][..width], row));
+    }
+}
+
+/// `out += x`.
+fn add(x: &[f32], out: &mut [f32]) {
+    out.iter_mut().zip(x).for_each(|(out, x)| *out += x);
 }
 
 fn norm(cpu: Cpu, pool: &mut Pool, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
@@ -236,8 +296,16 @@ impl KvLayout {
         }
     }
 
-    /// What `slot` attends to: itself and all before it.
-    fn head<'a>(&self, arena: &'a Arena, slot: &Slot<'a>, layer: usize, head: usize) -> KvHead<'a> {
+    /// What `slot` attends to: itself and those before it, up to `window` in all.
+    fn head<'a>(
+        &self,
+        arena: &'a Arena,
+        slot: &Slot<'a>,
+        window: Option<usize>,
+        layer: usize,
+        head: usize,
+    ) -> KvHead<'a> {
+        let end = slot.position + 1;
         KvHead {
             arena: arena.floats(),
             pages: slot.pages,
@@ -245,7 +313,7 @@ impl KvLayout {
             page_tokens: self.page_tokens,
             offset: self.offset(layer, head),
             head_dim: self.head_dim,
-            tokens: slot.position + 1,
+            tokens: window.map_or(0, |window| end.saturating_sub(window))..end,
         }
     }
 }

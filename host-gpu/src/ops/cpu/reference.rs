@@ -2,6 +2,7 @@
 //! kernels with these; nothing here is on the path that runs.
 
 use super::matmul::Matrix;
+use super::vector::Pairs;
 use crate::format::quant::Quant;
 use half::{bf16, f16};
 
@@ -48,12 +49,16 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     }
 }
 
-/// Pair `i` of neighbours turned by the angle whose (cos, sin) is `turns[i]`.
-pub fn rope(x: &mut [f32], turns: &[[f32; 2]]) {
+/// Pair `i` turned by the angle whose (cos, sin) is `turns[i]`; the rest stays.
+pub fn rope(pairs: Pairs, x: &mut [f32], turns: &[[f32; 2]]) {
     for (i, [cos, sin]) in turns.iter().enumerate() {
-        let (a, b) = (x[2 * i], x[2 * i + 1]);
-        x[2 * i] = a * cos - b * sin;
-        x[2 * i + 1] = a * sin + b * cos;
+        let (first, second) = match pairs {
+            Pairs::Neighbours => (2 * i, 2 * i + 1),
+            Pairs::Halves => (i, i + turns.len()),
+        };
+        let (a, b) = (x[first], x[second]);
+        x[first] = a * cos - b * sin;
+        x[second] = a * sin + b * cos;
     }
 }
 
@@ -64,6 +69,20 @@ pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
     }
 }
 
+/// `out = gelu(gate) * up`, where gelu has a tanh for the error function.
+pub fn gelu_tanh_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for i in 0..gate.len() {
+        let x = gate[i];
+        let inner = std::f32::consts::FRAC_2_PI.sqrt() * (x + 0.044715 * x * x * x);
+        out[i] = 0.5 * x * (1.0 + inner.tanh()) * up[i];
+    }
+}
+
+/// `x = cap * tanh(x / cap)`.
+pub fn soft_cap(x: &mut [f32], cap: f32) {
+    x.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
+}
+
 /// `scores = e^scores / sum of e^scores`.
 pub fn softmax(scores: &mut [f32]) {
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -72,11 +91,29 @@ pub fn softmax(scores: &mut [f32]) {
     scores.iter_mut().for_each(|s| *s /= sum);
 }
 
+/// How attention scores are made.
+pub struct Scoring {
+    /// Length of a key.
+    pub dim: usize,
+    /// Products are multiplied by this.
+    pub scale: f32,
+    /// Limits what that gives.
+    pub cap: Option<f32>,
+    /// How many of the last tokens count.
+    pub window: usize,
+}
+
 /// `out[h] = softmax(q[h] . k * scale) v`; q, out (heads, dim), k, v (tokens, dim).
-pub fn attend(q: &[f32], k: &[f32], v: &[f32], dim: usize, scale: f32, out: &mut [f32]) {
+pub fn attend(q: &[f32], k: &[f32], v: &[f32], scoring: &Scoring, out: &mut [f32]) {
+    let Scoring { dim, scale, cap, window } = *scoring;
+    let before = (k.len() / dim).saturating_sub(window);
     for (q, out) in q.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
         let dot = |k: &[f32]| q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>() * scale;
         let mut p: Vec<f32> = k.chunks_exact(dim).map(dot).collect();
+        if let Some(cap) = cap {
+            soft_cap(&mut p, cap);
+        }
+        p[..before].fill(f32::NEG_INFINITY);
         softmax(&mut p);
         out.fill(0.0);
         for (p, v) in p.iter().zip(v.chunks_exact(dim)) {

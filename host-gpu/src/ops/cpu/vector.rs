@@ -1,4 +1,4 @@
-//! Operations on one row at a time: norm, rotation, gate, softmax.
+//! Operations on one row at a time: norm, rotation, gate, soft cap, softmax.
 
 use super::lanes::{LANES, Lanes};
 use super::{Cpu, Task};
@@ -23,6 +23,28 @@ pub(super) fn exp<L: Lanes>(x: f32) -> f32 {
     e * f32::from_bits(power)
 }
 
+/// The hyperbolic tangent to some units in the last place, without a branch.
+#[inline(always)]
+fn tanh<L: Lanes>(x: f32) -> f32 {
+    let far = 1.0 - 2.0 / (exp::<L>(2.0 * x) + 1.0);
+    // Near zero that difference cancels: x - x^3/3 + 2x^5/15 - 17x^7/315 + 62x^9/2835.
+    let s = x * x;
+    let mut p = 62.0 / 2835.0;
+    for c in [-17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0] {
+        p = L::fma1(p, s, c);
+    }
+    let near = L::fma1(p * s, x, x);
+    if s < 0.0625 { near } else { far }
+}
+
+/// `x = cap * tanh(x / cap)`.
+#[inline(always)]
+pub(super) fn soft_cap<L: Lanes>(x: &mut [f32], cap: f32) {
+    for x in x.iter_mut() {
+        *x = cap * tanh::<L>(*x / cap);
+    }
+}
+
 /// The dot product of rows whose length is a multiple of sixteen.
 #[inline(always)]
 pub(super) fn dot<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
@@ -40,18 +62,50 @@ struct RmsNorm<'a> {
     out: &'a mut [f32],
 }
 
+/// `1 / rms(x)`.
+#[inline(always)]
+fn rms_scale<L: Lanes>(x: &[f32], eps: f32) -> f32 {
+    let mean = dot::<L>(x, x) / x.len() as f32;
+    1.0 / (mean + eps).sqrt()
+}
+
 impl Task for RmsNorm<'_> {
     #[inline(always)]
     fn run<L: Lanes, const R: usize, const T: usize>(self) {
-        let mean = dot::<L>(self.x, self.x) / self.x.len() as f32;
-        let scale = 1.0 / (mean + self.eps).sqrt();
+        let scale = rms_scale::<L>(self.x, self.eps);
         for ((out, x), w) in self.out.iter_mut().zip(self.x).zip(self.weight) {
             *out = x * scale * w;
         }
     }
 }
 
+struct RmsNormInPlace<'a> {
+    x: &'a mut [f32],
+    weight: &'a [f32],
+    eps: f32,
+}
+
+impl Task for RmsNormInPlace<'_> {
+    #[inline(always)]
+    fn run<L: Lanes, const R: usize, const T: usize>(self) {
+        let scale = rms_scale::<L>(self.x, self.eps);
+        for (x, w) in self.x.iter_mut().zip(self.weight) {
+            *x = *x * scale * w;
+        }
+    }
+}
+
+/// Which numbers of a head turn together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairs {
+    /// 0 and 1, 2 and 3, and so on.
+    Neighbours,
+    /// The first of each half of what turns, then the second of each, and so on.
+    Halves,
+}
+
 struct Rope<'a> {
+    pairs: Pairs,
     x: &'a mut [f32],
     turns: &'a [[f32; 2]],
 }
@@ -59,9 +113,49 @@ struct Rope<'a> {
 impl Task for Rope<'_> {
     #[inline(always)]
     fn run<L: Lanes, const R: usize, const T: usize>(self) {
-        for (pair, [cos, sin]) in self.x.as_chunks_mut::<2>().0.iter_mut().zip(self.turns) {
-            let [a, b] = *pair;
-            *pair = [a * cos - b * sin, a * sin + b * cos];
+        match self.pairs {
+            Pairs::Neighbours => {
+                for (pair, [cos, sin]) in self.x.as_chunks_mut::<2>().0.iter_mut().zip(self.turns) {
+                    let [a, b] = *pair;
+                    *pair = [a * cos - b * sin, a * sin + b * cos];
+                }
+            }
+            Pairs::Halves => {
+                let (first, second) = self.x.split_at_mut(self.turns.len());
+                for ((a, b), [cos, sin]) in first.iter_mut().zip(second).zip(self.turns) {
+                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                }
+            }
+        }
+    }
+}
+
+struct SoftCap<'a> {
+    x: &'a mut [f32],
+    cap: f32,
+}
+
+impl Task for SoftCap<'_> {
+    #[inline(always)]
+    fn run<L: Lanes, const R: usize, const T: usize>(self) {
+        soft_cap::<L>(self.x, self.cap);
+    }
+}
+
+struct GeluTanhMul<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Task for GeluTanhMul<'_> {
+    #[inline(always)]
+    fn run<L: Lanes, const R: usize, const T: usize>(self) {
+        // gelu(x) = x (1 + tanh(y)) / 2 = x sigmoid(2y), y = sqrt(2 / pi) (x + 0.044715 x^3).
+        const DOUBLE: f32 = 1.595_769;
+        for ((out, x), up) in self.out.iter_mut().zip(self.gate).zip(self.up) {
+            let y = DOUBLE * L::fma1(0.044_715 * x * x, *x, *x);
+            *out = x / (1.0 + exp::<L>(-y)) * up;
         }
     }
 }
@@ -89,10 +183,27 @@ impl Cpu {
         self.run(RmsNorm { x, weight, eps, out });
     }
 
-    /// Turns each pair of neighbours in `x` by its angle: `turns[i]` is (cos, sin) of pair `i`.
-    pub fn rope(self, x: &mut [f32], turns: &[[f32; 2]]) {
+    /// `x = x / rms(x) * weight`; both of one length, a multiple of sixteen.
+    pub fn rms_norm_in_place(self, x: &mut [f32], weight: &[f32], eps: f32) {
+        assert!(x.len() == weight.len() && x.len().is_multiple_of(LANES), "one length of whole vectors");
+        self.run(RmsNormInPlace { x, weight, eps });
+    }
+
+    /// Turns each pair in `x` by its angle: `turns[i]` is (cos, sin) of pair `i`. The rest stays.
+    pub fn rope(self, pairs: Pairs, x: &mut [f32], turns: &[[f32; 2]]) {
         assert!(turns.len() * 2 <= x.len(), "a pair for each turn");
-        self.run(Rope { x, turns });
+        self.run(Rope { pairs, x, turns });
+    }
+
+    /// `x = cap * tanh(x / cap)`.
+    pub fn soft_cap(self, x: &mut [f32], cap: f32) {
+        self.run(SoftCap { x, cap });
+    }
+
+    /// `out = gelu(gate) * up`, where gelu has a tanh for the error function.
+    pub fn gelu_tanh_mul(self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        assert!(gate.len() == up.len() && gate.len() == out.len(), "one length");
+        self.run(GeluTanhMul { gate, up, out });
     }
 
     /// `out = silu(gate) * up`.
@@ -149,10 +260,29 @@ mod tests {
                 reference::silu_mul(&x, &w, &mut want);
                 close(&out, &want, 1e-6);
                 let turns: Vec<_> = (0..len / 2).map(|i| [(i as f32).cos(), (i as f32).sin()]).collect();
-                let (mut a, mut b) = (x.clone(), x.clone());
-                cpu.rope(&mut a, &turns);
-                reference::rope(&mut b, &turns);
-                close(&a, &b, 1e-6);
+                let mut normed = x.clone();
+                cpu.rms_norm_in_place(&mut normed, &w, 1e-5);
+                reference::rms_norm(&x, &w, 1e-5, &mut want);
+                close(&normed, &want, 1e-5);
+                cpu.gelu_tanh_mul(&x, &w, &mut out);
+                reference::gelu_tanh_mul(&x, &w, &mut want);
+                close(&out, &want, 1e-6);
+                for cap in [0.3, 5.0, 50.0] {
+                    let (mut a, mut b) = (x.clone(), x.clone());
+                    cpu.soft_cap(&mut a, cap);
+                    reference::soft_cap(&mut b, cap);
+                    close(&a, &b, 1e-6);
+                }
+                // All of a head may turn, or its beginning.
+                for (pairs, turns) in [Pairs::Neighbours, Pairs::Halves]
+                    .into_iter()
+                    .flat_map(|pairs| [(pairs, &turns[..]), (pairs, &turns[..len / 8]), (pairs, &turns[..3])])
+                {
+                    let (mut a, mut b) = (x.clone(), x.clone());
+                    cpu.rope(pairs, &mut a, turns);
+                    reference::rope(pairs, &mut b, turns);
+                    close(&a, &b, 1e-6);
+                }
             }
         }
     }
