@@ -129,7 +129,7 @@ fn perplexity_is_that_of_f32() {
     // As llama.cpp's perplexity tool counts: windows of 512 tokens, the second half of each is scored.
     const WINDOW: usize = 512;
     let model = model();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/perplexity.txt");
+    let path = support::golden_path("perplexity.txt");
     let tokens = model.tokenize(&std::fs::read_to_string(path).expect("golden files are in the repository"), false);
     let mut losses = Vec::new();
     for window in tokens.chunks_exact(WINDOW) {
