@@ -119,14 +119,17 @@ fn byte_level(golden: &ByteLevel, pre: &str) -> Tokenizer {
 }
 
 fn sentence_piece(golden: &SentencePiece) -> Tokenizer {
-    let file = GgufFile::default()
+    Tokenizer::read_bytes(sentence_piece_file(golden).bytes()).expect("the file is sound")
+}
+
+fn sentence_piece_file(golden: &SentencePiece) -> GgufFile {
+    GgufFile::default()
         .text("tokenizer.ggml.model", "llama")
         .flag("tokenizer.ggml.add_bos_token", false)
         .flag("tokenizer.ggml.add_space_prefix", golden.add_space_prefix)
         .texts("tokenizer.ggml.tokens", &golden.tokens)
         .floats("tokenizer.ggml.scores", &golden.scores)
-        .ints("tokenizer.ggml.token_type", &golden.kinds);
-    Tokenizer::read_bytes(file.bytes()).expect("the file is sound")
+        .ints("tokenizer.ggml.token_type", &golden.kinds)
 }
 
 /// The tokenizers of the golden file, each with its name.
@@ -313,6 +316,39 @@ fn special_tokens_count_only_where_the_caller_says() {
     assert_eq!((ends(&parsed), ends(&plain)), (1, 0));
     assert_eq!(parsed.last(), plain.last(), "user-defined tokens are text, found in both");
     assert_eq!((tokenizer.decode(&parsed).as_str(), tokenizer.decode(&plain).as_str()), (text, text));
+}
+
+#[test]
+fn flags_of_the_file_add_the_first_and_last_token() {
+    let golden: Small = golden("tokenizers.json");
+    let read = |file: GgufFile| Tokenizer::read_bytes(file.bytes()).unwrap().encode("", false);
+    let file = || sentence_piece_file(&golden.sentence_piece[0]);
+    let (add_bos, add_eos) = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token");
+    assert_eq!(read(file()), []);
+    assert_eq!(read(file().without(add_bos)), ids(&[1]), "what SentencePiece files mean that say nothing");
+    assert_eq!(read(file().flag(add_bos, true).flag(add_eos, true)), ids(&[1, 2]));
+    let named = file().flag(add_bos, true).number("tokenizer.ggml.bos_token_id", 2);
+    assert_eq!(read(named), ids(&[2]));
+}
+
+#[test]
+fn marks_of_the_chat_format_are_special_whatever_the_file_calls_them() {
+    let mut golden = golden::<Small>("tokenizers.json").sentence_piece.remove(1);
+    golden.tokens[3] = "<|user|>".into();
+    let tokenizer = sentence_piece(&golden);
+    assert!(tokenizer.is_special(TokenId(3)));
+    assert!(
+        tokenizer.encode("<|user|>", true) == ids(&[3]) && !tokenizer.encode("<|user|>", false).contains(&TokenId(3))
+    );
+}
+
+#[test]
+fn special_tokens_of_phi3_swallow_the_space_after_them() {
+    let golden = golden::<Small>("tokenizers.json").sentence_piece.remove(1);
+    let file = sentence_piece_file(&golden).text("general.name", "Phi-3 Mini");
+    let tokenizer = Tokenizer::read_bytes(file.bytes()).unwrap();
+    assert_eq!(tokenizer.encode("</s> \n a b", true), tokenizer.encode("</s>a b", true));
+    assert_ne!(tokenizer.encode("<s> a b", true), tokenizer.encode("<s>a b", true));
 }
 
 #[test]
