@@ -39,10 +39,23 @@ struct Greedy {
 
 #[derive(Deserialize)]
 struct GreedyCase {
-    prompt: String,
     prompt_ids: Vec<u32>,
     output_ids: Vec<u32>,
     top20_steps: Vec<Vec<(u32, f32)>>,
+}
+
+/// What `make_gemma3.py` wrote.
+#[derive(Deserialize)]
+struct Exact {
+    /// For each case and step.
+    top20_steps: Vec<Vec<Vec<(u32, f32)>>>,
+    long: Long,
+}
+
+#[derive(Deserialize)]
+struct Long {
+    tokens: Vec<u32>,
+    after: BTreeMap<usize, Vec<(u32, f32)>>,
 }
 
 fn engine(code_path: Option<CodePath>) -> Option<Engine> {
@@ -134,27 +147,38 @@ fn what_we_would_compute_wrongly_is_refused() {
 }
 
 /// On token ids alone; weights are the file's own, so what is left is our arithmetic.
+///
+/// The reference itself is beyond 1e-2 of f64 in 3 of these 320 steps, by up to 1.31e-2: llama.cpp looks
+/// gelu up in a table of f16. Hence looser bounds on the distance to it, and a close one on that to f64.
 #[test]
-fn gemma3_log_probabilities_are_within_a_hundredth() {
+fn gemma3_log_probabilities_are_as_exact_as_the_reference() {
     let Some(path) = support::model_path("HOB_TEST_GEMMA3", GEMMA3) else {
         println!("skipped: set HOB_TEST_GEMMA3 to the file of gemma3:270m, or pull it");
         return;
     };
     let engine = Engine::start(EngineConfig::default()).unwrap();
     let model = load(&engine, path).unwrap();
-    let mut worst = 0.0f32;
-    for case in golden::<Greedy>("gemma3.greedy.f32.json").raw {
+    let apart = |ours: &[f32], golden: &[(u32, f32)]| {
+        golden.iter().map(|(id, want)| (ours[*id as usize] - want).abs()).fold(0.0, f32::max)
+    };
+    let exact: Exact = golden("gemma3.numpy.json");
+    let (mut from_exact, mut from_llama_cpp) = (Vec::new(), Vec::new());
+    for (case, exact) in golden::<Greedy>("gemma3.greedy.f32.json").raw.iter().zip(&exact.top20_steps) {
         let all = [case.prompt_ids.clone(), case.output_ids.clone()].concat();
         let scores = model.score(&ids(&all), 64).unwrap();
-        for (step, golden) in case.top20_steps.iter().enumerate() {
+        for (step, (golden, exact)) in case.top20_steps.iter().zip(exact).enumerate() {
             let ours = scores.after(case.prompt_ids.len() - 1 + step);
-            for (id, want) in golden {
-                let error = (ours[*id as usize] - want).abs();
-                assert!(error < 1e-2, "{:?} step {step} token {id}: {error}", case.prompt);
-                worst = worst.max(error);
-            }
+            from_llama_cpp.push(apart(ours, golden));
+            from_exact.push(apart(ours, exact));
         }
     }
-    println!("gemma3:270m: within {worst:.1e}");
-    assert!(worst > 0.0, "something was compared");
+    // Longer than the window of 512.
+    let scores = model.score(&ids(&exact.long.tokens), 64).unwrap();
+    from_exact.extend(exact.long.after.iter().map(|(n, exact)| apart(scores.after(*n), exact)));
+    let most = |errors: &[f32]| errors.iter().copied().fold(0.0, f32::max);
+    let beyond = from_llama_cpp.iter().filter(|error| **error > 1e-2).count();
+    println!("gemma3:270m: within {:.1e} of f64", most(&from_exact));
+    println!("and {:.1e} of llama.cpp, {beyond} of {} beyond 1e-2", most(&from_llama_cpp), from_llama_cpp.len());
+    assert!(most(&from_exact) < 1e-3 && most(&from_exact) > 0.0);
+    assert!(most(&from_llama_cpp) < 1.5e-2 && beyond <= 4);
 }

@@ -331,4 +331,5 @@ def main():
         (OUT / f"{name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()
