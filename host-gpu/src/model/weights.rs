@@ -219,10 +219,11 @@ impl Finder<'_> {
             what: format!("tensor `{name}` of type {}", tensor.row.name),
             supported: computable(),
         })?;
-        if !cols.is_multiple_of(32) {
+        let whole = quant.row().weights.max(32); // kernels take floats in groups of 32, too
+        if !cols.is_multiple_of(whole) {
             return Err(FormatError::Unsupported {
                 what: format!("tensor `{name}` with rows of {cols}"),
-                supported: "multiples of 32".into(),
+                supported: format!("multiples of {whole}"),
             });
         }
         Ok(MatrixAt { quant, rows, cols, bytes: tensor.bytes.clone() })

@@ -72,6 +72,7 @@ impl Writer {
 
 const F32: u32 = 0;
 const Q8_0: u32 = 8;
+const Q4_K: u32 = 12;
 
 /// One of everything.
 fn sound() -> Writer {
@@ -197,6 +198,7 @@ fn corrupt_fields_are_named() {
         (Writer::default().tensor("t", &[1; 5], F32, 0), "5 dimensions"),
         (Writer::default().tensor("t", &[0], F32, 0), "zero"),
         (Writer::default().tensor("t", &[33], Q8_0, 0), "whole number of blocks"),
+        (Writer::default().tensor("t", &[288], Q4_K, 0), "whole number of blocks"),
         (Writer::default().tensor("t", &[1 << 40, 1 << 40], F32, 0), "overflow"),
         (Writer::default().tensor("t", &[1 << 62], F32, 0), "overflows"),
         (Writer::default().tensor("t", &[1], F32, 4).data(64), "not aligned"),

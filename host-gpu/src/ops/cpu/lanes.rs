@@ -30,6 +30,8 @@ pub trait Lanes: Copy {
     fn sum(v: Self::V) -> f32;
     /// `low * d + m` and `high * d + m` of the nibbles of sixteen bytes.
     fn nibbles(q: &[u8; 16], d: f32, m: f32) -> [Self::V; 2];
+    /// The entries of `table` that the low and the high nibbles of sixteen bytes name, as floats.
+    fn lookup(q: &[u8; 16], table: &[i8; 16]) -> [Self::V; 2];
     /// Sixteen signed bytes as floats.
     fn bytes(q: &[i8; 16]) -> Self::V;
     /// Sixteen f16 as floats.
@@ -107,6 +109,12 @@ impl Lanes for Portable {
     #[inline(always)]
     fn nibbles(q: &[u8; 16], d: f32, m: f32) -> [Self::V; 2] {
         [std::array::from_fn(|i| f32::from(q[i] & 15) * d + m), std::array::from_fn(|i| f32::from(q[i] >> 4) * d + m)]
+    }
+
+    #[inline(always)]
+    fn lookup(q: &[u8; 16], table: &[i8; 16]) -> [Self::V; 2] {
+        let value = |i: u8| f32::from(table[usize::from(i)]);
+        [std::array::from_fn(|i| value(q[i] & 15)), std::array::from_fn(|i| value(q[i] >> 4))]
     }
 
     #[inline(always)]
@@ -258,6 +266,16 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn lookup(q: &[u8; 16], table: &[i8; 16]) -> [__m512; 2] {
+            let table = Self::bytes(table);
+            // SAFETY: as said above.
+            unsafe {
+                let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(q.as_ptr().cast()));
+                [_mm512_permutexvar_ps(bytes, table), _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), table)]
+            }
+        }
+
+        #[inline(always)]
         fn bytes(q: &[i8; 16]) -> __m512 {
             // SAFETY: as said above.
             unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(q.as_ptr().cast()))) }
@@ -368,6 +386,21 @@ mod x86 {
                 let high = _mm_and_si128(_mm_srli_epi16::<4>(all), mask);
                 [spread(low, d, m), spread(high, d, m)]
             }
+        }
+
+        #[inline(always)]
+        fn lookup(q: &[u8; 16], table: &[i8; 16]) -> [Self::V; 2] {
+            let (mut low, mut high) = ([0; 16], [0; 16]);
+            // SAFETY: as said above.
+            unsafe {
+                let (all, mask) = (_mm_loadu_si128(q.as_ptr().cast()), _mm_set1_epi8(15));
+                let table = _mm_loadu_si128(table.as_ptr().cast());
+                let values = _mm_shuffle_epi8(table, _mm_and_si128(all, mask));
+                _mm_storeu_si128(low.as_mut_ptr().cast(), values);
+                let values = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16::<4>(all), mask));
+                _mm_storeu_si128(high.as_mut_ptr().cast(), values);
+            }
+            [Self::bytes(&low), Self::bytes(&high)]
         }
 
         #[inline(always)]

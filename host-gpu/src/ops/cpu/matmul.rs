@@ -32,7 +32,7 @@ pub struct Matrix<'a> {
     pub quant: Quant,
     /// Outputs.
     pub rows: usize,
-    /// Inputs; a multiple of 32.
+    /// Inputs; a multiple of 32 and of the weights in a block.
     pub cols: usize,
     /// `rows` rows of blocks.
     pub bytes: &'a [u8],
@@ -123,6 +123,14 @@ impl Task for Product<'_> {
             Quant::Q4_1 => self.of::<L, BlockQ4_1, R, T>(),
             Quant::Q5_0 => self.of::<L, BlockQ5_0, R, T>(),
             Quant::Q8_0 => self.of::<L, BlockQ8_0, R, T>(),
+            Quant::Q5_1 => self.of::<L, BlockQ5_1, R, T>(),
+            Quant::Q2K => self.of::<L, BlockQ2K, R, T>(),
+            Quant::Q3K => self.of::<L, BlockQ3K, R, T>(),
+            Quant::Q4K => self.of::<L, BlockQ4K, R, T>(),
+            Quant::Q5K => self.of::<L, BlockQ5K, R, T>(),
+            Quant::Q6K => self.of::<L, BlockQ6K, R, T>(),
+            Quant::Iq4Nl => self.of::<L, BlockIq4Nl, R, T>(),
+            Quant::Iq4Xs => self.of::<L, BlockIq4Xs, R, T>(),
         }
     }
 }
@@ -131,7 +139,7 @@ impl Product<'_> {
     #[inline(always)]
     fn of<L: Lanes, B: Block, const R: usize, const T: usize>(self) {
         let blocks: &[B] = bytemuck::cast_slice(self.w.rows_bytes(&self.rows));
-        let per_row = self.w.cols / 32;
+        let per_row = self.w.cols / (32 * B::GROUPS);
         if self.x.packed.is_empty() {
             let x: &[f32] = self.x.rows;
             direct_all::<L, B>(blocks, per_row, x, self.part);
@@ -148,7 +156,7 @@ impl Product<'_> {
 /// Few tokens, `part` (tokens, rows).
 #[inline(always)]
 fn direct_all<L: Lanes, B: Block>(blocks: &[B], per_row: usize, x: &[f32], part: &mut [f32]) {
-    let cols = per_row * 32;
+    let cols = per_row * 32 * B::GROUPS;
     let rows = blocks.len() / per_row;
     let tokens = x.len() / cols;
     let mut t = 0;
@@ -208,7 +216,10 @@ fn direct<L: Lanes, B: Block, const R: usize, const T: usize>(
     x: &[f32],
 ) -> [[f32; T]; R] {
     let w: [&[B]; R] = std::array::from_fn(|r| &blocks[r * per_row..][..per_row]);
-    let x: [&[[f32; 32]]; T] = std::array::from_fn(|t| &x[t * per_row * 32..].as_chunks::<32>().0[..per_row]);
+    let x: [&[[f32; 32]]; T] = std::array::from_fn(|t| {
+        let groups = per_row * B::GROUPS;
+        &x[t * groups * 32..].as_chunks::<32>().0[..groups]
+    });
     let mut sums = [[L::splat(0.0); T]; R];
     // The rows of a group are short, so the processor does not see that the next group follows.
     let step = R * size_of::<B>();
@@ -218,12 +229,21 @@ fn direct<L: Lanes, B: Block, const R: usize, const T: usize>(
             L::prefetch(ahead.wrapping_add(line * CACHE_LINE));
         }
         ahead = ahead.wrapping_add(step);
-        for r in 0..R {
-            let [first, second] = w[r][k].weights::<L>();
-            for t in 0..T {
-                let (halves, _) = x[t][k].as_chunks::<LANES>();
-                sums[r][t] = L::fma(first, L::load(&halves[0]), sums[r][t]);
-                sums[r][t] = L::fma(second, L::load(&halves[1]), sums[r][t]);
+        let mut heads = [w[0][k].head::<L>(); R];
+        for r in 1..R {
+            heads[r] = w[r][k].head::<L>();
+        }
+        for pair in 0..B::GROUPS.div_ceil(2) {
+            for r in 0..R {
+                for half in 0..B::GROUPS.min(2) {
+                    let g = pair * 2 + half;
+                    let [first, second] = w[r][k].group::<L>(&heads[r], g);
+                    for t in 0..T {
+                        let (halves, _) = x[t][k * B::GROUPS + g].as_chunks::<LANES>();
+                        sums[r][t] = L::fma(first, L::load(&halves[0]), sums[r][t]);
+                        sums[r][t] = L::fma(second, L::load(&halves[1]), sums[r][t]);
+                    }
+                }
             }
         }
     }
@@ -252,7 +272,7 @@ fn panel_all<L: Lanes, B: Block, const R: usize, const T: usize>(
     panel: &mut Vec<f32>,
     part: &mut [f32],
 ) {
-    let cols = per_row * 32;
+    let cols = per_row * 32 * B::GROUPS;
     let groups = rows.div_ceil(R);
     if panel.len() < groups * R * cols {
         panel.resize(groups * R * cols, 0.0);
@@ -283,11 +303,17 @@ fn panel_all<L: Lanes, B: Block, const R: usize, const T: usize>(
 #[inline(always)]
 fn decode_row<L: Lanes, B: Block, const R: usize>(blocks: &[B], r: usize, group: &mut [f32]) {
     let steps = group.as_chunks_mut::<LANES>().0.as_chunks_mut::<R>().0;
-    for (block, pair) in blocks.iter().zip(steps.as_chunks_mut::<2>().0) {
+    for (block, steps) in blocks.iter().zip(steps.chunks_exact_mut(2 * B::GROUPS)) {
         L::prefetch(std::ptr::from_ref(block).cast::<u8>().wrapping_add(AHEAD));
-        let [first, second] = block.weights::<L>();
-        L::store(first, &mut pair[0][r]);
-        L::store(second, &mut pair[1][r]);
+        let head = block.head::<L>();
+        for pair in 0..B::GROUPS.div_ceil(2) {
+            for half in 0..B::GROUPS.min(2) {
+                let g = pair * 2 + half;
+                let [first, second] = block.group::<L>(&head, g);
+                L::store(first, &mut steps[2 * g][r]);
+                L::store(second, &mut steps[2 * g + 1][r]);
+            }
+        }
     }
 }
 
@@ -406,6 +432,14 @@ impl Task for Decode<'_> {
             Quant::Q4_1 => self.of::<L, BlockQ4_1>(),
             Quant::Q5_0 => self.of::<L, BlockQ5_0>(),
             Quant::Q8_0 => self.of::<L, BlockQ8_0>(),
+            Quant::Q5_1 => self.of::<L, BlockQ5_1>(),
+            Quant::Q2K => self.of::<L, BlockQ2K>(),
+            Quant::Q3K => self.of::<L, BlockQ3K>(),
+            Quant::Q4K => self.of::<L, BlockQ4K>(),
+            Quant::Q5K => self.of::<L, BlockQ5K>(),
+            Quant::Q6K => self.of::<L, BlockQ6K>(),
+            Quant::Iq4Nl => self.of::<L, BlockIq4Nl>(),
+            Quant::Iq4Xs => self.of::<L, BlockIq4Xs>(),
         }
     }
 }

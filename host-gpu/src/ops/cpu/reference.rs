@@ -3,7 +3,7 @@
 
 use super::matmul::Matrix;
 use super::vector::Pairs;
-use crate::format::quant::Quant;
+use crate::format::quant::{CODEBOOK, Quant};
 use half::{bf16, f16};
 
 /// Row `row` of `w` as floats.
@@ -13,7 +13,7 @@ pub fn decode(w: &Matrix<'_>, row: usize) -> Vec<f32> {
     let nibble = |q: &[u8], i: usize| i32::from(if i < 16 { q[i] & 15 } else { q[i - 16] >> 4 });
     let mut out = Vec::with_capacity(w.cols);
     for block in bytes.chunks_exact(w.quant.row().bytes) {
-        let each = |f: &dyn Fn(usize) -> f32| (0..32).map(f).collect::<Vec<f32>>();
+        let each = |f: &dyn Fn(usize) -> f32| (0..w.quant.row().weights).map(f).collect::<Vec<f32>>();
         out.extend(match w.quant {
             Quant::F32 => vec![f32::from_le_bytes(block.try_into().expect("four bytes"))],
             Quant::F16 => vec![half(block)],
@@ -24,10 +24,66 @@ pub fn decode(w: &Matrix<'_>, row: usize) -> Vec<f32> {
                 let fifth = i32::from(block[2 + i / 8] >> (i % 8) & 1) << 4;
                 half(block) * ((nibble(&block[6..], i) | fifth) - 16) as f32
             }),
+            Quant::Q5_1 => each(&|i| {
+                let fifth = i32::from(block[4 + i / 8] >> (i % 8) & 1) << 4;
+                half(block) * (nibble(&block[8..], i) | fifth) as f32 + half(&block[2..])
+            }),
+            Quant::Q2K => each(&|i| {
+                let scale = block[i / 16];
+                let q = block[16 + i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
+                let (d, dmin) = (half(&block[80..]), half(&block[82..]));
+                d * f32::from(scale & 15) * f32::from(q) - dmin * f32::from(scale >> 4)
+            }),
+            Quant::Q3K => each(&|i| {
+                let s = i / 16;
+                let lower = if s < 8 { block[96 + s] & 15 } else { block[96 + s - 8] >> 4 };
+                let upper = block[104 + s % 4] >> (s / 4 * 2) & 3;
+                let third = block[i % 32] >> (i / 32) & 1;
+                let q = block[32 + i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3 | third << 2;
+                half(&block[108..]) * (f32::from(lower | upper << 4) - 32.0) * (f32::from(q) - 4.0)
+            }),
+            Quant::Q4K => each(&|i| affine(block, i, k_nibble(&block[16..], i))),
+            Quant::Q5K => each(&|i| {
+                let fifth = block[16 + i % 32] >> (i / 32) & 1;
+                affine(block, i, k_nibble(&block[48..], i) | fifth << 4)
+            }),
+            Quant::Q6K => each(&|i| {
+                let byte = block[i / 128 * 64 + i % 64];
+                let lower = if i % 128 < 64 { byte & 15 } else { byte >> 4 };
+                let upper = block[128 + i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
+                let scale = f32::from(block[192 + i / 16] as i8);
+                half(&block[208..]) * scale * (f32::from(lower | upper << 4) - 32.0)
+            }),
+            Quant::Iq4Nl => each(&|i| half(block) * f32::from(CODEBOOK[nibble(&block[2..], i) as usize])),
+            Quant::Iq4Xs => each(&|i| {
+                let g = i / 32;
+                let lower = block[4 + g / 2] >> (g % 2 * 4) & 15;
+                let upper = block[2 + g / 4] >> (g % 4 * 2) & 3;
+                let scale = half(block) * (f32::from(lower | upper << 4) - 32.0);
+                scale * f32::from(CODEBOOK[nibble(&block[8 + g * 16..], i % 32) as usize])
+            }),
             Quant::Q8_0 => each(&|i| half(block) * f32::from(block[2 + i] as i8)),
         });
     }
     out
+}
+
+/// Nibble `i` of a superblock: 32 weights in low halves, the next 32 in high ones.
+fn k_nibble(q: &[u8], i: usize) -> u8 {
+    q[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15
+}
+
+/// `d * s * q - dmin * m` with the six-bit `s` and `m` of weight `i` of a `Q4_K` or `Q5_K` block.
+fn affine(block: &[u8], i: usize, q: u8) -> f32 {
+    let half = |b: &[u8]| f16::from_le_bytes([b[0], b[1]]).to_f32();
+    let (g, packed) = (i / 32, &block[4..16]);
+    let (scale, min) = if g < 4 {
+        (packed[g] & 63, packed[4 + g] & 63)
+    } else {
+        let (scale, min) = (packed[g - 4] >> 6, packed[g] >> 6);
+        (packed[4 + g] & 15 | scale << 4, packed[4 + g] >> 4 | min << 4)
+    };
+    half(block) * f32::from(scale) * f32::from(q) - half(&block[2..]) * f32::from(min)
 }
 
 /// `out[t][r] = w[r] . x[t]`; x (tokens, cols), out (tokens, rows).

@@ -1,7 +1,26 @@
 use super::super::{CodePath, reference};
 use super::*;
 
-const ALL: [Quant; 7] = [Quant::F32, Quant::F16, Quant::Bf16, Quant::Q4_0, Quant::Q4_1, Quant::Q5_0, Quant::Q8_0];
+fn all() -> impl Iterator<Item = Quant> {
+    TYPES.iter().filter_map(|row| row.quant)
+}
+
+/// Where the f16 of a block stand.
+fn scales_at(quant: Quant) -> &'static [usize] {
+    match quant {
+        Quant::F32 | Quant::Bf16 => &[],
+        Quant::F16 | Quant::Q4_0 | Quant::Q5_0 | Quant::Q8_0 | Quant::Iq4Nl | Quant::Iq4Xs => &[0],
+        Quant::Q4_1 | Quant::Q5_1 | Quant::Q4K | Quant::Q5K => &[0, 2],
+        Quant::Q2K => &[80, 82],
+        Quant::Q3K => &[108],
+        Quant::Q6K => &[208],
+    }
+}
+
+/// `cols`, rounded up to whole blocks.
+fn whole(quant: Quant, cols: usize) -> usize {
+    cols.next_multiple_of(quant.row().weights)
+}
 
 /// Random bytes with scales that are sane floats.
 fn random_weights(quant: Quant, rows: usize, cols: usize) -> Vec<u8> {
@@ -15,15 +34,17 @@ fn random_weights(quant: Quant, rows: usize, cols: usize) -> Vec<u8> {
     for _ in 0..rows * cols / row.weights {
         let mut block: Vec<u8> = (0..row.bytes).map(|_| byte()).collect();
         let value = f32::from(byte()) / 128.0 - 1.0;
-        let half = half::f16::from_f32(value).to_le_bytes();
         match quant {
             Quant::F32 => block = value.to_le_bytes().to_vec(),
             Quant::Bf16 => block = half::bf16::from_f32(value).to_le_bytes().to_vec(),
-            Quant::Q4_1 => {
-                block[..2].copy_from_slice(&half);
-                block[2..4].copy_from_slice(&half);
+            _ => {
+                // The integer scales of a superblock multiply by up to 128: its sums would be too
+                // large for a tolerance that small ones notice.
+                let value = if row.weights == 256 { value / 32.0 } else { value };
+                for at in scales_at(quant) {
+                    block[*at..at + 2].copy_from_slice(&half::f16::from_f32(value).to_le_bytes());
+                }
             }
-            _ => block[..2].copy_from_slice(&half),
         }
         bytes.extend(block);
     }
@@ -41,8 +62,9 @@ fn activations(tokens: usize, cols: usize) -> Vec<f32> {
 #[test]
 fn every_type_path_and_shape_agrees_with_the_reference() {
     let mut pool = Pool::new(2).unwrap();
-    for quant in ALL {
+    for quant in all() {
         for (rows, cols) in [(1, 32), (7, 64), (19, 96), (61, 576)] {
+            let cols = whole(quant, cols);
             let bytes = random_weights(quant, rows, cols);
             let w = Matrix { quant, rows, cols, bytes: &bytes };
             for tokens in [1, 2, 3, 4, 5, 7, 13] {
@@ -67,8 +89,8 @@ fn every_type_path_and_shape_agrees_with_the_reference() {
 #[test]
 fn a_token_gets_the_same_bits_in_any_batch() {
     let mut pool = Pool::new(2).unwrap();
-    for quant in ALL {
-        let (rows, cols) = (75, 160);
+    for quant in all() {
+        let (rows, cols) = (75, whole(quant, 160));
         let bytes = random_weights(quant, rows, cols);
         let w = Matrix { quant, rows, cols, bytes: &bytes };
         let x = activations(33, cols);
@@ -113,14 +135,55 @@ fn stacked_matrices_are_one_product() {
 
 #[test]
 fn decoding_is_exact() {
-    for quant in ALL {
-        let bytes = random_weights(quant, 3, 96);
-        let w = Matrix { quant, rows: 3, cols: 96, bytes: &bytes };
+    for quant in all() {
+        let cols = whole(quant, 96);
+        let bytes = random_weights(quant, 3, cols);
+        let w = Matrix { quant, rows: 3, cols, bytes: &bytes };
         for cpu in cpus() {
-            let mut out = vec![0.0; 96];
+            let mut out = vec![0.0; cols];
             cpu.decode(w, 2, &mut out);
             for (a, b) in out.iter().zip(reference::decode(&w, 2)) {
                 assert!((a - b).abs() <= 1e-6 * b.abs().max(1.0), "{quant:?} {a} {b}");
+            }
+        }
+    }
+}
+
+/// One type's blocks and what they mean, in hexadecimal; floats are little-endian.
+#[derive(serde::Deserialize)]
+struct Golden {
+    bytes: String,
+    weights: String,
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let digit = |d: u8| (d as char).to_digit(16).expect("hexadecimal") as u8;
+    text.as_bytes().as_chunks::<2>().0.iter().map(|[a, b]| digit(*a) << 4 | digit(*b)).collect()
+}
+
+/// The same number, or both none. Zeros may differ in sign: `d * q + m` has none where `d * (q - 8)` has.
+fn same(a: f32, b: f32) -> bool {
+    a == b || a.is_nan() && b.is_nan()
+}
+
+#[test]
+fn every_type_and_path_decodes_the_golden_blocks_exactly() {
+    let text = include_str!("../../../../../tests/golden/quants.json");
+    let golden: std::collections::BTreeMap<String, Golden> = serde_json::from_str(text).unwrap();
+    for quant in all() {
+        let golden = &golden[quant.row().name];
+        let (bytes, want) = (unhex(&golden.bytes), unhex(&golden.weights));
+        let want: Vec<f32> = want.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let w = Matrix { quant, rows: 1, cols: want.len(), bytes: &bytes };
+        let reference = reference::decode(&w, 0);
+        for (i, want) in want.iter().enumerate() {
+            assert!(same(reference[i], *want), "{quant:?} reference {i}: {} {want}", reference[i]);
+        }
+        for cpu in cpus() {
+            let mut out = vec![0.0; want.len()];
+            cpu.decode(w, 0, &mut out);
+            for (i, want) in want.iter().enumerate() {
+                assert!(same(out[i], *want), "{quant:?} {} {i}: {} {want}", cpu.path(), out[i]);
             }
         }
     }
