@@ -23,6 +23,8 @@ mod bindings {
         },
         imports: {
             "hob:infer/models.[static]model.open": async | trappable,
+            "hob:infer/models.[method]model.tokenize": async | trappable,
+            "hob:infer/models.[method]model.generate": async | trappable,
             default: trappable,
         },
     });
@@ -33,6 +35,7 @@ use bindings::hob::infer::models as wit;
 const MAX_STOPS: usize = 16;
 
 /// A joined model: the guest's right to use it.
+#[derive(Clone)]
 pub struct Joined {
     model: Model,
     name: String,
@@ -82,12 +85,30 @@ impl ModelView<'_> {
             _ => JoinRefusal::NotFound(name),
         }
     }
+}
 
-    /// Starts a generation on behalf of this invocation.
-    pub(super) fn start(&self, joined: &Joined, mut ask: Ask) -> Result<Tokens, Refusal> {
-        ask.account = self.invocation.account;
-        joined.model.generate(ask)
+/// Text longer than this is tokenized on a thread of its own: a request's thread serves others meanwhile, and the
+/// longest text that a guest can send takes seconds.
+const INLINE_BYTES: usize = 16 << 10;
+
+/// Does work that reads `bytes` of text, where it holds up nobody.
+async fn beside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    if bytes <= INLINE_BYTES {
+        return Ok(work());
     }
+    Ok(tokio::task::spawn_blocking(work).await?)
+}
+
+/// Starts a generation on behalf of an invocation.
+pub(super) async fn start(joined: &Joined, mut ask: Ask, account: u64) -> Result<Result<Tokens, Refusal>> {
+    ask.account = account;
+    let bytes = match &ask.prompt {
+        Prompt::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+        Prompt::Raw(text) => text.len(),
+        Prompt::Tokens(_) => 0,
+    };
+    let model = joined.model.clone();
+    beside(bytes, move || model.generate(ask)).await
 }
 
 impl wit::Host for ModelView<'_> {}
@@ -106,18 +127,19 @@ impl wit::HostModel for ModelView<'_> {
         Ok(wit::Info { name: joined.name.clone(), context_tokens: info.context_tokens, chat: info.has_chat_template })
     }
 
-    fn tokenize(&mut self, model: Resource<Joined>, text: String) -> Result<Result<Vec<u32>, wit::Error>> {
+    async fn tokenize(&mut self, model: Resource<Joined>, text: String) -> Result<Result<Vec<u32>, wit::Error>> {
         if text.len() > MAX_CALL_BYTES {
             return Ok(Err(wit::Error::Invalid(format!(
                 "text has {} bytes; at most {MAX_CALL_BYTES} are tokenized at once",
                 text.len()
             ))));
         }
-        let ids = self.table.get(&model)?.model.tokenize(&text, false);
+        let model = self.table.get(&model)?.model.clone();
+        let ids = beside(text.len(), move || model.tokenize(&text, false)).await?;
         Ok(Ok(ids.into_iter().map(|id| id.0).collect()))
     }
 
-    fn generate(
+    async fn generate(
         &mut self,
         model: Resource<Joined>,
         prompt: wit::Prompt,
@@ -127,8 +149,8 @@ impl wit::HostModel for ModelView<'_> {
             Ok(ask) => ask,
             Err(why) => return Ok(Err(wit::Error::Invalid(why))),
         };
-        let joined = self.table.get(&model)?;
-        match self.start(joined, ask) {
+        let joined = self.table.get(&model)?.clone();
+        match start(&joined, ask, self.invocation.account).await? {
             Ok(tokens) => Ok(Ok(self.table.push(TokenStream { tokens, peeked: None })?)),
             Err(refusal) => Ok(Err(refusal.into())),
         }

@@ -87,7 +87,8 @@ impl ModelView<'_> {
 
     /// One whole generation.
     async fn infer(&mut self, joined: &Joined, inputs: &[(String, Tensor)]) -> Result<(String, String), NnError> {
-        let mut tokens = self.start(joined, ask(inputs)?)?;
+        let started = super::infer::start(joined, ask(inputs)?, self.invocation.account).await;
+        let mut tokens = started.map_err(|error| NnError::new(ErrorCode::RuntimeError, error.to_string()))??;
         let mut text = String::new();
         let finish = loop {
             let event = tokens.next().await;
