@@ -113,10 +113,11 @@ impl Config {
         };
         let window = match architecture.windows {
             Windows::Never => None,
-            Windows::Always => header.number(&key("attention.sliding_window"), MAX_CONTEXT)?.map(|n| n as usize),
-            Windows::Most { tokens, .. } => {
-                header.number(&key("attention.sliding_window"), MAX_CONTEXT)?.map(|n| n as usize).or(tokens)
-            }
+            Windows::Always | Windows::Most { .. } => header.number(&key("attention.sliding_window"), MAX_CONTEXT)?,
+        };
+        let usual = match architecture.windows {
+            Windows::Most { tokens, .. } => tokens,
+            Windows::Never | Windows::Always => None,
         };
         let local = |base| Rope { base, stretch: 1.0, factors: None, magnitude: 1.0 };
         let config = Self {
@@ -133,7 +134,7 @@ impl Config {
                 None => None,
                 Some(base) => Some(local(float("rope.freq_base_swa")?.unwrap_or(base))),
             },
-            window: window.filter(|tokens| *tokens > 0),
+            window: window.map(|n| n as usize).or(usual).filter(|tokens| *tokens > 0),
             score_scale: (scored as f32).sqrt().recip(),
             score_cap: cap("attn_logit_softcapping", architecture.score_cap)?,
             logit_cap: cap("final_logit_softcapping", architecture.logit_cap)?,
@@ -231,10 +232,11 @@ fn vocab(header: &Header) -> Result<usize, FormatError> {
 fn rope(header: &Header, arch: &str, context: usize) -> Result<Rope, FormatError> {
     let key = |name: &str| format!("{arch}.rope.{name}");
     let float = |name: &str| header.float(&key(name));
-    let kind = header.text(&key("scaling.type"))?.unwrap_or("none");
+    // As in llama.cpp, a factor alone is linear; files of early days have it under the other name.
+    let kind = header.text(&key("scaling.type"))?.unwrap_or("linear");
     let stretch = match kind {
-        "none" | "longrope" => 1.0,
-        "linear" => float("scaling.factor")?.unwrap_or(1.0),
+        "none" | "longrope" => None,
+        "linear" => float("scaling.factor")?.or(float("scale_linear")?),
         _ => {
             let (what, supported) = (format!("rope scaling `{kind}`"), "none, linear, longrope".into());
             return Err(FormatError::Unsupported { what, supported });
@@ -248,8 +250,7 @@ fn rope(header: &Header, arch: &str, context: usize) -> Result<Rope, FormatError
     let chosen = if outgrown { "rope_factors_long.weight" } else { "rope_factors_short.weight" };
     Ok(Rope {
         base: float("freq_base")?.unwrap_or(10_000.0),
-        // Files of early days have the stretch alone.
-        stretch: float("scale_linear")?.filter(|_| kind == "none").unwrap_or(stretch),
+        stretch: stretch.filter(|factor| *factor != 0.0).unwrap_or(1.0),
         factors: ["rope_freqs.weight", chosen].into_iter().find(has),
         magnitude: float("scaling.attn_factor")?.unwrap_or(1.0),
     })

@@ -67,13 +67,17 @@ impl Block for BlockQ5_0 {
 /// The 32 numbers with these nibbles and fifth bits.
 #[inline(always)]
 fn five_bits(q: &[u8; 16], h: [u8; 4]) -> [[i8; 16]; 2] {
-    let bits = u32::from_le_bytes(h);
-    let (mut low, mut high) = ([0; 16], [0; 16]);
-    for i in 0..16 {
-        low[i] = (q[i] & 15) as i8 | ((bits >> i & 1) << 4) as i8;
-        high[i] = (q[i] >> 4) as i8 | ((bits >> (i + 16) & 1) << 4) as i8;
-    }
-    [low, high]
+    let low = [spread(h[0]), spread(h[1])];
+    let high = [spread(h[2]), spread(h[3])];
+    [join(low, 4, bits(q, 0, 15)), join(high, 4, bits(q, 4, 15))]
+}
+
+/// Bit `i` of `bits` as byte `i`, 0 or 1.
+#[inline(always)]
+fn spread(bits: u8) -> u64 {
+    // Byte `i` of a number with eight copies keeps bit `i`; adding 127 carries any bit to the top.
+    let own = (u64::from(bits) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
+    ((own + 0x7f7f_7f7f_7f7f_7f7f) >> 7) & 0x0101_0101_0101_0101
 }
 
 /// `q - by` of each.
@@ -360,9 +364,9 @@ impl Block for BlockIq4Xs {
         let low = u32::from_le_bytes(self.scales_low);
         let high = u32::from(u16::from_le_bytes(self.scales_high));
         let mut out = [0.0; 8];
-        for g in 0..8 {
+        for (g, out) in out.iter_mut().enumerate() {
             let scale = low >> (4 * g) & 15 | (high >> (2 * g) & 3) << 4;
-            out[g] = d * (scale as i32 - 32) as f32;
+            *out = d * (scale as i32 - 32) as f32;
         }
         out
     }
