@@ -153,7 +153,6 @@ fn what_we_would_compute_wrongly_is_refused() {
 /// The reference itself is beyond 1e-2 of f64 in 3 of these 320 steps, by up to 1.31e-2: llama.cpp looks
 /// gelu up in a table of f16. Hence looser bounds on the distance to it, and a close one on that to f64.
 #[test]
-#[ignore = "until the engine reads Q4_K, Q6_K and SentencePiece vocabularies, which this file has"]
 fn gemma3_log_probabilities_are_as_exact_as_the_reference() {
     let Some(path) = support::model_path("HOB_TEST_GEMMA3", GEMMA3) else {
         println!("skipped: set HOB_TEST_GEMMA3 to the file of gemma3:270m, or pull it");

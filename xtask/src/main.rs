@@ -18,10 +18,12 @@ usage: cargo xtask COMMAND
   guests          build the examples and test guests into target/guests/out
   fuzz TARGET [S] feed hostile files to a reader (gguf) for S seconds, 60 by default
 
-Each brings what it lacks: the compiler's wasm target, and the model (98 MB, once).";
+Each brings what it lacks, once: the compiler's wasm target, a model (98 MB), and for the tests a second one (253 MB).";
 
 /// The model that the demo, the tests and the benchmarks use.
 const MODEL: &str = "smollm2:135m";
+/// A second one, of another architecture, that the engine's golden tests use.
+const SECOND_MODEL: &str = "gemma3:270m";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -68,6 +70,7 @@ fn test() -> Result<()> {
     let docs = ["doc", "--release", "--no-deps", "--quiet", "-p", "hob", "-p", "hob-gpu", "-p", "hob-sdk"];
     step("docs", cargo().args(docs).env("RUSTDOCFLAGS", "-D warnings"))?;
     prepare()?;
+    pull(SECOND_MODEL)?;
     let tests = ["test", "--release", "-p", "hob-gpu", "-p", "hob", "-p", "hob-sdk", "-p", "hob-tests"];
     step("tests", cargo().args(tests).env("HOB_TEST_DATA", data()))?;
     say(&format!("all good, in {} s", started.elapsed().as_secs()));
@@ -100,9 +103,14 @@ fn prepare() -> Result<()> {
     guests::build(root())?;
     let build = ["build", "--release", "-p", "hob", "-p", "hob-tests", "--bins"];
     step("build (the first takes some minutes)", cargo().args(build))?;
+    pull(MODEL)
+}
+
+/// Gets a model, unless it is here.
+fn pull(model: &str) -> Result<()> {
     let mut pull = Command::new(release("hob"));
-    pull.args(["models", "pull", MODEL]).env("HOB_DATA", data());
-    step("model", &mut pull)
+    pull.args(["models", "pull", model]).env("HOB_DATA", data());
+    step(&format!("model {model}"), &mut pull)
 }
 
 fn hob_bench() -> Command {
