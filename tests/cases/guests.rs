@@ -119,6 +119,14 @@ pub fn nn() {
 }
 
 #[test]
+fn tensors_are_counted_in_the_host() {
+    let hob = Hob::with_model();
+    hob.deploy_with_model("guest-nn");
+    assert_eq!(json(&hob.url("/guest-nn?do=hoard")).0, 500);
+    hob.logged("67108864 are allowed");
+}
+
+#[test]
 pub fn no_response() {
     let hob = Hob::start();
     hob.deploy("guest-no-response", &[]);

@@ -61,7 +61,6 @@ enum Command {
 /// Parses the arguments, does what they say, and prints what went wrong.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    // Backtraces of guests' traps are taken by wasmtime itself; the host's own would only make each of them slow.
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -25,10 +25,15 @@ use crate::names::ModelName;
 use crate::records::Limits;
 use crate::request::Invocation;
 
-/// Most host resources (streams, tensors, models...) that one instance can hold at once.
-const MAX_RESOURCES: usize = 10_000;
-/// Most bytes that one call from a guest may carry: a prompt, a tensor, a write.
+/// Most host resources (streams, headers, tensors, models...) that one instance can hold at once. Some of them keep up
+/// to 128 KiB in the host.
+const MAX_RESOURCES: usize = 1000;
+/// Most bytes of text that one call takes: a prompt, something to tokenize. Above it, an error that the guest can handle.
 pub const MAX_CALL_BYTES: usize = 16 << 20;
+/// Most bytes that one call may bring into the host at all. Above it, a trap.
+pub const MAX_TRANSFER_BYTES: usize = 2 * MAX_CALL_BYTES;
+/// Most bytes that the tensors of one instance can hold together.
+const MAX_TENSOR_BYTES: usize = 64 << 20;
 
 /// Everything the host keeps for one instance; dropped with it, and with it all that it holds.
 pub struct State {
@@ -41,6 +46,8 @@ pub struct State {
     /// The request this instance was made for.
     pub invocation: Arc<Invocation>,
     models: Grant,
+    /// What the tensors in `table` hold.
+    tensor_bytes: usize,
 }
 
 /// The models a function may use, and where they come from.
@@ -66,6 +73,7 @@ impl State {
             limits: StoreLimitsBuilder::new().memory_size((limits.memory_mib as usize) << 20).build(),
             invocation,
             models,
+            tensor_bytes: 0,
         }
     }
 }
@@ -87,6 +95,7 @@ pub struct ModelView<'a> {
     table: &'a mut ResourceTable,
     models: &'a Grant,
     invocation: &'a Arc<Invocation>,
+    tensor_bytes: &'a mut usize,
 }
 
 struct HasModels;
@@ -96,7 +105,8 @@ impl HasData for HasModels {
 }
 
 fn model_view(state: &mut State) -> ModelView<'_> {
-    ModelView { table: &mut state.table, models: &state.models, invocation: &state.invocation }
+    let State { table, models, invocation, tensor_bytes, .. } = state;
+    ModelView { table, models, invocation, tensor_bytes }
 }
 
 /// Refuses every outgoing request. Outgoing HTTP is not linked; this stands behind it should that ever change.

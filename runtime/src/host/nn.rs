@@ -18,7 +18,7 @@ use wasmtime::Result;
 use wasmtime::component::{Linker, Resource};
 
 use super::infer::Joined;
-use super::{HasModels, ModelView, State, model_view};
+use super::{HasModels, MAX_TENSOR_BYTES, ModelView, State, model_view};
 use crate::models::JoinRefusal;
 
 mod bindings {
@@ -81,6 +81,26 @@ pub fn link(linker: &mut Linker<State>) -> Result<()> {
 type Answer<T> = Result<Result<T, Resource<NnError>>>;
 
 impl ModelView<'_> {
+    /// Takes a tensor in, if the instance may hold that much. A constructor has no error to return: more is a trap.
+    fn push_tensor(&mut self, tensor: Tensor) -> Result<Resource<Tensor>> {
+        let held = *self.tensor_bytes + tensor.data.len();
+        if held > MAX_TENSOR_BYTES {
+            return Err(wasmtime::format_err!(
+                "this instance's tensors would hold {held} bytes; {MAX_TENSOR_BYTES} are allowed"
+            ));
+        }
+        let resource = self.table.push(tensor)?;
+        *self.tensor_bytes = held;
+        Ok(resource)
+    }
+
+    /// Takes a tensor out.
+    fn take_tensor(&mut self, tensor: Resource<Tensor>) -> Result<Tensor> {
+        let tensor = self.table.delete(tensor)?;
+        *self.tensor_bytes -= tensor.data.len();
+        Ok(tensor)
+    }
+
     fn fail<T>(&mut self, error: NnError) -> Answer<T> {
         Ok(Err(self.table.push(error)?))
     }
@@ -146,13 +166,13 @@ impl inference::HostGraphExecutionContext for ModelView<'_> {
         // The call owns its inputs: they are taken out first, so that a refusal leaves none behind.
         let inputs = inputs
             .into_iter()
-            .map(|(name, tensor)| Ok((name, self.table.delete(tensor)?)))
+            .map(|(name, tensor)| Ok((name, self.take_tensor(tensor)?)))
             .collect::<Result<Vec<_>>>()?;
         let joined = self.table.get(&context)?.0.clone();
         match self.infer(&joined, &inputs).await {
             Ok((text, metadata)) => {
-                let text = self.table.push(Tensor::text(text))?;
-                let metadata = self.table.push(Tensor::text(metadata))?;
+                let text = self.push_tensor(Tensor::text(text))?;
+                let metadata = self.push_tensor(Tensor::text(metadata))?;
                 Ok(Ok(vec![("0".into(), text), ("1".into(), metadata)]))
             }
             Err(error) => self.fail(error),
@@ -189,7 +209,7 @@ impl tensor::Host for ModelView<'_> {}
 
 impl tensor::HostTensor for ModelView<'_> {
     fn new(&mut self, dimensions: Vec<u32>, ty: TensorType, data: Vec<u8>) -> Result<Resource<Tensor>> {
-        Ok(self.table.push(Tensor { dimensions, ty, data })?)
+        self.push_tensor(Tensor { dimensions, ty, data })
     }
 
     fn dimensions(&mut self, tensor: Resource<Tensor>) -> Result<Vec<u32>> {
@@ -205,7 +225,7 @@ impl tensor::HostTensor for ModelView<'_> {
     }
 
     fn drop(&mut self, tensor: Resource<Tensor>) -> Result<()> {
-        self.table.delete(tensor)?;
+        self.take_tensor(tensor)?;
         Ok(())
     }
 }

@@ -141,7 +141,7 @@ fn store(callable: &Callable, invocation: Arc<Invocation>, deadline: Instant) ->
     let state = State::new(callable.limits, callable.models.clone(), invocation);
     let mut store = Store::new(callable.pre.engine(), state);
     store.limiter(|state| &mut state.limits);
-    store.set_hostcall_fuel(crate::host::MAX_CALL_BYTES);
+    store.set_hostcall_fuel(crate::host::MAX_TRANSFER_BYTES);
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(move |_| {
         Ok(if Instant::now() >= deadline {

@@ -3,10 +3,13 @@
 
 use hob_gpu::ModelInfo;
 use hob_gpu::format::gguf::Header;
+use hob_gpu::model::config::Config;
+use hob_gpu::model::tokenizer::Tokenizer;
 
 libfuzzer_sys::fuzz_target!(|file: &[u8]| {
-    if let Ok(header) = Header::parse(file) {
-        assert!(header.tensors.values().all(|tensor| tensor.bytes.end <= file.len()));
-        let _ = ModelInfo::read(&header);
-    }
+    let Ok(header) = Header::parse(file) else { return };
+    assert!(header.tensors.values().all(|tensor| tensor.bytes.end <= file.len()));
+    let _ = ModelInfo::read(&header);
+    let _ = Config::read(&header);
+    let _ = Tokenizer::read_bytes(file.to_vec());
 });

@@ -31,6 +31,11 @@ fn run(what: &str, model: &str, text: &str) -> Result<BTreeMap<String, String>, 
             compute(load_by_name(model)?, vec![prompt, ("1".into(), tensor("not JSON", TensorType::U8))])
         }
         "load-bytes" => compute(load(&[b"GGUF".to_vec()], GraphEncoding::Ggml, ExecutionTarget::Cpu)?, vec![prompt]),
+        // Ten times 8 MiB, held at once: more than an instance may.
+        "hoard" => {
+            let held: Vec<Tensor> = (0..10).map(|_| tensor(&" ".repeat(8 << 20), TensorType::U8)).collect();
+            Ok(BTreeMap::from([("held".into(), held.len().to_string())]))
+        }
         "unknown-model" => compute(load_by_name("no-such-model")?, vec![prompt]),
         _ => compute(load_by_name(model)?, vec![prompt, ("1".into(), tensor(options, TensorType::U8))]),
     }
