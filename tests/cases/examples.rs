@@ -59,6 +59,7 @@ fn a_client_that_leaves_ends_its_generation() {
     let left = Instant::now();
     let ended = hob.ended(|summary| summary.id == id);
     assert_eq!(ended.outcome, "client-left");
+    assert!(ended.prompt_tokens > 0 && ended.generated_tokens > 0, "what was used is noted all the same: {ended:?}");
     assert!(left.elapsed() < Duration::from_secs(2), "{:?}", left.elapsed());
     // Nobody holds the model any more.
     let evicted = (0..100).any(|_| {

@@ -1,5 +1,6 @@
 //! `hob:infer/models`: generation on resident models, as a stream that can be awaited and dropped.
 
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use hob_gpu::{Ask, Event, Finish, Message, Model, Penalties, Prompt, Refusal, Role, Sampling, Tokens};
@@ -11,6 +12,7 @@ use wasmtime_wasi_io::poll::{DynPollable, Pollable, subscribe};
 use super::{HasModels, MAX_CALL_BYTES, ModelView, State, model_view};
 use crate::models::JoinRefusal;
 use crate::names::ModelName;
+use crate::request::Invocation;
 
 mod bindings {
     wasmtime::component::bindgen!({
@@ -41,11 +43,24 @@ pub struct Joined {
     name: String,
 }
 
-/// A running generation. Dropping it cancels the sequence.
+/// A running generation. Dropping it cancels the sequence, and notes what it has used by then.
 pub struct TokenStream {
-    tokens: Tokens,
+    pub(super) tokens: Tokens,
     /// Looked at by `ready`, not yet taken by `next`.
     peeked: Option<Event>,
+    invocation: Arc<Invocation>,
+}
+
+impl TokenStream {
+    pub(super) fn new(tokens: Tokens, invocation: Arc<Invocation>) -> Self {
+        Self { tokens, peeked: None, invocation }
+    }
+}
+
+impl Drop for TokenStream {
+    fn drop(&mut self) {
+        self.invocation.used(self.tokens.usage());
+    }
 }
 
 #[async_trait]
@@ -151,7 +166,7 @@ impl wit::HostModel for ModelView<'_> {
         };
         let joined = self.table.get(&model)?.clone();
         match start(&joined, ask, self.invocation.account).await? {
-            Ok(tokens) => Ok(Ok(self.table.push(TokenStream { tokens, peeked: None })?)),
+            Ok(tokens) => Ok(Ok(self.table.push(TokenStream::new(tokens, self.invocation.clone()))?)),
             Err(refusal) => Ok(Err(refusal.into())),
         }
     }

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use wasmtime::Result;
 use wasmtime::component::{Linker, Resource};
 
-use super::infer::Joined;
+use super::infer::{Joined, TokenStream};
 use super::{HasModels, MAX_TENSOR_BYTES, ModelView, State, model_view};
 use crate::models::JoinRefusal;
 
@@ -108,11 +108,12 @@ impl ModelView<'_> {
     /// One whole generation.
     async fn infer(&mut self, joined: &Joined, inputs: &[(String, Tensor)]) -> Result<(String, String), NnError> {
         let started = super::infer::start(joined, ask(inputs)?, self.invocation.account).await;
-        let mut tokens = started.map_err(|error| NnError::new(ErrorCode::RuntimeError, error.to_string()))??;
+        let tokens = started.map_err(|error| NnError::new(ErrorCode::RuntimeError, error.to_string()))??;
+        let mut stream = TokenStream::new(tokens, self.invocation.clone());
         let mut text = String::new();
         let finish = loop {
-            let event = tokens.next().await;
-            self.invocation.saw(&event, &tokens);
+            let event = stream.tokens.next().await;
+            self.invocation.saw(&event, &stream.tokens);
             match event {
                 Event::Text(piece) => text.push_str(&piece),
                 Event::Finished(Finish::Stop) => break "stop",
@@ -120,7 +121,7 @@ impl ModelView<'_> {
                 Event::Fault(why) => return Err(NnError::new(ErrorCode::RuntimeError, why)),
             }
         };
-        let usage = tokens.usage();
+        let usage = stream.tokens.usage();
         let metadata = serde_json::json!({
             "input_tokens": usage.prompt_tokens, "output_tokens": usage.generated_tokens, "finish_reason": finish,
         });

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hob_gpu::{Event, Tokens};
+use hob_gpu::{Event, Tokens, Usage};
 use serde::{Deserialize, Serialize};
 
 use crate::names::FunctionName;
@@ -87,21 +87,24 @@ impl Invocation {
         note(&mut self.marks.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Notes what a generation gave: the first text, and at its end what it used.
+    /// Notes when the first text of a generation came.
     pub fn saw(&self, event: &Event, tokens: &Tokens) {
-        self.mark(|marks| match event {
-            Event::Text(_) if marks.first_token.is_none() => {
+        let Event::Text(_) = event else { return };
+        self.mark(|marks| {
+            if marks.first_token.is_none() {
                 let timing = tokens.timing();
                 marks.queue = timing.queue;
                 marks.prefill = timing.prefill;
                 marks.first_token = Some(self.started.elapsed());
             }
-            Event::Text(_) => {}
-            Event::Finished(_) | Event::Fault(_) => {
-                let usage = tokens.usage();
-                marks.tokens.0 += usage.prompt_tokens;
-                marks.tokens.1 += usage.generated_tokens;
-            }
+        });
+    }
+
+    /// Notes what a generation has used, once it is over, however that came.
+    pub fn used(&self, usage: Usage) {
+        self.mark(|marks| {
+            marks.tokens.0 += usage.prompt_tokens;
+            marks.tokens.1 += usage.generated_tokens;
         });
     }
 }
