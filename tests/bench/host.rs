@@ -85,7 +85,8 @@ fn peer(connections: usize) -> Result<Option<load::Load>> {
     const TUNED: &str = "pooling-pagemap-scan=y,pooling-memory-keep-resident=524288,pooling-table-keep-resident=65536,pooling-async-stack-keep-resident=65536";
     let address = free_address()?;
     let process = Command::new(wasmtime)
-        .args(["serve", "-O", TUNED, "--addr", &address.to_string()])
+        // The standard library of wasm32-wasip2 imports the command line.
+        .args(["serve", "-S", "cli", "-O", TUNED, "--addr", &address.to_string()])
         .arg(component("hello"))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
