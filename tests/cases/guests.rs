@@ -119,6 +119,18 @@ pub fn nn() {
 }
 
 #[test]
+fn a_model_that_was_not_granted_is_refused() {
+    let hob = Hob::with_model();
+    hob_tests::lend_model_as(hob.home.path(), "secret:1");
+    hob.deploy_with_model("guest-infer");
+    hob.deploy_with_model("guest-nn");
+    let (status, body) = json(&hob.url("/guest-infer?model=secret:1"));
+    assert_eq!((status, &body["error"]["code"]), (403, &"not-granted".into()), "{body}");
+    let answer = json(&hob.url("/guest-nn?do=ok&model=secret:1")).1;
+    assert!(answer["code"].as_str().unwrap().contains("Security"), "{answer}");
+}
+
+#[test]
 fn tensors_are_counted_in_the_host() {
     let hob = Hob::with_model();
     hob.deploy_with_model("guest-nn");

@@ -56,13 +56,18 @@ pub fn weights() -> PathBuf {
 
 /// Puts [`MODEL`] into a fresh data directory, without copying it.
 pub fn lend_model(home: &Path) {
+    lend_model_as(home, MODEL);
+}
+
+/// The same under another name.
+pub fn lend_model_as(home: &Path, name: &str) {
     let store = ModelStore::new(DataDir::open(Some(home)).expect("a temporary directory can be written"));
     let entry = Entry::find(&MODEL.parse().expect("it is a name")).expect("it is in the catalogue");
     let blob = store.blob(&entry.digest());
-    if std::fs::hard_link(weights(), &blob).is_err() {
+    if !blob.exists() && std::fs::hard_link(weights(), &blob).is_err() {
         std::os::unix::fs::symlink(weights(), &blob).expect("a link can be made");
     }
-    let name = MODEL.parse().expect("it is a name");
+    let name = name.parse().expect("it is a name");
     let manifest = Manifest { name, digest: entry.digest(), bytes: entry.bytes, source: "test".into(), pulled_at: 0 };
     store.name(&manifest).expect("a temporary directory can be written");
 }
