@@ -7,7 +7,7 @@ use crate::ask::{Ask, Refusal, TokenId};
 use crate::kv::Arena;
 use crate::model::forward::Compute;
 use crate::model::{Loaded, Model, ModelSource};
-use crate::ops::cpu::{CodePath, Cpu};
+use crate::ops::cpu::{Activations, CodePath, Cpu};
 use crate::ops::pool::Pool;
 use crate::residency::{EvictError, JoinError, Residency, ResidentModel};
 use crate::tokens::{Tokens, channel};
@@ -38,6 +38,8 @@ pub struct EngineConfig {
     pub prefill_tokens: usize,
     /// Forces a code path; the default is the best that the processor has.
     pub code_path: Option<CodePath>,
+    /// What activations become before they meet quantised weights; default bytes.
+    pub activations: Activations,
 }
 
 impl Default for EngineConfig {
@@ -50,6 +52,7 @@ impl Default for EngineConfig {
             max_waiting: 256,
             prefill_tokens: 256,
             code_path: None,
+            activations: Activations::default(),
         }
     }
 }
@@ -148,7 +151,7 @@ impl Engine {
     /// If the configuration cannot be met on this machine.
     pub fn start(config: EngineConfig) -> Result<Self, StartError> {
         let cpu = match (Cpu::new(config.code_path), config.code_path) {
-            (Some(cpu), _) => cpu,
+            (Some(cpu), _) => cpu.with_activations(config.activations),
             (None, path) => {
                 return Err(StartError::CodePath { path: path.unwrap_or(CodePath::Portable) });
             }

@@ -24,6 +24,6 @@ pub use ask::{Ask, Message, Penalties, Prompt, Refusal, Role, Sampling, TokenId}
 pub use engine::{Engine, EngineConfig, EngineStats, StartError};
 pub use format::gguf::FormatError;
 pub use model::{Model, ModelInfo, ModelSource, Scores, inspect};
-pub use ops::cpu::CodePath;
+pub use ops::cpu::{Activations, CodePath};
 pub use residency::{EvictError, JoinError, ResidentModel};
 pub use tokens::{Event, Finish, Logprob, Timing, Tokens, Usage};

@@ -10,7 +10,7 @@ use crate::ask::TokenId;
 use crate::kv::{Arena, PageId};
 use crate::ops::cpu::Cpu;
 use crate::ops::cpu::attention::KvHead;
-use crate::ops::cpu::matmul::{Input, Matrix};
+use crate::ops::cpu::matmul::{Input, Matrix, Tiles};
 use crate::ops::pool::Pool;
 use std::cell::RefCell;
 
@@ -51,8 +51,8 @@ pub(crate) struct Buffers {
     ff: Vec<f32>,
     /// (tokens that need logits, vocab)
     logits: Vec<f32>,
-    /// tiles of a product's input
-    tiles: Vec<f32>,
+    /// a product's input as the kernels take it
+    tiles: Tiles,
     /// (tokens, rope_dims / 2): cos and sin
     turns: Vec<[f32; 2]>,
     /// The same for layers that turn otherwise
@@ -117,8 +117,9 @@ pub(crate) fn step<'b>(
         let window = c.window_of(number);
         // q, k, v = W_q h, W_k h, W_v h  where  h = norm(x)
         norm(cpu, pool, &b.x, &layer.attn_norm, c.norm_eps, &mut b.h);
-        let input = Input::new(cpu, pool, &b.h, c.width, &mut b.tiles);
-        cpu.matmul(pool, &[m(&layer.q), m(&layer.k), m(&layer.v)], &input, false, &mut b.qkv);
+        let weights = [m(&layer.q), m(&layer.k), m(&layer.v)];
+        let input = Input::new(cpu, pool, &b.h, c.width, &weights, &mut b.tiles);
+        cpu.matmul(pool, &weights, &input, false, &mut b.qkv);
 
         // q, k are normed and turn with their position; k, v go to the pages
         let pairs = c.rope_dims / 2;
@@ -148,17 +149,19 @@ pub(crate) fn step<'b>(
             let view = kv.head(arena_now, &slots[token], window, number, head);
             SCORES.with_borrow_mut(|scores| cpu.attend(q, view, c.score_scale, c.score_cap, scores, out));
         });
-        let input = Input::new(cpu, pool, &b.attended, q_width, &mut b.tiles);
-        join(cpu, pool, (&layer.o, m(&layer.o.w)), &input, c.norm_eps, &mut b.h, &mut b.x);
+        let w_o = m(&layer.o.w);
+        let input = Input::new(cpu, pool, &b.attended, q_width, &[w_o], &mut b.tiles);
+        join(cpu, pool, (&layer.o, w_o), &input, c.norm_eps, &mut b.h, &mut b.x);
 
         // x += W_down (act(W_gate h) * W_up h)  where  h = norm(x)
         norm(cpu, pool, &b.x, &layer.ff_norm, c.norm_eps, &mut b.h);
-        let input = Input::new(cpu, pool, &b.h, c.width, &mut b.tiles);
+        let weights = [m(&layer.gate), m(&layer.up)];
+        let input = Input::new(cpu, pool, &b.h, c.width, &weights, &mut b.tiles);
         match c.architecture.gate {
-            Gate::Silu => cpu.matmul_gated(pool, m(&layer.gate), m(&layer.up), &input, &mut b.ff),
+            Gate::Silu => cpu.matmul_gated(pool, weights[0], weights[1], &input, &mut b.ff),
             Gate::GeluTanh => {
                 b.gates.resize(n * 2 * c.ff, 0.0);
-                cpu.matmul(pool, &[m(&layer.gate), m(&layer.up)], &input, false, &mut b.gates);
+                cpu.matmul(pool, &weights, &input, false, &mut b.gates);
                 let gates = &b.gates;
                 pool.rows(&mut b.ff, c.ff, |token, out| {
                     let (gate, up) = gates[token * 2 * c.ff..][..2 * c.ff].split_at(c.ff);
@@ -166,8 +169,9 @@ pub(crate) fn step<'b>(
                 });
             }
         }
-        let input = Input::new(cpu, pool, &b.ff, c.ff, &mut b.tiles);
-        join(cpu, pool, (&layer.down, m(&layer.down.w)), &input, c.norm_eps, &mut b.h, &mut b.x);
+        let w_down = m(&layer.down.w);
+        let input = Input::new(cpu, pool, &b.ff, c.ff, &[w_down], &mut b.tiles);
+        join(cpu, pool, (&layer.down, w_down), &input, c.norm_eps, &mut b.h, &mut b.x);
     }
     // logits = W_head norm(x), for the tokens that need them
     let wanted = gather(parts, &mut b.x, c.width);
@@ -175,8 +179,9 @@ pub(crate) fn step<'b>(
     if wanted > 0 {
         b.h.resize(wanted * c.width, 0.0);
         norm(cpu, pool, &b.x[..wanted * c.width], &w.final_norm, c.norm_eps, &mut b.h);
-        let input = Input::new(cpu, pool, &b.h, c.width, &mut b.tiles);
-        cpu.matmul(pool, &[m(&w.head)], &input, false, &mut b.logits);
+        let head = m(&w.head);
+        let input = Input::new(cpu, pool, &b.h, c.width, &[head], &mut b.tiles);
+        cpu.matmul(pool, &[head], &input, false, &mut b.logits);
         if let Some(cap) = c.logit_cap {
             pool.rows(&mut b.logits, c.vocab, |_, row| cpu.soft_cap(row, cap));
         }

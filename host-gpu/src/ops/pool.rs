@@ -139,7 +139,7 @@ impl Pool {
     }
 
     /// Runs `body(row, values)` for each row of `out`, which has rows of `width` values.
-    pub fn rows(&mut self, out: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
+    pub fn rows<T: Send>(&mut self, out: &mut [T], width: usize, body: impl Fn(usize, &mut [T]) + Sync) {
         assert!(width > 0 && out.len().is_multiple_of(width), "rows are whole");
         let rows = out.len() / width;
         let columns = Columns::new(out, width);
@@ -152,7 +152,13 @@ impl Pool {
 
     /// Runs `body` for ranges of at most `chunk` columns that together cover the `width` columns
     /// of `out` once. Row `r` of the range is `view.row(r)`.
-    pub fn columns(&mut self, out: &mut [f32], width: usize, chunk: usize, body: impl Fn(View<'_>) + Sync) {
+    pub fn columns<T: Send>(
+        &mut self,
+        out: &mut [T],
+        width: usize,
+        chunk: usize,
+        body: impl Fn(View<'_, T>) + Sync,
+    ) {
         assert!(width > 0 && chunk > 0 && out.len().is_multiple_of(width), "rows are whole");
         let columns = Columns::new(out, width);
         self.run(width.div_ceil(chunk), |n| {
@@ -224,25 +230,25 @@ impl Drop for Pool {
 }
 
 /// A matrix whose columns are handed out in ranges that do not overlap.
-struct Columns<'a> {
-    start: *mut f32,
+struct Columns<'a, T> {
+    start: *mut T,
     len: usize,
     width: usize,
-    borrow: PhantomData<&'a mut [f32]>,
+    borrow: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it is a `&mut [f32]` from which threads take disjoint parts.
-unsafe impl Sync for Columns<'_> {}
+// SAFETY: it is a `&mut [T]` from which threads take disjoint parts.
+unsafe impl<T: Send> Sync for Columns<'_, T> {}
 
-impl<'a> Columns<'a> {
-    fn new(out: &'a mut [f32], width: usize) -> Self {
+impl<'a, T> Columns<'a, T> {
+    fn new(out: &'a mut [T], width: usize) -> Self {
         Self { start: out.as_mut_ptr(), len: out.len(), width, borrow: PhantomData }
     }
 
     /// # Safety
     /// Nobody else may hold a part of `row` that overlaps `range` while the result lives.
     #[expect(clippy::mut_from_ref, reason = "parts are disjoint, as the contract says")]
-    unsafe fn part(&self, row: usize, range: Range<usize>) -> &mut [f32] {
+    unsafe fn part(&self, row: usize, range: Range<usize>) -> &mut [T] {
         let begin = row * self.width + range.start;
         assert!(range.start <= range.end && range.end <= self.width, "range inside a row");
         assert!(begin + range.len() <= self.len, "row inside the matrix");
@@ -252,19 +258,19 @@ impl<'a> Columns<'a> {
 }
 
 /// A range of columns of a matrix, of which its holder is the only user.
-pub struct View<'a> {
-    columns: &'a Columns<'a>,
+pub struct View<'a, T = f32> {
+    columns: &'a Columns<'a, T>,
     range: Range<usize>,
 }
 
-impl View<'_> {
+impl<T> View<'_, T> {
     /// Which columns.
     pub fn range(&self) -> Range<usize> {
         self.range.clone()
     }
 
     /// The values of row `row` in the range.
-    pub fn row(&mut self, row: usize) -> &mut [f32] {
+    pub fn row(&mut self, row: usize) -> &mut [T] {
         // SAFETY: views of one matrix have disjoint ranges, and `self` is borrowed mutably.
         unsafe { self.columns.part(row, self.range.clone()) }
     }

@@ -53,7 +53,7 @@ struct Attend<'a> {
 
 impl Task for Attend<'_> {
     #[inline(always)]
-    fn run<L: Lanes, const R: usize, const T: usize>(self) {
+    fn run<L: Lanes, const R: usize, const T: usize, const S: usize>(self) {
         let dim = self.kv.head_dim;
         for (q, out) in self.q.chunks_exact(dim).zip(self.out.chunks_exact_mut(dim)) {
             let mut scores = self.scores.iter_mut();
@@ -164,7 +164,7 @@ mod tests {
                 let mut want = vec![0.0; group * dim];
                 let scoring = reference::Scoring { dim, scale: 0.125, cap, window };
                 reference::attend(&q, &keys, &values, &scoring, &mut want);
-                for path in [CodePath::Avx512, CodePath::Avx2, CodePath::Portable] {
+                for path in [CodePath::Avx512Vnni, CodePath::Avx2, CodePath::Portable] {
                     let Some(cpu) = Cpu::new(Some(path)) else { continue };
                     let mut out = vec![0.0; group * dim];
                     cpu.attend(&q, head(in_window.clone()), 0.125, cap, &mut Vec::new(), &mut out);

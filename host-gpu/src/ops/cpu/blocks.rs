@@ -19,7 +19,7 @@ pub trait Block: Pod + Sync {
 
 /// The two halves of 32 things.
 #[inline(always)]
-fn halves<T>(all: &[T; 32]) -> [&[T; 16]; 2] {
+pub(super) fn halves<T>(all: &[T; 32]) -> [&[T; 16]; 2] {
     let (halves, _) = all.as_chunks::<16>();
     [&halves[0], &halves[1]]
 }
@@ -182,7 +182,7 @@ impl Block for BlockIq4Nl {
 }
 
 /// `d` times eight scales, then `-dmin` times eight minima.
-type Scales = [f32; 16];
+pub(super) type Scales = [f32; 16];
 
 /// The six-bit scales and minima of [`BlockQ4K`] and [`BlockQ5K`]: 0 to 63, scales first.
 ///
@@ -203,7 +203,7 @@ fn six_bits(packed: &[u8; 12]) -> [i8; 16] {
 
 /// See [`Scales`]. The products are exact: eleven bits of an f16 times six.
 #[inline(always)]
-fn scales_and_minima<L: Lanes>(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 12]) -> Scales {
+pub(super) fn scales_and_minima<L: Lanes>(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 12]) -> Scales {
     let [d, dmin] = L::two_halves([d, dmin]);
     let (mut by, mut out) = ([d; 16], [0.0; 16]);
     by[8..].fill(-dmin);
@@ -213,7 +213,7 @@ fn scales_and_minima<L: Lanes>(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 12]) -> 
 
 /// `d` times each of sixteen small scales.
 #[inline(always)]
-fn scaled<L: Lanes>(d: [u8; 2], scales: &[i8; 16]) -> Scales {
+pub(super) fn scaled<L: Lanes>(d: [u8; 2], scales: &[i8; 16]) -> Scales {
     let mut out = [0.0; 16];
     L::store(L::mul(L::bytes(scales), L::splat(L::half(d))), &mut out);
     out
@@ -235,13 +235,10 @@ fn join(high: [u64; 2], shift: usize, low: [u64; 2]) -> [i8; 16] {
     bytemuck::cast([(high[0] << shift | low[0]).to_le(), (high[1] << shift | low[1]).to_le()])
 }
 
-impl Block for BlockQ2K {
-    const GROUPS: usize = 8;
+impl BlockQ2K {
     /// `d * s`, then `-dmin * m`.
-    type Head = [Scales; 2];
-
     #[inline(always)]
-    fn head<L: Lanes>(&self) -> Self::Head {
+    pub(super) fn affine<L: Lanes>(&self) -> [Scales; 2] {
         let none = [0; 2];
         let (low, high) = (bits(&self.scales, 0, 15), bits(&self.scales, 4, 15));
         let mut minima = scaled::<L>(self.dmin, &join(none, 0, high));
@@ -249,6 +246,17 @@ impl Block for BlockQ2K {
             *m = -*m;
         }
         [scaled::<L>(self.d, &join(none, 0, low)), minima]
+    }
+}
+
+impl Block for BlockQ2K {
+    const GROUPS: usize = 8;
+    /// `d * s`, then `-dmin * m`.
+    type Head = [Scales; 2];
+
+    #[inline(always)]
+    fn head<L: Lanes>(&self) -> Self::Head {
+        self.affine::<L>()
     }
 
     #[inline(always)]
@@ -263,6 +271,18 @@ impl Block for BlockQ2K {
     }
 }
 
+impl BlockQ3K {
+    /// `d * (s - 32)`
+    #[inline(always)]
+    pub(super) fn scales<L: Lanes>(&self) -> Scales {
+        let (words, _) = self.scales.as_chunks::<4>();
+        let [first, second, upper] = [words[0], words[1], words[2]].map(u32::from_le_bytes);
+        let scales = |low: u32, at: usize| low & 0x0f0f_0f0f | (upper >> (2 * at) & 0x0303_0303) << 4;
+        let all = [scales(first, 0), scales(second, 1), scales(first >> 4, 2), scales(second >> 4, 3)];
+        scaled::<L>(self.d, &minus(bytemuck::cast(all.map(u32::to_le)), 32))
+    }
+}
+
 impl Block for BlockQ3K {
     const GROUPS: usize = 8;
     /// `d * (s - 32)`
@@ -270,11 +290,7 @@ impl Block for BlockQ3K {
 
     #[inline(always)]
     fn head<L: Lanes>(&self) -> Scales {
-        let (words, _) = self.scales.as_chunks::<4>();
-        let [first, second, upper] = [words[0], words[1], words[2]].map(u32::from_le_bytes);
-        let scales = |low: u32, at: usize| low & 0x0f0f_0f0f | (upper >> (2 * at) & 0x0303_0303) << 4;
-        let all = [scales(first, 0), scales(second, 1), scales(first >> 4, 2), scales(second >> 4, 3)];
-        scaled::<L>(self.d, &minus(bytemuck::cast(all.map(u32::to_le)), 32))
+        self.scales::<L>()
     }
 
     #[inline(always)]
@@ -353,26 +369,33 @@ impl Block for BlockQ6K {
     }
 }
 
-impl Block for BlockIq4Xs {
-    const GROUPS: usize = 8;
-    /// `d * (s - 32)`
-    type Head = [f32; 8];
-
+impl BlockIq4Xs {
+    /// `d * (s - 32)` of eight groups, then zeros.
     #[inline(always)]
-    fn head<L: Lanes>(&self) -> [f32; 8] {
+    pub(super) fn sixteen_scales<L: Lanes>(&self) -> Scales {
         let d = L::half(self.d);
         let low = u32::from_le_bytes(self.scales_low);
         let high = u32::from(u16::from_le_bytes(self.scales_high));
-        let mut out = [0.0; 8];
-        for (g, out) in out.iter_mut().enumerate() {
+        let mut out = [0.0; 16];
+        for (g, out) in out.iter_mut().enumerate().take(8) {
             let scale = low >> (4 * g) & 15 | (high >> (2 * g) & 3) << 4;
             *out = d * (scale as i32 - 32) as f32;
         }
         out
     }
+}
+
+impl Block for BlockIq4Xs {
+    const GROUPS: usize = 8;
+    type Head = Scales;
 
     #[inline(always)]
-    fn group<L: Lanes>(&self, d: &[f32; 8], g: usize) -> [L::V; 2] {
+    fn head<L: Lanes>(&self) -> Scales {
+        self.sixteen_scales::<L>()
+    }
+
+    #[inline(always)]
+    fn group<L: Lanes>(&self, d: &Scales, g: usize) -> [L::V; 2] {
         let d = L::splat(d[g]);
         let [low, high] = L::lookup(&self.q[g], &CODEBOOK);
         [L::mul(d, low), L::mul(d, high)]

@@ -1,7 +1,7 @@
 //! Sixteen floats at a time, on what the processor has.
 //!
 //! A kernel is written once over [`Lanes`] and compiled once for each code path. The methods of
-//! [`Avx512`] and [`Avx2`] may be inlined only into functions that enable those features; only
+//! [`Avx512Vnni`] and [`Avx2`] may be inlined only into functions that enable those features; only
 //! `ops::cpu` names such functions, after it asked the processor. A closure does not count as such
 //! a function: kernels use loops where `map` or `from_fn` would read better.
 
@@ -28,6 +28,10 @@ pub trait Lanes: Copy {
     fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The sum of the lanes, always in the same order.
     fn sum(v: Self::V) -> f32;
+    /// The largest magnitude in two vectors.
+    fn max_abs(a: Self::V, b: Self::V) -> f32;
+    /// The nearest whole numbers, which are -128 to 127; halves go to the even one.
+    fn rounded(v: Self::V) -> [i8; LANES];
     /// `low * d + m` and `high * d + m` of the nibbles of sixteen bytes.
     fn nibbles(q: &[u8; 16], d: f32, m: f32) -> [Self::V; 2];
     /// The entries of `table` that the low and the high nibbles of sixteen bytes name, as floats.
@@ -107,6 +111,17 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn max_abs(a: Self::V, b: Self::V) -> f32 {
+        a.iter().chain(&b).fold(0.0, |max, x| x.abs().max(max))
+    }
+
+    #[inline(always)]
+    fn rounded(v: Self::V) -> [i8; LANES] {
+        // 1.5 * 2^23: adding it rounds to a whole number, which then stands in the low bits.
+        std::array::from_fn(|i| (v[i] + 12_582_912.0).to_bits() as i8)
+    }
+
+    #[inline(always)]
     fn nibbles(q: &[u8; 16], d: f32, m: f32) -> [Self::V; 2] {
         [std::array::from_fn(|i| f32::from(q[i] & 15) * d + m), std::array::from_fn(|i| f32::from(q[i] >> 4) * d + m)]
     }
@@ -147,7 +162,7 @@ impl Lanes for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub use x86::{Avx2, Avx512};
+pub use x86::{Avx2, Avx512Vnni};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -156,7 +171,7 @@ mod x86 {
 
     /// 512-bit registers: one vector is one register.
     #[derive(Clone, Copy)]
-    pub struct Avx512;
+    pub struct Avx512Vnni;
 
     /// 256-bit registers with fused multiply-add: one vector is two registers.
     #[derive(Clone, Copy)]
@@ -202,9 +217,9 @@ mod x86 {
     }
 
     // SAFETY of every block below: this type is named only inside functions that enable
-    // avx512f/bw/vl/dq, avx2, fma and f16c (see the module's head); loads and stores are
+    // avx512f/bw/vl/dq/vnni, avx2, fma and f16c (see the module's head); loads and stores are
     // unaligned ones on arrays of exactly the length that the instruction touches.
-    impl Lanes for Avx512 {
+    impl Lanes for Avx512Vnni {
         type V = __m512;
 
         #[inline(always)]
@@ -250,6 +265,20 @@ mod x86 {
                 let high = _mm512_extractf32x8_ps::<1>(v);
                 sum8(_mm256_add_ps(_mm512_castps512_ps256(v), high))
             }
+        }
+
+        #[inline(always)]
+        fn max_abs(a: __m512, b: __m512) -> f32 {
+            // SAFETY: as said above.
+            unsafe { _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b))) }
+        }
+
+        #[inline(always)]
+        fn rounded(v: __m512) -> [i8; LANES] {
+            let mut out = [0; LANES];
+            // SAFETY: as said above. The conversion rounds to the nearest, by default.
+            unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))) };
+            out
         }
 
         // The sixteen values `d * q + m` are a table in one register, and a nibble looks its
@@ -373,6 +402,38 @@ mod x86 {
         fn sum(v: Self::V) -> f32 {
             // SAFETY: as said above.
             unsafe { sum8(_mm256_add_ps(v[0], v[1])) }
+        }
+
+        #[inline(always)]
+        fn max_abs(a: Self::V, b: Self::V) -> f32 {
+            // SAFETY: as said above.
+            unsafe {
+                let sign = _mm256_set1_ps(-0.0);
+                let max = |a, b| _mm256_max_ps(_mm256_andnot_ps(sign, a), _mm256_andnot_ps(sign, b));
+                let mut eight = [0.0; 8];
+                _mm256_storeu_ps(eight.as_mut_ptr(), _mm256_max_ps(max(a[0], a[1]), max(b[0], b[1])));
+                let mut half = 4;
+                while half > 0 {
+                    for i in 0..half {
+                        eight[i] = f32::max(eight[i], eight[i + half]);
+                    }
+                    half /= 2;
+                }
+                eight[0]
+            }
+        }
+
+        #[inline(always)]
+        fn rounded(v: Self::V) -> [i8; LANES] {
+            let mut out = [0; LANES];
+            // SAFETY: as said above. The conversion rounds to the nearest, by default.
+            unsafe {
+                let words = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
+                let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+                let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+                _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+            }
+            out
         }
 
         #[inline(always)]

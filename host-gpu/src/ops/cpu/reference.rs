@@ -86,6 +86,17 @@ fn affine(block: &[u8], i: usize, q: u8) -> f32 {
     half(block) * f32::from(scale) * f32::from(q) - half(&block[2..]) * f32::from(min)
 }
 
+/// What is left of activations that become bytes: `d * round(x / d)` with `d = max |x| / 127` for each 32 of them.
+pub fn quantised(x: &[f32]) -> Vec<f32> {
+    let mut out = Vec::with_capacity(x.len());
+    for group in x.chunks_exact(32) {
+        let d = group.iter().fold(0.0f32, |max, x| max.max(x.abs())) / 127.0;
+        let by = if d > 0.0 { 1.0 / d } else { 0.0 };
+        out.extend(group.iter().map(|x| d * (x * by).round_ties_even()));
+    }
+    out
+}
+
 /// `out[t][r] = w[r] . x[t]`; x (tokens, cols), out (tokens, rows).
 pub fn matmul(w: &Matrix<'_>, x: &[f32], out: &mut [f32]) {
     for r in 0..w.rows {

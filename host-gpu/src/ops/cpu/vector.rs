@@ -71,7 +71,7 @@ fn rms_scale<L: Lanes>(x: &[f32], eps: f32) -> f32 {
 
 impl Task for RmsNorm<'_> {
     #[inline(always)]
-    fn run<L: Lanes, const R: usize, const T: usize>(self) {
+    fn run<L: Lanes, const R: usize, const T: usize, const S: usize>(self) {
         let scale = rms_scale::<L>(self.x, self.eps);
         for ((out, x), w) in self.out.iter_mut().zip(self.x).zip(self.weight) {
             *out = x * scale * w;
@@ -87,7 +87,7 @@ struct RmsNormInPlace<'a> {
 
 impl Task for RmsNormInPlace<'_> {
     #[inline(always)]
-    fn run<L: Lanes, const R: usize, const T: usize>(self) {
+    fn run<L: Lanes, const R: usize, const T: usize, const S: usize>(self) {
         let scale = rms_scale::<L>(self.x, self.eps);
         for (x, w) in self.x.iter_mut().zip(self.weight) {
             *x = *x * scale * w;
@@ -112,7 +112,7 @@ struct Rope<'a> {
 
 impl Task for Rope<'_> {
     #[inline(always)]
-    fn run<L: Lanes, const R: usize, const T: usize>(self) {
+    fn run<L: Lanes, const R: usize, const T: usize, const S: usize>(self) {
         match self.pairs {
             Pairs::Neighbours => {
                 for (pair, [cos, sin]) in self.x.as_chunks_mut::<2>().0.iter_mut().zip(self.turns) {
@@ -137,7 +137,7 @@ struct SoftCap<'a> {
 
 impl Task for SoftCap<'_> {
     #[inline(always)]
-    fn run<L: Lanes, const R: usize, const T: usize>(self) {
+    fn run<L: Lanes, const R: usize, const T: usize, const S: usize>(self) {
         soft_cap::<L>(self.x, self.cap);
     }
 }
@@ -150,7 +150,7 @@ struct GeluTanhMul<'a> {
 
 impl Task for GeluTanhMul<'_> {
     #[inline(always)]
-    fn run<L: Lanes, const R: usize, const T: usize>(self) {
+    fn run<L: Lanes, const R: usize, const T: usize, const S: usize>(self) {
         // gelu(x) = x (1 + tanh(y)) / 2 = x sigmoid(2y), y = sqrt(2 / pi) (x + 0.044715 x^3).
         const DOUBLE: f32 = 1.595_769;
         for ((out, x), up) in self.out.iter_mut().zip(self.gate).zip(self.up) {
@@ -168,7 +168,7 @@ struct SiluMul<'a> {
 
 impl Task for SiluMul<'_> {
     #[inline(always)]
-    fn run<L: Lanes, const R: usize, const T: usize>(self) {
+    fn run<L: Lanes, const R: usize, const T: usize, const S: usize>(self) {
         for ((out, gate), up) in self.out.iter_mut().zip(self.gate).zip(self.up) {
             *out = gate / (1.0 + exp::<L>(-gate)) * up;
         }
@@ -237,7 +237,7 @@ mod tests {
     use super::*;
 
     fn paths() -> impl Iterator<Item = Cpu> {
-        [CodePath::Avx512, CodePath::Avx2, CodePath::Portable].into_iter().filter_map(|p| Cpu::new(Some(p)))
+        CodePath::ALL.iter().filter_map(|path| Cpu::new(Some(*path)))
     }
 
     fn close(a: &[f32], b: &[f32], tolerance: f32) {
@@ -292,7 +292,7 @@ mod tests {
         struct All;
         impl Task for All {
             #[inline(always)]
-            fn run<L: Lanes, const R: usize, const T: usize>(self) {
+            fn run<L: Lanes, const R: usize, const T: usize, const S: usize>(self) {
                 for i in -8700..8800 {
                     let x = i as f32 / 100.0;
                     let (got, want) = (f64::from(exp::<L>(x)), f64::from(x).exp());

@@ -51,8 +51,10 @@ fn random_weights(quant: Quant, rows: usize, cols: usize) -> Vec<u8> {
     bytes
 }
 
+/// Every code path, with both kinds of activations.
 fn cpus() -> impl Iterator<Item = Cpu> {
-    [CodePath::Avx512, CodePath::Avx2, CodePath::Portable].into_iter().filter_map(|p| Cpu::new(Some(p)))
+    let paths = CodePath::ALL.iter().filter_map(|path| Cpu::new(Some(*path)));
+    paths.flat_map(|cpu| [Activations::F32, Activations::Q8].map(|a| cpu.with_activations(a)))
 }
 
 fn activations(tokens: usize, cols: usize) -> Vec<f32> {
@@ -63,22 +65,25 @@ fn activations(tokens: usize, cols: usize) -> Vec<f32> {
 fn every_type_path_and_shape_agrees_with_the_reference() {
     let mut pool = Pool::new(2).unwrap();
     for quant in all() {
-        for (rows, cols) in [(1, 32), (7, 64), (19, 96), (61, 576)] {
+        for (rows, cols) in [(1, 32), (7, 64), (19, 96), (61, 576), (112, 160)] {
             let cols = whole(quant, cols);
             let bytes = random_weights(quant, rows, cols);
             let w = Matrix { quant, rows, cols, bytes: &bytes };
-            for tokens in [1, 2, 3, 4, 5, 7, 13] {
+            for tokens in [1, 2, 3, 4, 5, 6, 7, 13] {
                 let x = activations(tokens, cols);
-                let mut want = vec![0.0; tokens * rows];
-                reference::matmul(&w, &x, &mut want);
                 for cpu in cpus() {
-                    let mut scratch = Vec::new();
-                    let input = Input::new(cpu, &mut pool, &x, cols, &mut scratch);
+                    let mut want = vec![0.0; tokens * rows];
+                    match cpu.multiplies_bytes(quant) {
+                        true => reference::matmul(&w, &reference::quantised(&x), &mut want),
+                        false => reference::matmul(&w, &x, &mut want),
+                    }
+                    let mut scratch = Tiles::default();
+                    let input = Input::new(cpu, &mut pool, &x, cols, &[w], &mut scratch);
                     let mut out = vec![1.0; tokens * rows];
                     cpu.matmul(&mut pool, &[w], &input, true, &mut out);
                     for (a, b) in out.iter().zip(&want) {
                         let error = (a - b - 1.0).abs();
-                        assert!(error < 1e-4 * cols as f32, "{quant:?} {} {a} {b}", cpu.path());
+                        assert!(error < 1e-4 * cols as f32, "{quant:?} {} {} {a} {b}", cpu.path(), cpu.activations());
                     }
                 }
             }
@@ -96,8 +101,8 @@ fn a_token_gets_the_same_bits_in_any_batch() {
         let x = activations(33, cols);
         for cpu in cpus() {
             let mut run = |x: &[f32]| {
-                let mut scratch = Vec::new();
-                let input = Input::new(cpu, &mut pool, x, cols, &mut scratch);
+                let mut scratch = Tiles::default();
+                let input = Input::new(cpu, &mut pool, x, cols, &[w], &mut scratch);
                 let mut out = vec![0.0; x.len() / cols * rows];
                 cpu.matmul(&mut pool, &[w], &input, false, &mut out);
                 out
@@ -125,8 +130,8 @@ fn stacked_matrices_are_one_product() {
         bytes: &bytes[from * size..(from + rows) * size],
     };
     let x = activations(5, cols);
-    let mut scratch = Vec::new();
-    let input = Input::new(cpu, &mut pool, &x, cols, &mut scratch);
+    let mut scratch = Tiles::default();
+    let input = Input::new(cpu, &mut pool, &x, cols, &[part(0, 92)], &mut scratch);
     let (mut one, mut three) = (vec![0.0; 5 * 92], vec![0.0; 5 * 92]);
     cpu.matmul(&mut pool, &[part(0, 92)], &input, false, &mut one);
     cpu.matmul(&mut pool, &[part(0, 50), part(50, 9), part(59, 33)], &input, false, &mut three);
