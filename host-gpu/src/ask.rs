@@ -115,8 +115,8 @@ impl Sampling {
 pub struct Ask {
     /// What to continue.
     pub prompt: Prompt,
-    /// The most tokens to generate. `None` generates until the model stops, the context is full or
-    /// KV runs out; at least 1,024 tokens are possible where the context has them.
+    /// The most tokens to generate. `None` generates until the model stops, or the context or all KV
+    /// memory is full; others wait when one sequence needs all of it.
     pub max_tokens: Option<u32>,
     /// How tokens are chosen.
     pub sampling: Sampling,
@@ -126,7 +126,8 @@ pub struct Ask {
     pub logprobs: Option<u32>,
     /// Generation ends before the first of these texts; they are never emitted.
     pub stop: Vec<String>,
-    /// Whom this is for. KV memory is cleared before it passes from one account to another.
+    /// Whom this is for. Sequences of one account that begin alike share KV; it is cleared before
+    /// it passes from one account to another.
     pub account: u64,
 }
 

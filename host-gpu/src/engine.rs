@@ -16,6 +16,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 mod job;
+mod pace;
 mod worker;
 
 use job::Job;
@@ -26,7 +27,8 @@ use worker::Worker;
 pub struct EngineConfig {
     /// Threads that compute; the default is one for each core that the process may use.
     pub threads: usize,
-    /// Memory for KV over all models, committed as it is used; default 1 GiB.
+    /// Memory for KV over all models, committed as it is used; default 1 GiB. What no sequence
+    /// needs keeps the prefixes of earlier ones.
     pub kv_bytes: u64,
     /// The unit in which KV memory is given out; default 1 MiB.
     pub kv_page_bytes: u64,
@@ -34,8 +36,12 @@ pub struct EngineConfig {
     pub max_running: usize,
     /// Sequences that wait beyond those; default 256.
     pub max_waiting: usize,
-    /// Prompt tokens in a step beside the decoding sequences; default 256.
+    /// Prompt tokens in a step, at most; default 512.
     pub prefill_tokens: usize,
+    /// How long others' prompts may delay a token, about; default 10 ms. While sequences
+    /// generate, a step takes as many prompt tokens as fit in this and in half of the time that
+    /// generating takes, by what they cost so far; four at least.
+    pub max_stall: Duration,
     /// Forces a code path; the default is the best that the processor has.
     pub code_path: Option<CodePath>,
     /// What activations become before they meet quantised weights; default bytes.
@@ -50,10 +56,20 @@ impl Default for EngineConfig {
             kv_page_bytes: 1 << 20,
             max_running: 32,
             max_waiting: 256,
-            prefill_tokens: 256,
+            prefill_tokens: 512,
+            max_stall: Duration::from_millis(10),
             code_path: None,
             activations: Activations::default(),
         }
+    }
+}
+
+impl EngineConfig {
+    /// The tokens of the largest step that there can be, and how many of these give logits: what
+    /// memory for activations is computed from.
+    pub fn largest_step(&self) -> (usize, usize) {
+        let sequences = self.max_running.max(1);
+        (sequences + self.prefill_tokens.max(1), sequences)
     }
 }
 
@@ -93,16 +109,22 @@ pub struct EngineStats {
     pub running: usize,
     /// Sequences that wait.
     pub waiting: usize,
-    /// KV pages that nobody holds.
+    /// KV pages that no sequence holds.
     pub free_pages: usize,
+    /// Those of them that keep a prefix for who comes next.
+    pub cached_pages: usize,
     /// All KV pages.
     pub total_pages: usize,
     /// Steps so far.
     pub steps: u64,
     /// Tokens generated so far.
     pub generated_tokens: u64,
-    /// Prompt tokens processed so far.
+    /// Prompt tokens processed so far, and tokens of preempted sequences that were processed again.
     pub prefilled_tokens: u64,
+    /// Tokens that were found in the pages and not processed.
+    pub cached_tokens: u64,
+    /// How often a sequence gave its pages to an older one and waited.
+    pub preemptions: u64,
 }
 
 /// Numbers that the engine thread writes and handles read.
@@ -111,12 +133,18 @@ struct Counters {
     running: AtomicUsize,
     waiting: AtomicUsize,
     free_pages: AtomicUsize,
+    cached_pages: AtomicUsize,
     steps: AtomicU64,
     generated: AtomicU64,
     prefilled: AtomicU64,
+    cached: AtomicU64,
+    preemptions: AtomicU64,
     /// A moving average of how long a sequence stays in the batch.
     sequence_ms: AtomicU64,
 }
+
+/// A sequence and its prompt.
+type Arrival = (Job, Vec<TokenId>);
 
 struct Shared {
     config: EngineConfig,
@@ -125,7 +153,7 @@ struct Shared {
     total_pages: usize,
     residency: Residency,
     next_key: AtomicU64,
-    commands: mpsc::Sender<Job>,
+    commands: mpsc::Sender<Arrival>,
     counters: Arc<Counters>,
 }
 
@@ -217,10 +245,13 @@ impl Engine {
             running: c.running.load(Ordering::Relaxed),
             waiting: c.waiting.load(Ordering::Relaxed),
             free_pages: c.free_pages.load(Ordering::Relaxed),
+            cached_pages: c.cached_pages.load(Ordering::Relaxed),
             total_pages: self.shared.total_pages,
             steps: c.steps.load(Ordering::Relaxed),
             generated_tokens: c.generated.load(Ordering::Relaxed),
             prefilled_tokens: c.prefilled.load(Ordering::Relaxed),
+            cached_tokens: c.cached.load(Ordering::Relaxed),
+            preemptions: c.preemptions.load(Ordering::Relaxed),
         }
     }
 
@@ -245,8 +276,8 @@ impl Engine {
             return Err(Refusal::Busy { retry_after: self.retry_after() });
         }
         let (writer, tokens) = channel();
-        let job = Job::new(submission, writer, Instant::now());
-        self.shared.commands.send(job).map_err(|_| {
+        let arrival = Job::new(submission, writer, Instant::now());
+        self.shared.commands.send(arrival).map_err(|_| {
             waiting.fetch_sub(1, Ordering::Relaxed);
             Refusal::Fault("the engine thread has ended".into())
         })?;

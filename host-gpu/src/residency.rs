@@ -69,9 +69,12 @@ pub struct ResidentModel {
 }
 
 type Outcome = Result<Arc<Loaded>, JoinError>;
+/// How a load ended. What was loaded is not here: whoever waited would leave a lease behind for a
+/// moment, that nobody has.
+type Ended = Option<Result<(), JoinError>>;
 
 enum Entry {
-    Loading(watch::Receiver<Option<Outcome>>),
+    Loading(watch::Receiver<Ended>),
     Resident(Arc<Loaded>),
 }
 
@@ -90,25 +93,28 @@ impl Residency {
     pub(crate) async fn join(
         &self,
         source: &ModelSource,
-        load: impl FnOnce(&ModelSource) -> Outcome + Send + 'static,
+        load: impl FnOnce(&ModelSource) -> Outcome + Clone + Send + 'static,
     ) -> Outcome {
-        let mut loading = {
-            let mut entries = self.lock();
-            match entries.get(&source.digest) {
-                Some(Entry::Resident(loaded)) => return Ok(loaded.clone()),
-                Some(Entry::Loading(outcome)) => outcome.clone(),
-                None => {
-                    let outcome = self.start(source.clone(), load)?;
-                    entries.insert(source.digest.clone(), Entry::Loading(outcome.clone()));
-                    outcome
+        loop {
+            let mut loading = {
+                let mut entries = self.lock();
+                match entries.get(&source.digest) {
+                    Some(Entry::Resident(loaded)) => return Ok(loaded.clone()),
+                    Some(Entry::Loading(ended)) => ended.clone(),
+                    None => {
+                        let ended = self.start(source.clone(), load.clone())?;
+                        entries.insert(source.digest.clone(), Entry::Loading(ended.clone()));
+                        ended
+                    }
                 }
+            };
+            while loading.changed().await.is_ok() {}
+            match loading.borrow().clone() {
+                Some(Ok(())) => {} // it is in `entries`, unless somebody else has evicted it since
+                Some(Err(error)) => return Err(error),
+                None => return Err(fault(source, "the loading thread ended early")),
             }
-        };
-        // Not for the outcome but for the end of the thread that sends it, which holds the weights until then: whoever
-        // has joined sees no lease but those that callers have.
-        while loading.changed().await.is_ok() {}
-        let outcome = loading.borrow().clone();
-        outcome.unwrap_or_else(|| Err(fault(source, "the loading thread ended early")))
+        }
     }
 
     /// Starts a load. The thread waits for the lock, which the caller holds, before it notes its
@@ -117,23 +123,29 @@ impl Residency {
         &self,
         source: ModelSource,
         load: impl FnOnce(&ModelSource) -> Outcome + Send + 'static,
-    ) -> Result<watch::Receiver<Option<Outcome>>, JoinError> {
-        let (tell, outcome) = watch::channel(None);
+    ) -> Result<watch::Receiver<Ended>, JoinError> {
+        let (tell, ended) = watch::channel(None);
         let (residency, failed) = (self.clone(), source.clone());
         let run = move || {
             let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| load(&source)));
             let outcome = caught.unwrap_or_else(|_| Err(fault(&source, "the loader panicked")));
             let mut entries = residency.lock();
-            match &outcome {
-                Ok(loaded) => entries.insert(source.digest, Entry::Resident(loaded.clone())),
-                Err(_) => entries.remove(&source.digest),
+            let ended = match outcome {
+                Ok(loaded) => {
+                    entries.insert(source.digest, Entry::Resident(loaded));
+                    Ok(())
+                }
+                Err(error) => {
+                    entries.remove(&source.digest);
+                    Err(error)
+                }
             };
             drop(entries);
-            tell.send_replace(Some(outcome));
+            tell.send_replace(Some(ended));
         };
         let spawned = std::thread::Builder::new().name("hob-load".into()).spawn(run);
         spawned.map_err(|e| fault(&failed, &e.to_string()))?;
-        Ok(outcome)
+        Ok(ended)
     }
 
     /// Drops an idle model; `false` if it is not resident.

@@ -34,8 +34,10 @@ pub enum Event {
 /// What was computed so far, and is to be paid for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Prompt tokens that were processed.
+    /// Prompt tokens that were processed or found.
     pub prompt_tokens: u32,
+    /// Those of them that were found in the KV of an earlier sequence that began alike.
+    pub cached_tokens: u32,
     /// Tokens that were generated.
     pub generated_tokens: u32,
 }
@@ -225,7 +227,7 @@ mod tests {
         let cx = &mut Context::from_waker(Waker::noop());
         assert_eq!(tokens.poll_next(cx), Poll::Pending);
         writer.push("a", Usage::default(), Timing::default());
-        writer.push("b", Usage { prompt_tokens: 1, generated_tokens: 2 }, Timing::default());
+        writer.push("b", Usage { prompt_tokens: 1, cached_tokens: 0, generated_tokens: 2 }, Timing::default());
         writer.end(Event::Finished(Finish::Stop));
         assert_eq!(tokens.poll_next(cx), Poll::Ready(Event::Text("ab".into())));
         for _ in 0..2 {

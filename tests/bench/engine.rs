@@ -1,6 +1,7 @@
 //! The engine alone: tokens a second, beside llama.cpp.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -50,15 +51,16 @@ pub fn run(report: &mut Report) -> Result<()> {
     })
 }
 
-/// Generates in `sequences` sequences at once; tokens a second of prefill (all of them) and of decode (in total).
+/// Generates in `sequences` sequences at once, all of them new to the engine; tokens a second of prefill (all of them) and of decode (in total).
 async fn generate(model: &Model, sequences: usize) -> Result<(f64, f64)> {
+    static PROMPTS: AtomicU32 = AtomicU32::new(0);
     let prompt: Vec<_> = (0..PROMPT).map(|n| TokenId(1000 + (n as u32 * 37) % 20_000)).collect();
     let prompt = if sequences == 1 { prompt } else { prompt[..32].to_vec() };
     let started = Instant::now();
     let mut running = Vec::new();
     for n in 0..sequences {
         let mut prompt = prompt.clone();
-        prompt[0].0 += n as u32;
+        prompt[0].0 += PROMPTS.fetch_add(1, Ordering::Relaxed); // no prefix is known
         let mut ask = Ask::new(Prompt::Tokens(prompt));
         ask.max_tokens = Some(GENERATED);
         ask.account = n as u64;

@@ -5,7 +5,8 @@ use crate::ask::TokenId;
 use crate::model::Loaded;
 use crate::model::tokenizer::Utf8;
 use crate::sampling::Sampler;
-use crate::schedule::Need;
+use crate::kv::Realm;
+use crate::schedule::{Admitted, Item, Need};
 use crate::stop::StopFilter;
 use crate::tokens::{Event, Finish, Timing, Usage, Writer};
 use std::hash::{BuildHasher, RandomState};
@@ -14,8 +15,6 @@ use std::time::Instant;
 
 pub(super) struct Job {
     pub(super) loaded: Arc<Loaded>,
-    /// The prompt, then what was generated.
-    pub(super) tokens: Vec<TokenId>,
     pub(super) account: u64,
     max_tokens: Option<usize>,
     prompt: usize,
@@ -26,17 +25,18 @@ pub(super) struct Job {
     usage: Usage,
     timing: Timing,
     submitted: Instant,
+    /// When it was admitted for the first time.
     pub(super) admitted: Option<Instant>,
     first: Option<Instant>,
 }
 
 impl Job {
-    pub(super) fn new(s: Submission, writer: Writer, now: Instant) -> Self {
-        Self {
+    /// The sequence but for its tokens, which the scheduler keeps.
+    pub(super) fn new(s: Submission, writer: Writer, now: Instant) -> (Self, Vec<TokenId>) {
+        let job = Self {
             prompt: s.prompt.len(),
             sampler: Sampler::new(&s.ask, &s.prompt, RandomState::new().hash_one(0u8)),
             loaded: s.loaded,
-            tokens: s.prompt,
             account: s.ask.account,
             max_tokens: s.ask.max_tokens.map(|max| max as usize),
             writer,
@@ -47,16 +47,15 @@ impl Job {
             submitted: now,
             admitted: None,
             first: None,
-        }
+        };
+        (job, s.prompt)
     }
 
     pub(super) fn need(&self) -> Need {
         Need {
-            model: self.loaded.key,
-            prompt: self.prompt,
+            realm: Realm { model: self.loaded.key, scope: self.account, page_tokens: self.loaded.page_tokens },
             max_tokens: self.max_tokens,
             context: self.loaded.config.context,
-            page_tokens: self.loaded.page_tokens,
         }
     }
 
@@ -64,20 +63,31 @@ impl Job {
         self.writer.cancelled()
     }
 
-    pub(super) fn admit(&mut self, now: Instant) {
+    /// Notes that it was admitted. What a sequence finds when it comes back after a preemption was
+    /// its own, and counts no second time.
+    pub(super) fn admit(&mut self, admitted: &Admitted, now: Instant) {
+        if self.admitted.is_some() {
+            return;
+        }
         self.admitted = Some(now);
         self.timing.queue = now - self.submitted;
-    }
-
-    /// Notes that `tokens` tokens of the prompt were processed.
-    pub(super) fn prefilled(&mut self, tokens: usize, now: Instant) {
-        self.usage.prompt_tokens += tokens as u32;
-        self.timing.prefill = self.admitted.map_or_else(Default::default, |at| now - at);
+        self.usage.cached_tokens = admitted.found as u32;
+        self.usage.prompt_tokens = self.usage.cached_tokens;
         self.writer.push("", self.usage, self.timing);
     }
 
-    /// Chooses the next token; gives how the sequence ends, if it does.
-    pub(super) fn choose(&mut self, logits: &[f32], now: Instant) -> Option<Finish> {
+    /// Notes that `item`, some of the prompt, was processed, if it is for the first time.
+    pub(super) fn prefilled(&mut self, item: &Item, now: Instant) {
+        let until = self.prompt.min(item.position + item.tokens) as u32;
+        if until > self.usage.prompt_tokens {
+            self.usage.prompt_tokens = until;
+            self.timing.prefill = self.admitted.map_or_else(Default::default, |at| now - at);
+            self.writer.push("", self.usage, self.timing);
+        }
+    }
+
+    /// Chooses the next token; says how the sequence ends, if it does.
+    pub(super) fn choose(&mut self, logits: &[f32], now: Instant) -> (TokenId, Option<Finish>) {
         let id = self.sampler.choose(logits);
         if let Some(logprob) = self.sampler.logprob(logits, id) {
             self.writer.logprob(logprob);
@@ -86,7 +96,6 @@ impl Job {
         self.timing.first_token = Some(first - self.submitted);
         self.timing.decode = now - first;
         self.usage.generated_tokens += 1;
-        self.tokens.push(id);
         let tokenizer = &self.loaded.tokenizer;
         let (text, stopped) = if tokenizer.is_end(id) {
             (String::new(), true)
@@ -100,7 +109,7 @@ impl Job {
         if stopped && !tokenizer.is_end(id) {
             self.utf8 = Utf8::default(); // what follows a stop text is not wanted
         }
-        stopped.then_some(Finish::Stop)
+        (id, stopped.then_some(Finish::Stop))
     }
 
     /// Emits what was held back and ends the tokens.

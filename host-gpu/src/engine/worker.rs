@@ -1,10 +1,11 @@
 //! The engine thread: one loop that runs a step over a batch for each model that has work.
 //!
-//! Between steps it takes in what arrived, lets go of what nobody reads any more, and admits what
-//! fits. A panic in a step ends the sequences of that step and nothing else.
+//! Between steps it takes in what arrived, lets go of what nobody reads any more, sees that what
+//! runs has pages, and admits what fits. A panic in a step ends the sequences of that step and nothing else.
 
 use super::job::Job;
-use super::{Counters, EngineConfig};
+use super::pace::{Paces, Work};
+use super::{Arrival, Counters, EngineConfig};
 use crate::kv::Arena;
 use crate::model::forward::{self, Buffers, Compute, Part};
 use crate::schedule::{Item, ModelKey, Scheduler, SeqId};
@@ -21,9 +22,10 @@ pub(super) struct Worker {
     arena: Arena,
     buffers: Buffers,
     scheduler: Scheduler,
+    paces: Paces,
     jobs: HashMap<SeqId, Job>,
     next: SeqId,
-    inbox: mpsc::Receiver<Job>,
+    inbox: mpsc::Receiver<Arrival>,
     counters: Arc<Counters>,
 }
 
@@ -33,26 +35,22 @@ impl Worker {
         compute: Compute,
         arena: Arena,
         pages: usize,
-        inbox: Receiver<Job>,
+        inbox: Receiver<Arrival>,
         counters: Arc<Counters>,
     ) -> Self {
-        let scheduler = Scheduler::new(pages, config.max_running, config.prefill_tokens);
+        let (scheduler, paces) = (Scheduler::new(pages, config.max_running), Paces::new(config));
         let (buffers, jobs) = (Buffers::default(), HashMap::new());
-        Self { compute, arena, buffers, scheduler, jobs, next: 0, inbox, counters }
+        Self { compute, arena, buffers, scheduler, paces, jobs, next: 0, inbox, counters }
     }
 
     pub(super) fn run(mut self) {
         while self.receive() {
             self.let_go();
-            let now = Instant::now();
-            for id in self.scheduler.admit() {
-                self.counters.waiting.fetch_sub(1, Ordering::Relaxed);
-                if let Some(job) = self.jobs.get_mut(&id) {
-                    job.admit(now);
-                }
-            }
-            for model in self.scheduler.models() {
-                self.step(model);
+            self.admit();
+            let models = self.scheduler.models().into_iter();
+            let work: Vec<Work> = models.map(|model| (model, self.scheduler.load(model))).collect();
+            for ((model, _), budget) in work.iter().zip(self.paces.budgets(&work)) {
+                self.step(*model, budget);
             }
             self.publish();
         }
@@ -62,22 +60,22 @@ impl Worker {
     fn receive(&mut self) -> bool {
         if self.jobs.is_empty() {
             match self.inbox.recv() {
-                Ok(job) => self.take(job),
+                Ok(arrival) => self.take(arrival),
                 Err(_) => return false,
             }
         }
         loop {
             match self.inbox.try_recv() {
-                Ok(job) => self.take(job),
+                Ok(arrival) => self.take(arrival),
                 // Without handles, what runs still has readers.
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => return true,
             }
         }
     }
 
-    fn take(&mut self, job: Job) {
+    fn take(&mut self, (job, prompt): Arrival) {
         self.next += 1;
-        self.scheduler.submit(self.next, job.need());
+        self.scheduler.submit(self.next, job.need(), prompt);
         self.jobs.insert(self.next, job);
     }
 
@@ -90,24 +88,36 @@ impl Worker {
     }
 
     fn remove(&mut self, id: SeqId) -> Option<Job> {
-        self.scheduler.remove(id);
+        if self.scheduler.remove(id) {
+            self.counters.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
         let job = self.jobs.remove(&id)?;
-        match job.admitted {
-            None => {
-                self.counters.waiting.fetch_sub(1, Ordering::Relaxed);
-            }
-            Some(at) => {
-                let ms = at.elapsed().as_millis() as u64;
-                let old = self.counters.sequence_ms.load(Ordering::Relaxed);
-                self.counters.sequence_ms.store((old * 7 + ms) / 8, Ordering::Relaxed);
-            }
+        if let Some(at) = job.admitted {
+            let ms = at.elapsed().as_millis() as u64;
+            let old = self.counters.sequence_ms.load(Ordering::Relaxed);
+            self.counters.sequence_ms.store((old * 7 + ms) / 8, Ordering::Relaxed);
         }
         Some(job)
     }
 
-    /// One step of `model` over all its sequences.
-    fn step(&mut self, model: ModelKey) {
-        let items = self.scheduler.plan(model);
+    /// Sees that what runs has pages, if need be by preempting, and admits what fits then.
+    fn admit(&mut self) {
+        let preempted = self.scheduler.make_room().len();
+        self.counters.preemptions.fetch_add(preempted as u64, Ordering::Relaxed);
+        self.counters.waiting.fetch_add(preempted, Ordering::Relaxed);
+        let now = Instant::now();
+        for admitted in self.scheduler.admit() {
+            self.counters.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.counters.cached.fetch_add(admitted.found as u64, Ordering::Relaxed);
+            if let Some(job) = self.jobs.get_mut(&admitted.id) {
+                job.admit(&admitted, now);
+            }
+        }
+    }
+
+    /// One step of `model` over all its sequences, with at most `budget` tokens of prompts.
+    fn step(&mut self, model: ModelKey, budget: usize) {
+        let items = self.scheduler.plan(model, budget);
         let Some(loaded) = items.first().and_then(|i| self.jobs.get(&i.id)).map(|j| j.loaded.clone()) else {
             return;
         };
@@ -115,6 +125,7 @@ impl Worker {
         let (c, w) = (&loaded.config, &loaded.weights);
         let (compute, arena, buffers) = (&mut self.compute, &mut self.arena, &mut self.buffers);
         let run = AssertUnwindSafe(|| forward::step(c, w, compute, arena, &parts, buffers).len());
+        let started = Instant::now();
         let result = catch_unwind(run);
         drop(parts);
         if let Err(panic) = result {
@@ -122,6 +133,9 @@ impl Worker {
             self.fail(&items, panic.downcast_ref::<&str>().copied());
             return;
         }
+        let decoding = items.iter().filter(|item| item.decodes).count();
+        let prompts = items.iter().filter(|item| !item.decodes).map(|item| item.tokens).sum();
+        self.paces.note(model, decoding, prompts, started.elapsed());
         let buffers = std::mem::take(&mut self.buffers);
         self.finish_step(&items, buffers.logits(), c.vocab);
         self.buffers = buffers;
@@ -134,8 +148,8 @@ impl Worker {
         for item in items {
             self.scheduler.done(item);
             let Some(job) = self.jobs.get_mut(&item.id) else { continue };
-            if item.position < job.need().prompt {
-                job.prefilled(item.tokens, now);
+            if !item.decodes {
+                job.prefilled(item, now);
                 self.counters.prefilled.fetch_add(item.tokens as u64, Ordering::Relaxed);
             }
             if !item.gives_token {
@@ -143,8 +157,9 @@ impl Worker {
             }
             let row = rows.next().expect("a row for each item that gives a token");
             self.counters.generated.fetch_add(1, Ordering::Relaxed);
-            let ends = job.choose(row, now);
-            let ends = ends.or_else(|| (!self.scheduler.extend(item.id)).then_some(Finish::Length));
+            let (token, ends) = job.choose(row, now);
+            let more = self.scheduler.push(item.id, token);
+            let ends = ends.or((!more).then_some(Finish::Length));
             if let Some(finish) = ends
                 && let Some(job) = self.remove(item.id)
             {
@@ -166,17 +181,14 @@ impl Worker {
 
     fn publish(&self) {
         self.counters.running.store(self.scheduler.running(), Ordering::Relaxed);
-        self.counters.free_pages.store(self.scheduler.free_pages(), Ordering::Relaxed);
+        let (free, cached) = self.scheduler.free_pages();
+        self.counters.free_pages.store(free, Ordering::Relaxed);
+        self.counters.cached_pages.store(cached, Ordering::Relaxed);
     }
 }
 
 fn part<'a>(jobs: &'a HashMap<SeqId, Job>, scheduler: &'a Scheduler, item: &Item) -> Part<'a> {
-    let job = &jobs[&item.id];
-    Part {
-        tokens: &job.tokens[item.position..item.position + item.tokens],
-        position: item.position,
-        pages: scheduler.pages(item.id),
-        account: job.account,
-        logits: usize::from(item.gives_token),
-    }
+    let (tokens, pages) = scheduler.input(item);
+    let account = jobs[&item.id].account;
+    Part { tokens, position: item.position, pages, account, logits: usize::from(item.gives_token) }
 }

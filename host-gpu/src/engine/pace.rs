@@ -1,0 +1,161 @@
+//! How many prompt tokens a step takes, so that those who already get tokens hardly notice.
+//!
+//! A step over `n` decoding sequences takes a time of its own, known from steps without prompts;
+//! what a step with prompts takes beyond that is what its prompt tokens cost. Both are moving
+//! averages, for each model: how far into its sequence a token is counts only through them.
+
+use super::EngineConfig;
+use crate::schedule::ModelKey;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+/// Prompt tokens in a step, whatever they cost: a prompt always gets on, and there is always
+/// something to measure.
+const MIN_TOKENS: usize = 4;
+/// After this many prompt tokens half of the average is news.
+const MEMORY_TOKENS: f64 = 32.0;
+/// Models of which the pace is known. Beyond that all are forgotten, and measured anew in a few steps.
+const MAX_MODELS: usize = 64;
+
+/// What is known of each model's steps.
+pub(super) struct Paces {
+    max_stall: Duration,
+    prefill_tokens: usize,
+    models: HashMap<ModelKey, Pace>,
+}
+
+/// A model that is about to have a step, and how many of its sequences decode and have prompts.
+pub(super) type Work = (ModelKey, (usize, usize));
+
+impl Paces {
+    pub(super) fn new(config: &EngineConfig) -> Self {
+        let (max_stall, prefill_tokens) = (config.max_stall, config.prefill_tokens.max(1));
+        Self { max_stall, prefill_tokens, models: HashMap::new() }
+    }
+
+    /// The prompt tokens that each model's step may have, when all of these have one in turn.
+    ///
+    /// While anything decodes, prompts together take at most `max_stall`, and at most half as long
+    /// as decoding does: on a small model, too, a token comes within 1.5 times its usual time.
+    pub(super) fn budgets(&self, work: &[Work]) -> Vec<usize> {
+        if work.iter().all(|(_, (decoding, _))| *decoding == 0) {
+            return vec![self.prefill_tokens; work.len()];
+        }
+        let decode = |(model, (decoding, _)): &Work| match decoding {
+            0 => Some(0.0),
+            n => self.models.get(model)?.decode(*n),
+        };
+        let max = self.max_stall.as_secs_f64();
+        let all = work.iter().map(decode).sum::<Option<f64>>().map_or(max, |decode| max.min(decode / 2.0));
+        let prompting = work.iter().filter(|(_, (_, prompts))| *prompts > 0).count().max(1);
+        let each = all / prompting as f64;
+        let fit = |(model, _): &Work| match self.models.get(model).and_then(|pace| pace.token) {
+            Some(token) => (each / token) as usize,
+            None => 0,
+        };
+        work.iter().map(|work| fit(work).max(MIN_TOKENS).min(self.prefill_tokens)).collect()
+    }
+
+    /// Notes what a step took.
+    pub(super) fn note(&mut self, model: ModelKey, decoding: usize, prompt: usize, time: Duration) {
+        if self.models.len() == MAX_MODELS && !self.models.contains_key(&model) {
+            self.models.clear();
+        }
+        self.models.entry(model).or_default().note(decoding, prompt, time.as_secs_f64());
+    }
+}
+
+/// The pace of one model, in seconds.
+#[derive(Default)]
+struct Pace {
+    /// What a prompt token costs, if one was measured.
+    token: Option<f64>,
+    /// What a step without prompts takes, by its sequences.
+    decode: BTreeMap<usize, f64>,
+}
+
+impl Pace {
+    /// A step over `n` decoding sequences: as measured, or at least as long as one with fewer.
+    fn decode(&self, n: usize) -> Option<f64> {
+        self.decode.range(..=n).next_back().map(|(_, time)| *time)
+    }
+
+    fn note(&mut self, decoding: usize, prompt: usize, time: f64) {
+        if prompt == 0 {
+            let old = self.decode.entry(decoding).or_insert(time);
+            *old += (time - *old) / 8.0;
+            return;
+        }
+        let token = match self.decode(decoding) {
+            Some(decode) => (time - decode).max(0.0) / prompt as f64,
+            None => time / (decoding + prompt) as f64,
+        };
+        let old = self.token.unwrap_or(token);
+        let news = prompt as f64 / (prompt as f64 + MEMORY_TOKENS);
+        // Above zero, since times are divided by it.
+        self.token = Some((old + (token - old) * news).max(1e-9));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(n: f64) -> Duration {
+        Duration::from_secs_f64(n / 1e3)
+    }
+
+    fn paces() -> Paces {
+        let config = EngineConfig { prefill_tokens: 500, max_stall: ms(10.0), ..EngineConfig::default() };
+        Paces::new(&config)
+    }
+
+    #[test]
+    fn alone_a_prompt_gets_the_whole_step() {
+        assert_eq!(paces().budgets(&[(1, (0, 1)), (2, (0, 2))]), [500, 500]);
+        assert_eq!(paces().budgets(&[(1, (0, 1)), (2, (1, 0))]), [MIN_TOKENS, MIN_TOKENS]);
+    }
+
+    #[test]
+    fn beside_others_prompts_take_the_time_they_may() {
+        let mut paces = paces();
+        paces.note(1, 0, 500, ms(250.0)); // 0.5 ms a token
+        assert_eq!(paces.budgets(&[(1, (8, 1))]), [20], "10 ms");
+        paces.note(1, 8, 0, ms(100.0));
+        assert_eq!(paces.budgets(&[(1, (8, 1))]), [20], "still 10 ms");
+        paces.note(1, 4, 0, ms(10.0));
+        assert_eq!(paces.budgets(&[(1, (4, 1))]), [10], "half of what decoding takes");
+        assert_eq!(paces.budgets(&[(1, (6, 1))]), [10], "six take at least as long as four");
+        assert_eq!(paces.budgets(&[(1, (8, 1)), (2, (0, 1))]), [10, MIN_TOKENS], "two models share the time");
+        assert_eq!(paces.budgets(&[(1, (8, 1)), (2, (0, 0))])[0], 20);
+    }
+
+    #[test]
+    fn the_average_finds_the_cost_of_a_token_from_any_start() {
+        // A step takes 20 ms, and 0.25 ms for each prompt token: 10 ms are 40 tokens.
+        for start in [0.001, 10.0] {
+            let mut paces = paces();
+            paces.note(1, 8, 0, ms(20.0));
+            paces.note(1, 8, 10, ms(20.0 + 10.0 * start));
+            let mut budget = 0;
+            for _ in 0..200 {
+                budget = paces.budgets(&[(1, (8, 1))])[0];
+                paces.note(1, 8, budget, ms(20.0 + 0.25 * budget as f64));
+            }
+            assert!((36..=44).contains(&budget), "{budget} tokens, from {start} ms");
+        }
+    }
+
+    #[test]
+    fn a_small_step_is_kept_and_prompts_never_stop() {
+        let config = EngineConfig { prefill_tokens: 2, max_stall: Duration::ZERO, ..EngineConfig::default() };
+        let mut paces = Paces::new(&config);
+        paces.note(1, 1, 2, ms(1000.0));
+        assert_eq!(paces.budgets(&[(1, (1, 1))]), [2]);
+        assert_eq!(paces.budgets(&[(1, (0, 1))]), [2]);
+        for model in 0..1000 {
+            paces.note(model, 1, 2, ms(1.0));
+        }
+        assert!(paces.models.len() <= MAX_MODELS);
+    }
+}

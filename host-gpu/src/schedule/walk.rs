@@ -1,0 +1,226 @@
+//! A random walk over queue, batch and pages. Its memory holds tokens in place of their keys and
+//! values, so that it sees whether each sequence finds exactly its own.
+
+use super::*;
+use std::collections::BTreeMap;
+
+const PAGES: usize = 60;
+const MAX_RUNNING: usize = 5;
+const CONTEXT: usize = 700;
+
+/// What the scheduler must not lose of a sequence.
+struct Known {
+    realm: Realm,
+    tokens: Vec<TokenId>,
+    most: usize,
+}
+
+/// What happened on the way.
+#[derive(Debug, Default)]
+struct Seen {
+    finished: u32,
+    cancelled: u32,
+    forked: u32,
+    preempted: u32,
+    found_again: u32,
+    found_of_others: u32,
+    shared_while_running: u32,
+}
+
+struct Walk {
+    s: Scheduler,
+    /// For each page whose it is, and its tokens.
+    memory: Vec<(Option<Realm>, Vec<TokenId>)>,
+    alive: BTreeMap<SeqId, Known>,
+    preempted: Vec<SeqId>,
+    texts: Vec<Vec<TokenId>>,
+    next: SeqId,
+    state: u64,
+    seen: Seen,
+}
+
+impl Walk {
+    fn new() -> Self {
+        let mut walk = Self {
+            s: Scheduler::new(PAGES, MAX_RUNNING),
+            memory: vec![(None, Vec::new()); PAGES],
+            alive: BTreeMap::new(),
+            preempted: Vec::new(),
+            texts: Vec::new(),
+            next: 0,
+            state: 7,
+            seen: Seen::default(),
+        };
+        walk.texts = (0..3).map(|_| walk.text(300)).collect();
+        walk
+    }
+
+    fn random(&mut self, n: usize) -> usize {
+        self.state = self.state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.state >> 33) as usize % n
+    }
+
+    fn text(&mut self, tokens: usize) -> Vec<TokenId> {
+        (0..tokens).map(|_| TokenId(self.random(2) as u32)).collect()
+    }
+
+    /// A beginning of `text`, and a few tokens more.
+    fn branch(&mut self, text: &[TokenId]) -> Vec<TokenId> {
+        let (kept, more) = (self.random(text.len()), 1 + self.random(30));
+        [&text[..kept], &self.text(more)].concat()
+    }
+
+    fn join(&mut self) {
+        let model = self.random(2) as u64;
+        let realm = Realm { model, scope: self.random(2) as u64, page_tokens: [16, 24][model as usize] };
+        let text = self.random(3);
+        let prompt = self.branch(&self.texts[text].clone());
+        self.submit(realm, prompt);
+    }
+
+    fn fork(&mut self) {
+        let Some(parent) = self.s.running.first() else { return };
+        let (realm, text) = (parent.realm, parent.tokens.clone());
+        let mut prompt = self.branch(&text);
+        prompt.truncate(CONTEXT - 1);
+        self.seen.forked += 1;
+        self.submit(realm, prompt);
+    }
+
+    fn submit(&mut self, realm: Realm, tokens: Vec<TokenId>) {
+        let max_tokens = (self.random(4) > 0).then(|| 1 + self.random(600));
+        let most = max_tokens.map_or(CONTEXT, |max| CONTEXT.min(tokens.len() + max));
+        self.s.submit(self.next, Need { realm, max_tokens, context: CONTEXT }, tokens.clone());
+        self.alive.insert(self.next, Known { realm, tokens, most });
+        self.next += 1;
+    }
+
+    fn cancel(&mut self) {
+        let Some(n) = self.alive.len().checked_sub(1).map(|last| self.random(last + 1)) else { return };
+        let id = *self.alive.keys().nth(n).expect("n is below the length");
+        let waits = self.s.waiting.iter().any(|s| s.id == id);
+        assert_eq!(self.s.remove(id), waits);
+        self.alive.remove(&id);
+        self.seen.cancelled += 1;
+    }
+
+    /// What the engine does between two looks at its inbox.
+    fn round(&mut self) {
+        let preempted = self.s.make_room();
+        self.seen.preempted += preempted.len() as u32;
+        self.preempted.extend(preempted);
+        for admitted in self.s.admit() {
+            let again = self.preempted.contains(&admitted.id);
+            self.preempted.retain(|id| *id != admitted.id);
+            let found = if again { &mut self.seen.found_again } else { &mut self.seen.found_of_others };
+            *found += u32::from(admitted.found > 0);
+        }
+        let mut oldest = self.alive.keys().next().copied();
+        for model in self.s.models() {
+            let budget = 1 + self.random(64);
+            let plan = self.s.plan(model, budget);
+            let prompts: usize = plan.iter().filter(|item| !item.decodes).map(|item| item.tokens).sum();
+            assert!(prompts <= budget && plan.len() <= MAX_RUNNING);
+            for item in &plan {
+                oldest = oldest.filter(|id| *id != item.id);
+                self.process(item);
+            }
+            for item in plan {
+                self.s.done(&item);
+                if item.gives_token {
+                    self.give(item.id);
+                }
+            }
+        }
+        assert_eq!(oldest, None, "the oldest is never kept waiting");
+    }
+
+    /// Writes the item's tokens to its pages, then reads all of the sequence so far.
+    fn process(&mut self, item: &Item) {
+        let (tokens, pages) = self.s.input(item);
+        let known = &self.alive[&item.id];
+        let (size, end) = (known.realm.page_tokens, item.position + item.tokens);
+        assert_eq!(tokens, &known.tokens[item.position..end], "no token is lost or changed");
+        assert_eq!(item.gives_token, end == known.tokens.len());
+        for (n, token) in tokens.iter().enumerate() {
+            let (n, page) = (item.position + n, pages[(item.position + n) / size]);
+            let holders = self.s.running.iter().filter(|s| s.table.pages().contains(&page)).count();
+            assert_eq!(holders, 1, "a shared page is not written");
+            let (owner, held) = &mut self.memory[page as usize];
+            if n % size == 0 {
+                *owner = Some(known.realm);
+                held.clear();
+            }
+            assert_eq!((*owner, held.len()), (Some(known.realm), n % size));
+            held.push(*token);
+        }
+        for (tokens, page) in known.tokens[..end].chunks(size).zip(pages) {
+            let (owner, held) = &self.memory[*page as usize];
+            assert_eq!((*owner, &held[..]), (Some(known.realm), tokens), "a sequence reads its own past");
+        }
+        let others = self.s.running.iter().filter(|s| s.id != item.id && s.table.pages()[0] == pages[0]).count();
+        self.seen.shared_while_running += u32::from(others > 0);
+    }
+
+    fn give(&mut self, id: SeqId) {
+        let token = TokenId(self.random(2) as u32);
+        let known = self.alive.get_mut(&id).expect("it runs");
+        known.tokens.push(token);
+        let ends = known.tokens.len() == known.most;
+        assert_eq!(self.s.push(id, token), !ends);
+        if ends {
+            self.s.remove(id);
+            self.alive.remove(&id);
+            self.seen.finished += 1;
+        }
+    }
+
+    fn check(&self) {
+        let s = &self.s;
+        let ids: Vec<SeqId> = s.running.iter().chain(&s.waiting).map(|s| s.id).collect();
+        assert!(ids.iter().eq(self.alive.keys()), "all are there, in order of arrival: {ids:?}");
+        assert!(s.running.len() <= MAX_RUNNING);
+        assert!(s.waiting.iter().all(|s| s.table.pages().is_empty() && s.done == 0));
+        s.pool.check(s.running.iter().map(|s| &s.table));
+    }
+
+    /// Goes on until all have finished.
+    fn drain(&mut self) {
+        let mut rounds = self.alive.values().map(|known| known.most).sum::<usize>();
+        while !self.alive.is_empty() {
+            rounds = rounds.checked_sub(1).expect("each round gives the oldest a token, or its prompt some");
+            self.round();
+            self.check();
+        }
+        assert_eq!(self.s.free_pages().0, PAGES, "no page is lost");
+    }
+}
+
+#[test]
+fn a_random_walk_of_100_000_steps_keeps_every_invariant() {
+    let mut walk = Walk::new();
+    for step in 0..100_000 {
+        match walk.random(60) {
+            0..3 if walk.alive.len() < 12 => walk.join(),
+            3 if walk.alive.len() < 12 => walk.fork(),
+            4 if walk.random(4) == 0 => walk.cancel(),
+            _ => walk.round(),
+        }
+        walk.check();
+        if step % 10_000 == 9_999 {
+            walk.drain();
+        }
+    }
+    let Seen { finished, cancelled, forked, preempted, found_again, found_of_others, shared_while_running } = walk.seen;
+    for (what, times) in [
+        ("finished", finished),
+        ("cancelled", cancelled),
+        ("forked", forked),
+        ("preempted", preempted),
+        ("found their own pages again", found_again),
+        ("found pages of others", found_of_others),
+        ("shared while running", shared_while_running),
+    ] {
+        assert!(times > 50, "{times} {what}");
+    }
+}
