@@ -4,7 +4,7 @@
 //! their tokens. Nothing here blocks: a full queue is a refusal.
 
 use crate::ask::{Ask, Refusal, TokenId};
-use crate::kv::Arena;
+use crate::kv::{Arena, KvType};
 use crate::model::forward::Compute;
 use crate::model::{Loaded, Model, ModelSource};
 use crate::ops::cpu::{Activations, CodePath, Cpu};
@@ -32,6 +32,8 @@ pub struct EngineConfig {
     pub kv_bytes: u64,
     /// The unit in which KV memory is given out; default 1 MiB.
     pub kv_page_bytes: u64,
+    /// How keys and values are stored; default f16.
+    pub kv_type: KvType,
     /// Sequences in a batch; default 32.
     pub max_running: usize,
     /// Sequences that wait beyond those; default 256.
@@ -54,6 +56,7 @@ impl Default for EngineConfig {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             kv_bytes: 1 << 30,
             kv_page_bytes: 1 << 20,
+            kv_type: KvType::default(),
             max_running: 32,
             max_waiting: 256,
             prefill_tokens: 512,
@@ -149,7 +152,6 @@ type Arrival = (Job, Vec<TokenId>);
 struct Shared {
     config: EngineConfig,
     cpu: Cpu,
-    page_floats: usize,
     total_pages: usize,
     residency: Residency,
     next_key: AtomicU64,
@@ -184,26 +186,26 @@ impl Engine {
                 return Err(StartError::CodePath { path: path.unwrap_or(CodePath::Portable) });
             }
         };
-        let page_floats = (config.kv_page_bytes / 4) as usize;
+        let page_bytes = config.kv_page_bytes as usize;
         let total_pages = config.kv_bytes.checked_div(config.kv_page_bytes).unwrap_or(0);
-        if page_floats == 0 || total_pages == 0 || total_pages > u32::MAX.into() {
+        if page_bytes == 0 || total_pages == 0 || total_pages > u32::MAX.into() {
             let (budget, page) = (config.kv_bytes, config.kv_page_bytes);
             return Err(StartError::Budget { budget, page });
         }
         let system = |what| move |reason| StartError::System { what, reason };
         let total_pages = total_pages as usize;
-        let arena = Arena::new(total_pages, page_floats).map_err(system("kv memory"))?;
+        let arena = Arena::new(total_pages, page_bytes).map_err(system("kv memory"))?;
         let pool = Pool::new(config.threads).map_err(system("compute threads"))?;
         let counters = Arc::new(Counters::default());
         counters.free_pages.store(total_pages, Ordering::Relaxed);
         let (commands, inbox) = mpsc::channel();
-        let worker = Worker::new(&config, Compute { cpu, pool }, arena, total_pages, inbox, counters.clone());
+        let worker = Worker::new(&config, Compute { cpu, pool, kv_type: config.kv_type }, arena, total_pages, inbox, counters.clone());
         std::thread::Builder::new()
             .name("hob-engine".into())
             .spawn(move || worker.run())
             .map_err(system("the engine thread"))?;
         let (residency, next_key) = (Residency::default(), AtomicU64::new(0));
-        let shared = Shared { config, cpu, page_floats, total_pages, residency, next_key, commands, counters };
+        let shared = Shared { config, cpu, total_pages, residency, next_key, commands, counters };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -214,8 +216,8 @@ impl Engine {
     /// If the file is no model that we can run. A later join tries again.
     pub async fn join(&self, source: &ModelSource) -> Result<Model, JoinError> {
         let key = self.shared.next_key.fetch_add(1, Ordering::Relaxed);
-        let page_floats = self.shared.page_floats;
-        let load = move |source: &ModelSource| Loaded::load(source, key, page_floats).map(Arc::new);
+        let (kv_type, page_bytes) = (self.shared.config.kv_type, self.shared.config.kv_page_bytes as usize);
+        let load = move |source: &ModelSource| Loaded::load(source, key, kv_type, page_bytes).map(Arc::new);
         let loaded = self.shared.residency.join(source, load).await?;
         Ok(Model::new(self.clone(), &source.name, loaded))
     }
@@ -257,6 +259,10 @@ impl Engine {
 
     pub(crate) fn cpu(&self) -> Cpu {
         self.shared.cpu
+    }
+
+    pub(crate) fn kv_type(&self) -> KvType {
+        self.shared.config.kv_type
     }
 
     pub(crate) fn threads(&self) -> usize {

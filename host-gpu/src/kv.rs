@@ -6,8 +6,11 @@
 
 use memmap2::MmapMut;
 
+mod layout;
 mod pool;
 
+pub use layout::{HeadLayout, KvType};
+pub(crate) use layout::{KvLayout, KvShape, SCALED};
 pub(crate) use pool::{PagePool, PageTable, Realm};
 
 /// The number of a page.
@@ -17,7 +20,7 @@ pub(crate) type PageId = u32;
 pub(crate) struct Arena {
     /// Anonymous memory: zero, and not committed until it is touched.
     map: MmapMut,
-    page_floats: usize,
+    page_bytes: usize,
     /// Whose data a page has, if it was ever written.
     owners: Vec<Option<u64>>,
 }
@@ -25,23 +28,23 @@ pub(crate) struct Arena {
 impl Arena {
     /// # Errors
     /// If the system does not even promise that much memory.
-    pub(crate) fn new(pages: usize, page_floats: usize) -> std::io::Result<Self> {
-        let map = MmapMut::map_anon(pages * page_floats * size_of::<f32>())?;
-        Ok(Self { map, page_floats, owners: vec![None; pages] })
+    pub(crate) fn new(pages: usize, page_bytes: usize) -> std::io::Result<Self> {
+        let map = MmapMut::map_anon(pages * page_bytes)?;
+        Ok(Self { map, page_bytes, owners: vec![None; pages] })
     }
 
-    pub(crate) fn page_floats(&self) -> usize {
-        self.page_floats
+    pub(crate) fn page_bytes(&self) -> usize {
+        self.page_bytes
     }
 
-    pub(crate) fn floats(&self) -> &[f32] {
-        bytemuck::cast_slice(&self.map)
+    /// All pages, one after the other.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.map
     }
 
     /// The page `page`, for writing.
-    pub(crate) fn page_mut(&mut self, page: PageId) -> &mut [f32] {
-        let bytes = self.page_floats * size_of::<f32>();
-        bytemuck::cast_slice_mut(&mut self.map[page as usize * bytes..][..bytes])
+    pub(crate) fn page_mut(&mut self, page: PageId) -> &mut [u8] {
+        &mut self.map[page as usize * self.page_bytes..][..self.page_bytes]
     }
 
     /// Makes `page` `account`'s, cleared if it was another's. Call before its first write.
@@ -50,7 +53,7 @@ impl Arena {
         let strange = owner.is_some_and(|owner| owner != account);
         *owner = Some(account);
         if strange {
-            self.page_mut(page).fill(0.0);
+            self.page_mut(page).fill(0);
         }
     }
 }
@@ -63,10 +66,10 @@ mod tests {
     fn a_page_is_cleared_for_another_account_only() {
         let mut arena = Arena::new(2, 4).unwrap();
         arena.claim(1, 7);
-        arena.page_mut(1).fill(3.0);
+        arena.page_mut(1).fill(3);
         arena.claim(1, 7);
-        assert_eq!(arena.page_mut(1), [3.0; 4]);
+        assert_eq!(arena.page_mut(1), [3; 4]);
         arena.claim(1, 8);
-        assert_eq!(arena.page_mut(1), [0.0; 4]);
+        assert_eq!(arena.page_mut(1), [0; 4]);
     }
 }

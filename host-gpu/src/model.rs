@@ -6,6 +6,7 @@
 use crate::ask::{Ask, Message, Prompt, Refusal, TokenId};
 use crate::engine::{Engine, Submission};
 use crate::format::gguf::{FormatError, Gguf, Header};
+use crate::kv::KvType;
 use crate::residency::JoinError;
 use crate::tokens::Tokens;
 use config::Config;
@@ -61,16 +62,20 @@ pub(crate) struct Loaded {
 
 impl Loaded {
     /// Loads the model that `source` names; `key` tells it from all others of this engine.
-    pub(crate) fn load(source: &ModelSource, key: u64, page_floats: usize) -> Result<Self, JoinError> {
+    pub(crate) fn load(
+        source: &ModelSource,
+        key: u64,
+        kv_type: KvType,
+        page_bytes: usize,
+    ) -> Result<Self, JoinError> {
         let name = source.name.clone();
         let format = |source| JoinError::Format { name: name.clone(), source };
         let file = Arc::new(Gguf::open(&source.path).map_err(format)?);
         let config = Config::read(file.header()).map_err(format)?;
         let info = ModelInfo::read(file.header()).map_err(format)?;
-        let page_tokens = forward::page_tokens(&config, page_floats);
+        let page_tokens = config.kv_shape().page_tokens(kv_type, page_bytes);
         if page_tokens == 0 {
-            let bytes = |floats: usize| (floats * size_of::<f32>()) as u64;
-            let (needed, page) = (bytes(config.kv_floats()), bytes(page_floats));
+            let (needed, page) = (config.kv_shape().token_bytes(kv_type) as u64, page_bytes as u64);
             return Err(JoinError::KvPage { name, needed, page });
         }
         let (weights, tokenizer) = std::thread::scope(|scope| {
@@ -207,6 +212,6 @@ impl Model {
     /// # Errors
     /// `TooLong` beyond the model's context, `Invalid` for an empty list or unknown tokens.
     pub fn score(&self, tokens: &[TokenId], chunk: usize) -> Result<Scores, Refusal> {
-        score::score(&self.loaded, self.engine.cpu(), self.engine.threads(), tokens, chunk)
+        score::score(&self.loaded, self.engine.cpu(), self.engine.kv_type(), self.engine.threads(), tokens, chunk)
     }
 }

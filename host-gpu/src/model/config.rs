@@ -2,6 +2,7 @@
 //! later products of them cannot overflow.
 
 use super::architecture::{self, Architecture, Windows};
+use crate::kv::KvShape;
 use crate::format::gguf::{FormatError, Header, TensorInfo, wrong};
 
 /// No model is larger in any dimension; products of three of these fit 64 bits.
@@ -199,9 +200,9 @@ impl Config {
         self.window.filter(|_| self.architecture.windows.cover(layer))
     }
 
-    /// Floats of keys and values for one token, over all layers.
-    pub fn kv_floats(&self) -> usize {
-        self.layers * self.kv_heads * self.head_dim * 2
+    /// What its keys and values depend on.
+    pub(crate) fn kv_shape(&self) -> KvShape {
+        KvShape { layers: self.layers, kv_heads: self.kv_heads, head_dim: self.head_dim }
     }
 }
 

@@ -7,12 +7,13 @@ use super::architecture::Gate;
 use super::config::{Config, Rope};
 use super::weights::{MatrixAt, Out, Weights};
 use crate::ask::TokenId;
-use crate::kv::{Arena, PageId};
+use crate::kv::{Arena, KvLayout, KvType, PageId};
 use crate::ops::cpu::Cpu;
-use crate::ops::cpu::attention::KvHead;
+use crate::ops::cpu::attention::{KvHead, Queries, Scoring};
 use crate::ops::cpu::matmul::{Input, Matrix, Tiles};
 use crate::ops::pool::Pool;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// The next tokens of one sequence.
 pub(crate) struct Part<'a> {
@@ -32,6 +33,7 @@ pub(crate) struct Part<'a> {
 pub(crate) struct Compute {
     pub(crate) cpu: Cpu,
     pub(crate) pool: Pool,
+    pub(crate) kv_type: KvType,
 }
 
 /// The buffers of a step, kept for the next one.
@@ -72,6 +74,9 @@ struct Slot<'a> {
     pages: &'a [PageId],
 }
 
+/// Tokens that attend together: keys and values are read once for all of them, and their scores stay in cache.
+const BLOCK_TOKENS: usize = 8;
+
 thread_local! {
     static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
@@ -86,10 +91,11 @@ pub(crate) fn step<'b>(
     parts: &[Part<'_>],
     b: &'b mut Buffers,
 ) -> &'b mut [f32] {
-    let Compute { cpu, pool } = compute;
+    let Compute { cpu, pool, kv_type } = compute;
     let cpu = *cpu;
-    let kv = KvLayout::new(c, arena.page_floats());
+    let kv = KvLayout::new(c.kv_shape(), *kv_type, arena.page_bytes());
     let slots = flatten(parts);
+    let (blocks, rows): (Vec<Block<'_>>, Vec<Range<usize>>) = blocks(parts).into_iter().unzip();
     let n = slots.len();
     let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
     let qkv_width = q_width + 2 * kv_width;
@@ -137,17 +143,20 @@ pub(crate) fn step<'b>(
             }
         });
         for (slot, row) in slots.iter().zip(b.qkv.chunks_exact(qkv_width)) {
-            kv.write(arena, slot, number, &row[q_width..]);
+            let page = arena.page_mut(slot.pages[slot.position / kv.page_tokens()]);
+            kv.write(page, number, slot.position % kv.page_tokens(), &row[q_width..]);
         }
 
         // x += W_o attention(q, k, v)
-        let group = c.heads / c.kv_heads * c.head_dim;
-        let (qkv, arena_now) = (&b.qkv, &*arena);
-        pool.rows(&mut b.attended, group, |n, out| {
-            let (token, head) = (n / c.kv_heads, n % c.kv_heads);
-            let q = &qkv[token * qkv_width + head * group..][..group];
-            let view = kv.head(arena_now, &slots[token], window, number, head);
-            SCORES.with_borrow_mut(|scores| cpu.attend(q, view, c.score_scale, c.score_cap, scores, out));
+        let group = c.heads / c.kv_heads;
+        let (qkv, arena_now, scoring) = (&b.qkv, arena.bytes(), Scoring { scale: c.score_scale, cap: c.score_cap });
+        pool.tiles(&mut b.attended, q_width, &rows, group * c.head_dim, |n, head, out| {
+            let Block { pages, position } = blocks[n];
+            let q = &qkv[rows[n].start * qkv_width + head * group * c.head_dim..];
+            let queries = Queries { q, stride: qkv_width, group, position, tokens: rows[n].len(), window };
+            let (offset, layout, page_bytes) = (kv.offset(number, head), kv.head(), kv.page_bytes());
+            let kv = KvHead { arena: arena_now, pages, page_bytes, offset, layout };
+            SCORES.with_borrow_mut(|scores| cpu.attend(queries, kv, scoring, scores, out));
         });
         let w_o = m(&layer.o.w);
         let input = Input::new(cpu, pool, &b.attended, q_width, &[w_o], &mut b.tiles);
@@ -197,12 +206,32 @@ fn flatten<'a>(parts: &[Part<'a>]) -> Vec<Slot<'a>> {
     parts.iter().flat_map(each).collect()
 }
 
+/// Neighbouring tokens of a sequence that attend together: where the first stands.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    pages: &'a [PageId],
+    position: usize,
+}
+
+/// The batch in blocks of at most [`BLOCK_TOKENS`], and which of its tokens each has.
+fn blocks<'a>(parts: &[Part<'a>]) -> Vec<(Block<'a>, Range<usize>)> {
+    let (mut blocks, mut begin) = (Vec::new(), 0);
+    for part in parts {
+        for first in (0..part.tokens.len()).step_by(BLOCK_TOKENS) {
+            let rows = begin + first..begin + part.tokens.len().min(first + BLOCK_TOKENS);
+            blocks.push((Block { pages: part.pages, position: part.position + first }, rows));
+        }
+        begin += part.tokens.len();
+    }
+    blocks
+}
+
 /// Claims each page that is about to get its first token.
 fn claim(parts: &[Part<'_>], kv: &KvLayout, arena: &mut Arena) {
     for part in parts {
         for position in part.position..part.position + part.tokens.len() {
-            if position.is_multiple_of(kv.page_tokens) {
-                arena.claim(part.pages[position / kv.page_tokens], part.account);
+            if position.is_multiple_of(kv.page_tokens()) {
+                arena.claim(part.pages[position / kv.page_tokens()], part.account);
             }
         }
     }
@@ -266,64 +295,4 @@ fn gather(parts: &[Part<'_>], x: &mut [f32], width: usize) -> usize {
         }
     }
     to
-}
-
-/// How a model uses a page: for each layer and KV head its keys (page_tokens, head_dim), then values.
-#[derive(Clone, Copy)]
-pub(crate) struct KvLayout {
-    page_floats: usize,
-    page_tokens: usize,
-    kv_heads: usize,
-    head_dim: usize,
-}
-
-impl KvLayout {
-    fn new(c: &Config, page_floats: usize) -> Self {
-        let page_tokens = page_tokens(c, page_floats);
-        Self { page_floats, page_tokens, kv_heads: c.kv_heads, head_dim: c.head_dim }
-    }
-
-    fn offset(&self, layer: usize, head: usize) -> usize {
-        (layer * self.kv_heads + head) * 2 * self.page_tokens * self.head_dim
-    }
-
-    /// Stores the keys and values of a token: `kv` (2, kv_heads, head_dim).
-    fn write(&self, arena: &mut Arena, slot: &Slot<'_>, layer: usize, kv: &[f32]) {
-        let page = arena.page_mut(slot.pages[slot.position / self.page_tokens]);
-        let place = slot.position % self.page_tokens * self.head_dim;
-        let size = self.page_tokens * self.head_dim;
-        let (keys, values) = kv.split_at(self.kv_heads * self.head_dim);
-        let heads = keys.chunks_exact(self.head_dim).zip(values.chunks_exact(self.head_dim));
-        for (head, (key, value)) in heads.enumerate() {
-            let at = self.offset(layer, head) + place;
-            page[at..][..self.head_dim].copy_from_slice(key);
-            page[at + size..][..self.head_dim].copy_from_slice(value);
-        }
-    }
-
-    /// What `slot` attends to: itself and those before it, up to `window` in all.
-    fn head<'a>(
-        &self,
-        arena: &'a Arena,
-        slot: &Slot<'a>,
-        window: Option<usize>,
-        layer: usize,
-        head: usize,
-    ) -> KvHead<'a> {
-        let end = slot.position + 1;
-        KvHead {
-            arena: arena.floats(),
-            pages: slot.pages,
-            page_floats: self.page_floats,
-            page_tokens: self.page_tokens,
-            offset: self.offset(layer, head),
-            head_dim: self.head_dim,
-            tokens: window.map_or(0, |window| end.saturating_sub(window))..end,
-        }
-    }
-}
-
-/// How many tokens of this model fit in a page.
-pub(crate) fn page_tokens(c: &Config, page_floats: usize) -> usize {
-    page_floats / c.kv_floats()
 }

@@ -3,7 +3,7 @@
 use super::Loaded;
 use super::forward::{self, Buffers, Compute, Part};
 use crate::ask::{Prompt, Refusal, TokenId};
-use crate::kv::{Arena, PageId};
+use crate::kv::{Arena, KvType, PageId};
 use crate::ops::cpu::Cpu;
 use crate::ops::pool::Pool;
 
@@ -30,6 +30,7 @@ const PAGE_TOKENS: usize = 16;
 pub(super) fn score(
     loaded: &Loaded,
     cpu: Cpu,
+    kv_type: KvType,
     threads: usize,
     tokens: &[TokenId],
     chunk: usize,
@@ -45,8 +46,8 @@ pub(super) fn score(
     }
     let failed = |e: std::io::Error| Refusal::Fault(e.to_string());
     let pages: Vec<PageId> = (0..tokens.len().div_ceil(PAGE_TOKENS) as PageId).collect();
-    let mut arena = Arena::new(pages.len(), PAGE_TOKENS * c.kv_floats()).map_err(failed)?;
-    let mut compute = Compute { cpu, pool: Pool::new(threads).map_err(failed)? };
+    let mut arena = Arena::new(pages.len(), PAGE_TOKENS * c.kv_shape().token_bytes(kv_type)).map_err(failed)?;
+    let mut compute = Compute { cpu, pool: Pool::new(threads).map_err(failed)?, kv_type };
     let (mut buffers, mut values) = (Buffers::default(), Vec::new());
     let mut position = 0;
     for tokens in tokens.chunks(chunk.max(1)) {

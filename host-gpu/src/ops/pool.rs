@@ -164,7 +164,30 @@ impl Pool {
         self.run(width.div_ceil(chunk), |n| {
             let range = n * chunk..width.min((n + 1) * chunk);
             // Each call has a range of its own: the ranges of different `n` do not overlap.
-            body(View { columns: &columns, range });
+            body(View { columns: &columns, range, rows: 0..columns.rows() });
+        });
+    }
+
+    /// Runs `body(n, c, view)` for each of the ranges of rows in `rows` and each `chunk` columns of `out`: `n` says
+    /// which range it is, `c` which chunk, and row `r` of the range is `view.row(r)`.
+    ///
+    /// # Panics
+    /// If ranges overlap or are not in order, or `chunk` does not divide `width`.
+    pub fn tiles<T: Send>(
+        &mut self,
+        out: &mut [T],
+        width: usize,
+        rows: &[Range<usize>],
+        chunk: usize,
+        body: impl Fn(usize, usize, View<'_, T>) + Sync,
+    ) {
+        assert!(chunk > 0 && width.is_multiple_of(chunk) && out.len().is_multiple_of(width), "rows are whole");
+        assert!(rows.windows(2).all(|pair| pair[0].end <= pair[1].start), "no row is in two ranges");
+        let (columns, chunks) = (Columns::new(out, width), width / chunk);
+        self.run(rows.len() * chunks, |n| {
+            let (n, c) = (n / chunks, n % chunks);
+            // Each call has a tile of its own: ranges of rows do not overlap, nor do chunks of columns.
+            body(n, c, View { columns: &columns, range: c * chunk..(c + 1) * chunk, rows: rows[n].clone() });
         });
     }
 }
@@ -245,6 +268,10 @@ impl<'a, T> Columns<'a, T> {
         Self { start: out.as_mut_ptr(), len: out.len(), width, borrow: PhantomData }
     }
 
+    fn rows(&self) -> usize {
+        self.len / self.width
+    }
+
     /// # Safety
     /// Nobody else may hold a part of `row` that overlaps `range` while the result lives.
     #[expect(clippy::mut_from_ref, reason = "parts are disjoint, as the contract says")]
@@ -257,10 +284,11 @@ impl<'a, T> Columns<'a, T> {
     }
 }
 
-/// A range of columns of a matrix, of which its holder is the only user.
+/// A range of columns of some rows of a matrix, of which its holder is the only user.
 pub struct View<'a, T = f32> {
     columns: &'a Columns<'a, T>,
     range: Range<usize>,
+    rows: Range<usize>,
 }
 
 impl<T> View<'_, T> {
@@ -269,10 +297,11 @@ impl<T> View<'_, T> {
         self.range.clone()
     }
 
-    /// The values of row `row` in the range.
+    /// The values of the view's row `row` in the range.
     pub fn row(&mut self, row: usize) -> &mut [T] {
-        // SAFETY: views of one matrix have disjoint ranges, and `self` is borrowed mutably.
-        unsafe { self.columns.part(row, self.range.clone()) }
+        assert!(row < self.rows.len(), "row of the view");
+        // SAFETY: views of one matrix have no value in common, and `self` is borrowed mutably.
+        unsafe { self.columns.part(self.rows.start + row, self.range.clone()) }
     }
 }
 
@@ -336,5 +365,20 @@ mod tests {
             }
         });
         assert!(out.iter().enumerate().all(|(i, v)| *v == i as f32));
+    }
+
+    #[test]
+    fn tiles_cover_the_rows_they_are_given() {
+        let mut pool = Pool::new(2).unwrap();
+        let mut out = vec![0; 6 * 4];
+        pool.tiles(&mut out, 4, &[0..1, 2..5], 2, |n, c, mut view| {
+            for row in 0..if n == 0 { 1 } else { 3 } {
+                view.row(row).fill(1 + 10 * n + c);
+            }
+        });
+        let want = [[1, 1, 2, 2], [0; 4], [11, 11, 12, 12], [11, 11, 12, 12], [11, 11, 12, 12], [0; 4]];
+        assert_eq!(out, want.concat());
+        let overlap = AssertUnwindSafe(|| pool.tiles(&mut out, 4, &[0..2, 1..3], 2, |_, _, _| ()));
+        assert!(catch_unwind(overlap).is_err());
     }
 }

@@ -1,128 +1,384 @@
-//! Attention of one token's query heads over the KV pages of its sequence.
+//! Attention of some tokens' query heads over the KV pages of their sequence.
+//!
+//! All query heads that share a KV head, of some neighbouring tokens, are the rows of two small matrix products: with
+//! the keys, which gives scores, a vector of tokens at a time; and with the values, a vector of dimensions at a time.
+//! Each row's sums are made in the order of dimensions, then of tokens, whatever rows are computed beside it.
 
+use super::bytes::Bytes;
 use super::lanes::{LANES, Lanes};
-use super::vector::{dot, soft_cap, softmax};
+use super::vector::{soft_cap, softmax};
 use super::{Cpu, Task};
+use crate::kv::{HeadLayout, KvType, SCALED};
+use crate::ops::pool::View;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// The keys and values of one layer and one KV head, spread over pages.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct KvHead<'a> {
-    /// All pages of the engine, `page_floats` each.
-    pub arena: &'a [f32],
+    /// All pages of the engine, `page_bytes` each.
+    pub arena: &'a [u8],
     /// The sequence's pages in order.
     pub pages: &'a [u32],
-    /// Floats in a page.
-    pub page_floats: usize,
-    /// Tokens in a page.
-    pub page_tokens: usize,
-    /// Where in a page this head begins: keys (page_tokens, head_dim), then values.
+    /// Bytes in a page.
+    pub page_bytes: usize,
+    /// Where in a page this head begins.
     pub offset: usize,
-    /// Length of a key; a multiple of 16.
-    pub head_dim: usize,
-    /// Which tokens to attend to.
-    pub tokens: Range<usize>,
+    /// How the head's part of a page is used; its `head_dim` is a multiple of 16.
+    pub layout: HeadLayout,
+}
+
+/// The keys and values of one page, and which of its tokens are meant.
+struct Page<'a> {
+    keys: &'a [u8],
+    values: &'a [u8],
+    tokens: Range<usize>,
+    /// The first of these tokens, counted from the beginning of the range asked for.
+    at: usize,
 }
 
 impl<'a> KvHead<'a> {
-    /// The keys and the values of each page, cut to the tokens in use.
+    /// The pages that have `tokens`, in order.
     #[inline(always)]
-    fn each_page(&self) -> impl Iterator<Item = (&'a [f32], &'a [f32])> {
-        let Self { arena, pages, page_floats, page_tokens, offset, head_dim, .. } = *self;
-        let (Range { start, end }, size) = (self.tokens.clone(), page_tokens * head_dim);
-        let first = start / page_tokens;
-        let in_use = &pages[first..end.div_ceil(page_tokens)];
+    fn pages_of(&self, tokens: &Range<usize>) -> impl Iterator<Item = Page<'a>> {
+        let Self { arena, pages, page_bytes, offset, layout } = *self;
+        let (Range { start, end }, size, side) = (tokens.clone(), layout.page_tokens, layout.side_bytes());
+        let first = start / size;
+        let in_use = &pages[first..end.div_ceil(size)];
         in_use.iter().zip(first..).map(move |(page, n)| {
-            let from = start.saturating_sub(n * page_tokens) * head_dim;
-            let to = (end - n * page_tokens).min(page_tokens) * head_dim;
-            let head = &arena[*page as usize * page_floats + offset..][..2 * size];
-            (&head[from..to], &head[size + from..size + to])
+            let tokens = start.saturating_sub(n * size)..(end - n * size).min(size);
+            let (keys, values) = arena[*page as usize * page_bytes + offset..][..2 * side].split_at(side);
+            Page { keys, values, at: n * size + tokens.start - start, tokens }
         })
     }
 }
 
-struct Attend<'a> {
-    /// (group, head_dim)
-    q: &'a [f32],
-    kv: KvHead<'a>,
-    scale: f32,
-    cap: Option<f32>,
-    scores: &'a mut [f32],
-    out: &'a mut [f32],
+/// Neighbouring tokens of a sequence and one KV head's share of their query heads.
+#[derive(Clone, Copy, Debug)]
+pub struct Queries<'a> {
+    /// Begins with the first token's first head.
+    pub q: &'a [f32],
+    /// From one token's heads to the next one's.
+    pub stride: usize,
+    /// Query heads that share the KV head.
+    pub group: usize,
+    /// The first token's place in its sequence; it attends to itself and to those before it.
+    pub position: usize,
+    /// How many tokens.
+    pub tokens: usize,
+    /// How many tokens, itself included, each attends to, if not all.
+    pub window: Option<usize>,
 }
 
-impl Task for Attend<'_> {
+impl Queries<'_> {
+    /// What token `n` attends to.
     #[inline(always)]
-    fn run<L: Lanes, const R: usize, const T: usize, const S: usize>(self) {
-        let dim = self.kv.head_dim;
-        for (q, out) in self.q.chunks_exact(dim).zip(self.out.chunks_exact_mut(dim)) {
-            let mut scores = self.scores.iter_mut();
-            for (keys, _) in self.kv.each_page() {
-                for (key, score) in keys.chunks_exact(dim).zip(&mut scores) {
-                    *score = dot::<L>(q, key) * self.scale;
+    fn range(&self, n: usize) -> Range<usize> {
+        let end = self.position + n + 1;
+        self.window.map_or(0, |window| end.saturating_sub(window))..end
+    }
+}
+
+/// How scores are made of products.
+#[derive(Clone, Copy, Debug)]
+pub struct Scoring {
+    /// Products are multiplied by this.
+    pub scale: f32,
+    /// Then they become `cap * tanh(score / cap)`.
+    pub cap: Option<f32>,
+}
+
+/// How numbers are stored, and how a vector of them is read. Reads beyond the end give zeros.
+trait Stored {
+    /// Whether each [`SCALED`] numbers have a scale, for [`scales`] to read.
+    const HAS_SCALES: bool;
+    /// Sixteen numbers from number `at` on.
+    fn read<L: Lanes>(side: &[u8], at: usize) -> L::V;
+}
+
+/// `N` bytes from `at` on, with zeros beyond the end.
+#[inline(always)]
+fn bytes_at<const N: usize>(side: &[u8], at: usize) -> [u8; N] {
+    match side.get(at..).and_then(|from| from.first_chunk::<N>()) {
+        Some(bytes) => *bytes,
+        None => {
+            let mut bytes = [0; N];
+            let from = side.get(at..).unwrap_or(&[]);
+            bytes[..from.len()].copy_from_slice(from);
+            bytes
+        }
+    }
+}
+
+struct F32;
+struct F16;
+struct Q8;
+
+impl Stored for F32 {
+    const HAS_SCALES: bool = false;
+    #[inline(always)]
+    fn read<L: Lanes>(side: &[u8], at: usize) -> L::V {
+        L::floats(bytemuck::cast_ref(&bytes_at::<64>(side, 4 * at)))
+    }
+}
+
+impl Stored for F16 {
+    const HAS_SCALES: bool = false;
+    #[inline(always)]
+    fn read<L: Lanes>(side: &[u8], at: usize) -> L::V {
+        L::halves(bytemuck::cast_ref(&bytes_at::<32>(side, 2 * at)))
+    }
+}
+
+impl Stored for Q8 {
+    const HAS_SCALES: bool = true;
+    #[inline(always)]
+    fn read<L: Lanes>(side: &[u8], at: usize) -> L::V {
+        L::bytes(bytemuck::cast_ref(&bytes_at::<16>(side, at)))
+    }
+}
+
+struct Attend<'a, 'v, C> {
+    stored: PhantomData<C>,
+    queries: Queries<'a>,
+    kv: KvHead<'a>,
+    scoring: Scoring,
+    scores: &'a mut Vec<f32>,
+    out: View<'v>,
+}
+
+/// Calls `$each` with the number of rows that go together, from row `$at` of `$rows` on, until none is left.
+macro_rules! rows_together {
+    ($T:ident, $at:ident, $rows:expr, $each:ident $args:tt) => {
+        while $at < $rows {
+            let left = $rows - $at;
+            if left >= $T {
+                rows_together!(@ $each, $T, $at, $args);
+            } else if $T > 4 && left >= 4 {
+                rows_together!(@ $each, 4, $at, $args);
+            } else if $T > 3 && left >= 3 {
+                rows_together!(@ $each, 3, $at, $args);
+            } else {
+                rows_together!(@ $each, 1, $at, $args);
+            }
+        }
+    };
+    (@ $each:ident, $N:tt, $at:ident, ($self:ident, $L:ident, $S:ident, $($arg:expr),*)) => {{
+        $self.$each::<$L, $N, $S>($at, $($arg),*);
+        $at += $N;
+    }};
+}
+
+impl<C: Stored> Task for Attend<'_, '_, C> {
+    #[inline(always)]
+    fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(mut self) {
+        let q = self.queries;
+        let all = q.range(0).start..q.range(q.tokens - 1).end;
+        // Room for whole vectors behind the last token.
+        let stride = all.len().next_multiple_of(LANES) + S * LANES;
+        let rows = q.tokens * q.group;
+        if self.scores.len() < rows * stride {
+            self.scores.resize(rows * stride, 0.0);
+        }
+        let mut row = 0;
+        rows_together!(T, row, rows, score(self, L, S, &all, stride));
+        for (row, scores) in self.scores.chunks_exact_mut(stride).enumerate().take(rows) {
+            let own = q.range(row / q.group);
+            let own = own.start - all.start..own.end - all.start;
+            let scores = &mut scores[..all.len()];
+            if let Some(cap) = self.scoring.cap {
+                soft_cap::<L>(&mut scores[own.clone()], cap);
+            }
+            softmax::<L>(&mut scores[own.clone()]);
+            // What others attend to counts nothing here.
+            scores[..own.start].fill(0.0);
+            scores[own.end..].fill(0.0);
+        }
+        let mut row = 0;
+        rows_together!(T, row, rows, weigh(self, L, S, &all, stride));
+    }
+}
+
+impl<C: Stored> Attend<'_, '_, C> {
+    /// Scores of `N` rows from `row` on: scores (rows, stride).
+    #[inline(always)]
+    fn score<L: Bytes, const N: usize, const S: usize>(
+        &mut self,
+        row: usize,
+        all: &Range<usize>,
+        stride: usize,
+    ) {
+        let (queries, dim) = (self.queries, self.kv.layout.head_dim);
+        let mut q: [&[f32]; N] = [&[]; N];
+        for (n, q) in q.iter_mut().enumerate() {
+            let (token, head) = ((row + n) / queries.group, (row + n) % queries.group);
+            *q = &queries.q[token * queries.stride + head * dim..][..dim];
+        }
+        let scores = &mut self.scores[row * stride..(row + N) * stride];
+        let scale = L::splat(self.scoring.scale);
+        for page in self.kv.pages_of(all) {
+            let (mut at, end) = (page.tokens.start, page.tokens.end);
+            while at < end {
+                let to = page.at + at - page.tokens.start;
+                if end - at > LANES {
+                    let sums = products::<L, C, N, S>(&q, page.keys, &self.kv.layout, at);
+                    put_scores::<L, N, S>(&sums, scale, scores, stride, to);
+                    at += S * LANES;
+                } else {
+                    let sums = products::<L, C, N, 1>(&q, page.keys, &self.kv.layout, at);
+                    put_scores::<L, N, 1>(&sums, scale, scores, stride, to);
+                    at += LANES;
                 }
             }
-            if let Some(cap) = self.cap {
-                soft_cap::<L>(self.scores, cap);
+        }
+    }
+
+    /// `out = sum over tokens of p[t] * v[t]` for `N` rows from `row` on, the tokens in order.
+    #[inline(always)]
+    fn weigh<L: Bytes, const N: usize, const S: usize>(
+        &mut self,
+        row: usize,
+        all: &Range<usize>,
+        stride: usize,
+    ) {
+        let vectors = self.kv.layout.head_dim / LANES;
+        let mut first = 0;
+        while first < vectors {
+            // One row has too few sums in flight with `S` vectors.
+            if N == 1 && first + 4 <= vectors {
+                self.weigh_vectors::<L, N, 4>(row, all, stride, first);
+                first += 4;
+            } else if first + S <= vectors {
+                self.weigh_vectors::<L, N, S>(row, all, stride, first);
+                first += S;
+            } else {
+                self.weigh_vectors::<L, N, 1>(row, all, stride, first);
+                first += 1;
             }
-            softmax::<L>(self.scores);
-            weigh_all::<L>(&self.kv, self.scores, out);
+        }
+    }
+
+    #[inline(always)]
+    fn weigh_vectors<L: Bytes, const N: usize, const S: usize>(
+        &mut self,
+        row: usize,
+        all: &Range<usize>,
+        stride: usize,
+        first: usize,
+    ) {
+        let HeadLayout { head_dim: dim, .. } = self.kv.layout;
+        let mut p: [&[f32]; N] = [&[]; N];
+        for (n, p) in p.iter_mut().enumerate() {
+            *p = &self.scores[(row + n) * stride..][..all.len()];
+        }
+        let mut sums = [[L::splat(0.0); S]; N];
+        for page in self.kv.pages_of(all) {
+            for t in page.tokens.clone() {
+                let at = page.at + t - page.tokens.start;
+                let mut v = [L::splat(0.0); S];
+                for s in 0..S {
+                    v[s] = C::read::<L>(page.values, t * dim + (first + s) * LANES);
+                    if C::HAS_SCALES {
+                        let blocks = dim.div_ceil(SCALED);
+                        let scale = t * blocks + (first + s) * LANES / SCALED;
+                        let scale = L::half(bytes_at(page.values, self.kv.layout.scales_at() + 2 * scale));
+                        v[s] = L::mul(v[s], L::splat(scale));
+                    }
+                }
+                for n in 0..N {
+                    let p = L::splat(p[n][at]);
+                    for s in 0..S {
+                        sums[n][s] = L::fma(p, v[s], sums[n][s]);
+                    }
+                }
+            }
+        }
+        for n in 0..N {
+            let (token, head) = ((row + n) / self.queries.group, (row + n) % self.queries.group);
+            let out = &mut self.out.row(token)[head * dim + first * LANES..][..S * LANES];
+            for (s, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                L::store(sums[n][s], out);
+            }
         }
     }
 }
 
-/// `out = sum over tokens of p[t] * v[t]`, the tokens in order.
+/// `q . k` of `N` rows and the `S` vectors of tokens from token `at` of a page on.
 #[inline(always)]
-fn weigh_all<L: Lanes>(kv: &KvHead<'_>, p: &[f32], out: &mut [f32]) {
-    let (vectors, _) = out.as_chunks_mut::<LANES>();
-    let (fours, rest) = vectors.as_chunks_mut::<4>();
-    let count = fours.len();
-    for (n, four) in fours.iter_mut().enumerate() {
-        weigh::<L, 4>(kv, p, n * 4, four);
-    }
-    for (n, one) in rest.iter_mut().enumerate() {
-        weigh::<L, 1>(kv, p, count * 4 + n, std::array::from_mut(one));
-    }
-}
-
-/// The same for `N` vectors of the head, from the `first`-th on, summed in registers.
-#[inline(always)]
-fn weigh<L: Lanes, const N: usize>(kv: &KvHead<'_>, p: &[f32], first: usize, out: &mut [[f32; LANES]; N]) {
-    let mut sums = [L::splat(0.0); N];
-    let mut p = p.iter();
-    for (_, values) in kv.each_page() {
-        for (value, p) in values.chunks_exact(kv.head_dim).zip(&mut p) {
-            let p = L::splat(*p);
-            let from = &value.as_chunks::<LANES>().0[first..first + N];
-            for (sum, from) in sums.iter_mut().zip(from) {
-                *sum = L::fma(p, L::load(from), *sum);
+fn products<L: Lanes, C: Stored, const N: usize, const S: usize>(
+    q: &[&[f32]; N],
+    keys: &[u8],
+    layout: &HeadLayout,
+    at: usize,
+) -> [[L::V; N]; S] {
+    let (dim, tokens) = (layout.head_dim, layout.page_tokens);
+    let mut sums = [[L::splat(0.0); N]; S];
+    let mut totals = sums;
+    for d in 0..dim {
+        let mut k = [L::splat(0.0); S];
+        for s in 0..S {
+            k[s] = C::read::<L>(keys, d * tokens + at + s * LANES);
+        }
+        for n in 0..N {
+            let q = L::splat(q[n][d]);
+            for s in 0..S {
+                sums[s][n] = L::fma(q, k[s], sums[s][n]);
+            }
+        }
+        if C::HAS_SCALES && (d % SCALED == SCALED - 1 || d == dim - 1) {
+            for s in 0..S {
+                let scales = layout.scales_at() + 2 * (d / SCALED * tokens + at + s * LANES);
+                let scale = L::halves(bytemuck::cast_ref(&bytes_at::<32>(keys, scales)));
+                for n in 0..N {
+                    totals[s][n] = L::fma(sums[s][n], scale, totals[s][n]);
+                    sums[s][n] = L::splat(0.0);
+                }
             }
         }
     }
-    for (sum, out) in sums.iter().zip(out) {
-        L::store(*sum, out);
+    if C::HAS_SCALES { totals } else { sums }
+}
+
+/// Stores `S` vectors of scores for each of `N` rows, from token `to` on; what is beyond the tokens meant is
+/// overwritten by the next vector or not looked at.
+#[inline(always)]
+fn put_scores<L: Lanes, const N: usize, const S: usize>(
+    sums: &[[L::V; N]; S],
+    scale: L::V,
+    scores: &mut [f32],
+    stride: usize,
+    to: usize,
+) {
+    for n in 0..N {
+        let out = &mut scores[n * stride + to..][..S * LANES];
+        for (s, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            L::store(L::mul(sums[s][n], scale), out);
+        }
     }
 }
 
 impl Cpu {
-    /// `out[h] = softmax(cap * tanh(q[h] . k * scale / cap)) v` for the query heads that share one
-    /// KV head; without a cap `softmax(q[h] . k * scale) v`.
+    /// `out[t][h] = softmax(cap * tanh(q[t][h] . k * scale / cap)) v` for the query heads that share one
+    /// KV head; without a cap `softmax(q[t][h] . k * scale) v`.
     ///
-    /// q, out (group, head_dim); `scores` is scratch.
+    /// out (tokens, group * head_dim); `scores` is scratch.
     pub fn attend(
         self,
-        q: &[f32],
+        queries: Queries<'_>,
         kv: KvHead<'_>,
-        scale: f32,
-        cap: Option<f32>,
+        scoring: Scoring,
         scores: &mut Vec<f32>,
-        out: &mut [f32],
+        out: View<'_>,
     ) {
-        assert!(q.len() == out.len() && q.len().is_multiple_of(kv.head_dim), "whole heads");
-        assert!(kv.head_dim.is_multiple_of(LANES), "whole vectors");
-        assert!(!kv.tokens.is_empty() && kv.tokens.end <= kv.pages.len() * kv.page_tokens, "tokens have pages");
-        scores.resize(kv.tokens.len(), 0.0);
-        self.run(Attend { q, kv, scale, cap, scores, out });
+        assert!(queries.tokens > 0 && out.range().len() == queries.group * kv.layout.head_dim, "whole heads");
+        assert!(kv.layout.head_dim.is_multiple_of(LANES), "whole vectors");
+        let end = queries.position + queries.tokens;
+        assert!(end <= kv.pages.len() * kv.layout.page_tokens, "tokens have pages");
+        match kv.layout.kind {
+            KvType::F32 => self.run(Attend::<F32> { stored: PhantomData, queries, kv, scoring, scores, out }),
+            KvType::F16 => self.run(Attend::<F16> { stored: PhantomData, queries, kv, scoring, scores, out }),
+            KvType::Q8_0 => self.run(Attend::<Q8> { stored: PhantomData, queries, kv, scoring, scores, out }),
+        }
     }
 }
 
@@ -130,46 +386,93 @@ impl Cpu {
 mod tests {
     use super::super::{CodePath, reference};
     use super::*;
+    use crate::ops::pool::Pool;
+
+    /// Pages with random keys and values, and the same token by token.
+    struct Fixture {
+        arena: Vec<u8>,
+        pages: Vec<u32>,
+        page_bytes: usize,
+        keys: Vec<f32>,
+        values: Vec<f32>,
+        q: Vec<f32>,
+    }
+
+    const OFFSET: usize = 32;
+    const GROUP: usize = 3;
+
+    fn fixture(layout: HeadLayout, tokens: usize) -> Fixture {
+        let dim = layout.head_dim;
+        let page_bytes = OFFSET + 2 * layout.side_bytes() + 16;
+        let pages: Vec<u32> = (0..tokens.div_ceil(layout.page_tokens) as u32).rev().collect();
+        let numbers = |seed: usize| -> Vec<f32> {
+            (0..tokens * dim).map(|i| ((i * 7919 + seed) % 1000) as f32 / 500.0 - 1.0).collect()
+        };
+        let (keys, values) = (numbers(0), numbers(77));
+        // What was there before must not matter.
+        let mut arena = vec![0xff; pages.len() * page_bytes];
+        for t in 0..tokens {
+            let page = pages[t / layout.page_tokens] as usize * page_bytes + OFFSET;
+            let (key, value) = (&keys[t * dim..][..dim], &values[t * dim..][..dim]);
+            layout.write(&mut arena[page..][..2 * layout.side_bytes()], t % layout.page_tokens, key, value);
+        }
+        let q = (0..tokens * GROUP * dim).map(|i| ((i * 31) % 17) as f32 / 9.0 - 1.0).collect();
+        Fixture { arena, pages, page_bytes, keys, values, q }
+    }
+
+    impl Fixture {
+        /// The tokens from `from` on, `chunk` at a time.
+        fn run(&self, cpu: Cpu, layout: HeadLayout, scoring: Scoring, w: Option<usize>, from: usize, chunk: usize) -> Vec<f32> {
+            let width = GROUP * layout.head_dim;
+            let (arena, pages, page_bytes) = (&self.arena[..], &self.pages[..], self.page_bytes);
+            let kv = KvHead { arena, pages, page_bytes, offset: OFFSET, layout };
+            let tokens = self.q.len() / width;
+            let mut out = vec![0.0; (tokens - from) * width];
+            for position in (from..tokens).step_by(chunk) {
+                let count = chunk.min(tokens - position);
+                let q = &self.q[position * width..];
+                let queries = Queries { q, stride: width, group: GROUP, position, tokens: count, window: w };
+                let out = &mut out[(position - from) * width..][..count * width];
+                Pool::new(1).unwrap().columns(out, width, width, |view| {
+                    cpu.attend(queries, kv, scoring, &mut vec![f32::NAN; 7], view);
+                });
+            }
+            out
+        }
+    }
 
     #[test]
-    fn pages_windows_and_paths_make_no_difference() {
+    fn pages_windows_chunks_types_and_paths_make_no_difference() {
         for (dim, page_tokens, tokens, window) in
-            [(16, 3, 1, 1), (64, 5, 11, 100), (64, 5, 11, 4), (80, 4, 16, 8), (128, 7, 50, 50), (128, 7, 50, 23)]
+            [(16, 3, 1, 1), (64, 5, 11, 100), (64, 5, 11, 4), (80, 40, 70, 8), (128, 33, 90, 90), (128, 7, 50, 23)]
         {
-            let (group, offset) = (3, 32);
-            let page_floats = offset + 2 * page_tokens * dim + 16;
-            let pages: Vec<u32> = (0..usize::div_ceil(tokens, page_tokens) as u32).rev().collect();
-            let arena: Vec<f32> =
-                (0..pages.len() * page_floats).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect();
-            let q: Vec<f32> = (0..group * dim).map(|i| ((i * 31) % 17) as f32 / 9.0 - 1.0).collect();
-            // Token by token, where the layout says it is.
-            let (mut keys, mut values) = (Vec::new(), Vec::new());
-            for t in 0..tokens {
-                let page = pages[t / page_tokens] as usize * page_floats + offset;
-                let key = page + t % page_tokens * dim;
-                keys.extend_from_slice(&arena[key..][..dim]);
-                values.extend_from_slice(&arena[key + page_tokens * dim..][..dim]);
-            }
-            let in_window = tokens.saturating_sub(window)..tokens;
-            let head = |tokens: Range<usize>| KvHead {
-                arena: &arena,
-                pages: &pages,
-                page_floats,
-                page_tokens,
-                offset,
-                head_dim: dim,
-                tokens,
-            };
-            for cap in [None, Some(0.5)] {
-                let mut want = vec![0.0; group * dim];
-                let scoring = reference::Scoring { dim, scale: 0.125, cap, window };
-                reference::attend(&q, &keys, &values, &scoring, &mut want);
-                for path in [CodePath::Avx512Vnni, CodePath::Avx2, CodePath::Portable] {
-                    let Some(cpu) = Cpu::new(Some(path)) else { continue };
-                    let mut out = vec![0.0; group * dim];
-                    cpu.attend(&q, head(in_window.clone()), 0.125, cap, &mut Vec::new(), &mut out);
-                    for (a, b) in out.iter().zip(&want) {
-                        assert!((a - b).abs() < 1e-5, "{path}: {a} {b}");
+            for kind in [KvType::F32, KvType::F16, KvType::Q8_0] {
+                let layout = HeadLayout { kind, page_tokens, head_dim: dim };
+                let fixture = fixture(layout, tokens);
+                for cap in [None, Some(0.5)] {
+                    let width = GROUP * dim;
+                    let mut want = vec![0.0; tokens * width];
+                    for t in 0..tokens {
+                        let scoring = reference::Scoring { dim, scale: 0.125, cap, window };
+                        let kv = |all: &[f32]| all[..(t + 1) * dim].to_vec();
+                        let (q, out) = (&fixture.q[t * width..][..width], &mut want[t * width..][..width]);
+                        reference::attend(q, &kv(&fixture.keys), &kv(&fixture.values), &scoring, out);
+                    }
+                    for cpu in CodePath::ALL.iter().filter_map(|path| Cpu::new(Some(*path))) {
+                        let scoring = Scoring { scale: 0.125, cap };
+                        let whole = fixture.run(cpu, layout, scoring, Some(window), 0, tokens);
+                        let tolerance = match kind {
+                            KvType::F32 => 1e-5,
+                            KvType::F16 => 1e-3,
+                            KvType::Q8_0 => 2e-2,
+                        };
+                        for (a, b) in whole.iter().zip(&want) {
+                            assert!((a - b).abs() < tolerance, "{kind} {} {dim}: {a} {b}", cpu.path());
+                        }
+                        for (from, chunk) in [(0, 1), (0, 3), (tokens / 2, 8)] {
+                            let parts = fixture.run(cpu, layout, scoring, Some(window), from, chunk);
+                            assert!(parts == whole[from * width..], "{kind} {} chunks of {chunk}", cpu.path());
+                        }
                     }
                 }
             }

@@ -28,6 +28,8 @@ pub trait Lanes: Copy {
     fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The sum of the lanes, always in the same order.
     fn sum(v: Self::V) -> f32;
+    /// The larger of both in each lane.
+    fn max(a: Self::V, b: Self::V) -> Self::V;
     /// The largest magnitude in two vectors.
     fn max_abs(a: Self::V, b: Self::V) -> f32;
     /// The nearest whole numbers, which are -128 to 127; halves go to the even one.
@@ -108,6 +110,11 @@ impl Lanes for Portable {
             half /= 2;
         }
         v[0]
+    }
+
+    #[inline(always)]
+    fn max(a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
 
     #[inline(always)]
@@ -268,6 +275,18 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn max(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: as said above.
+            unsafe { _mm512_max_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn floats(from: &[[u8; 4]; 16]) -> __m512 {
+            // SAFETY: as said above; x86 is little-endian.
+            unsafe { _mm512_loadu_ps(from.as_ptr().cast()) }
+        }
+
+        #[inline(always)]
         fn max_abs(a: __m512, b: __m512) -> f32 {
             // SAFETY: as said above.
             unsafe { _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b))) }
@@ -405,13 +424,26 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn max(a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: as said above.
+            unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+        }
+
+        #[inline(always)]
+        fn floats(from: &[[u8; 4]; 16]) -> Self::V {
+            // SAFETY: as said above; x86 is little-endian.
+            unsafe { [_mm256_loadu_ps(from.as_ptr().cast()), _mm256_loadu_ps(from.as_ptr().add(8).cast())] }
+        }
+
+        #[inline(always)]
         fn max_abs(a: Self::V, b: Self::V) -> f32 {
             // SAFETY: as said above.
             unsafe {
                 let sign = _mm256_set1_ps(-0.0);
-                let max = |a, b| _mm256_max_ps(_mm256_andnot_ps(sign, a), _mm256_andnot_ps(sign, b));
+                let a = _mm256_max_ps(_mm256_andnot_ps(sign, a[0]), _mm256_andnot_ps(sign, a[1]));
+                let b = _mm256_max_ps(_mm256_andnot_ps(sign, b[0]), _mm256_andnot_ps(sign, b[1]));
                 let mut eight = [0.0; 8];
-                _mm256_storeu_ps(eight.as_mut_ptr(), _mm256_max_ps(max(a[0], a[1]), max(b[0], b[1])));
+                _mm256_storeu_ps(eight.as_mut_ptr(), _mm256_max_ps(a, b));
                 let mut half = 4;
                 while half > 0 {
                     for i in 0..half {

@@ -216,7 +216,14 @@ impl Cpu {
 /// Turns `scores` into probabilities.
 #[inline(always)]
 pub(super) fn softmax<L: Lanes>(scores: &mut [f32]) {
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let (whole, rest) = scores.as_chunks::<LANES>();
+    let mut max = L::splat(f32::NEG_INFINITY);
+    for s in whole {
+        max = L::max(max, L::load(s));
+    }
+    let mut lanes = [0.0; LANES];
+    L::store(max, &mut lanes);
+    let max = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
     for s in scores.iter_mut() {
         *s = exp::<L>(*s - max);
     }
@@ -226,8 +233,9 @@ pub(super) fn softmax<L: Lanes>(scores: &mut [f32]) {
         sum = L::add(sum, L::load(s));
     }
     let total = L::sum(sum) + rest.iter().sum::<f32>();
+    let by = 1.0 / total;
     for s in scores.iter_mut() {
-        *s /= total;
+        *s *= by;
     }
 }
 

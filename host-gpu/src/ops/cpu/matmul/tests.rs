@@ -1,4 +1,5 @@
 use super::super::{CodePath, reference};
+use crate::format::quant::TYPES;
 use super::*;
 
 fn all() -> impl Iterator<Item = Quant> {
