@@ -41,8 +41,8 @@ pub struct EngineConfig {
     /// Prompt tokens in a step, at most; default 512.
     pub prefill_tokens: usize,
     /// How long others' prompts may delay a token, about; default 10 ms. While sequences
-    /// generate, a step takes as many prompt tokens as fit in this and in half of the time that
-    /// generating takes, by what they cost so far; four at least.
+    /// generate, a step takes as many prompt tokens as fit in half of this, or in three quarters of the
+    /// time that generating takes if that is more, but never in more than this; four at least.
     pub max_stall: Duration,
     /// Forces a code path; the default is the best that the processor has.
     pub code_path: Option<CodePath>,
@@ -68,6 +68,11 @@ impl Default for EngineConfig {
 }
 
 impl EngineConfig {
+    /// Computes with floats throughout: what all faster settings are compared with.
+    pub fn exact() -> Self {
+        Self { activations: Activations::F32, kv_type: KvType::F32, ..Self::default() }
+    }
+
     /// The tokens of the largest step that there can be, and how many of these give logits: what
     /// memory for activations is computed from.
     pub fn largest_step(&self) -> (usize, usize) {

@@ -23,6 +23,7 @@ mod tokens;
 pub use ask::{Ask, Message, Penalties, Prompt, Refusal, Role, Sampling, TokenId};
 pub use engine::{Engine, EngineConfig, EngineStats, StartError};
 pub use format::gguf::FormatError;
+pub use kv::KvType;
 pub use model::{Model, ModelInfo, ModelSource, Scores, inspect};
 pub use ops::cpu::{Activations, CodePath};
 pub use residency::{EvictError, JoinError, ResidentModel};

@@ -61,7 +61,7 @@ struct Long {
 }
 
 fn engine(code_path: Option<CodePath>) -> Option<Engine> {
-    let config = EngineConfig { threads: 2, kv_bytes: 16 << 20, code_path, ..EngineConfig::default() };
+    let config = EngineConfig { threads: 2, kv_bytes: 16 << 20, code_path, ..EngineConfig::exact() };
     Engine::start(config).ok()
 }
 
@@ -158,7 +158,7 @@ fn gemma3_log_probabilities_are_as_exact_as_the_reference() {
         println!("skipped: set HOB_TEST_GEMMA3 to the file of gemma3:270m, or pull it");
         return;
     };
-    let engine = Engine::start(EngineConfig::default()).unwrap();
+    let engine = Engine::start(EngineConfig::exact()).unwrap();
     let model = load(&engine, path).unwrap();
     let apart = |ours: &[f32], golden: &[(u32, f32)]| {
         golden.iter().map(|(id, want)| (ours[*id as usize] - want).abs()).fold(0.0, f32::max)

@@ -58,7 +58,7 @@ fn source() -> ModelSource {
 /// One engine for all tests: the machine's cores are shared anyway.
 fn model() -> Model {
     static MODEL: LazyLock<Model> = LazyLock::new(|| {
-        let engine = Engine::start(EngineConfig::default()).expect("the engine starts");
+        let engine = Engine::start(EngineConfig::exact()).expect("the engine starts");
         wait(engine.join(&source())).expect("the model loads")
     });
     MODEL.clone()
@@ -153,8 +153,8 @@ fn chunks_and_code_paths_do_not_change_the_bits_or_the_meaning() {
             assert!(whole.after(n) == parts.after(n), "chunks of {chunk}, token {n}");
         }
     }
-    for path in [hob_gpu::CodePath::Avx2, hob_gpu::CodePath::Portable] {
-        let config = EngineConfig { code_path: Some(path), ..EngineConfig::default() };
+    for path in hob_gpu::CodePath::ALL {
+        let config = EngineConfig { code_path: Some(*path), ..EngineConfig::exact() };
         let Ok(engine) = Engine::start(config) else { continue };
         let other = wait(engine.join(&source())).unwrap().score(&all, 1000).unwrap();
         let last = all.len() - 1;

@@ -12,6 +12,8 @@ use std::time::Duration;
 /// Prompt tokens in a step, whatever they cost: a prompt always gets on, and there is always
 /// something to measure.
 const MIN_TOKENS: usize = 4;
+/// How long prompts take beside decoding, in the time that decoding takes, if that is more than half of `max_stall`.
+const SHARE: f64 = 0.75;
 /// After this many prompt tokens half of the average is news.
 const MEMORY_TOKENS: f64 = 32.0;
 /// Models of which the pace is known. Beyond that all are forgotten, and measured anew in a few steps.
@@ -35,8 +37,8 @@ impl Paces {
 
     /// The prompt tokens that each model's step may have, when all of these have one in turn.
     ///
-    /// While anything decodes, prompts together take at most `max_stall`, and at most half as long
-    /// as decoding does: on a small model, too, a token comes within 1.5 times its usual time.
+    /// While anything decodes, prompts together take at most `max_stall`. Of the second half of that they take what is
+    /// less than [`SHARE`] of the time that decoding takes: a token then comes within 1.75 times its usual time.
     pub(super) fn budgets(&self, work: &[Work]) -> Vec<usize> {
         if work.iter().all(|(_, (decoding, _))| *decoding == 0) {
             return vec![self.prefill_tokens; work.len()];
@@ -46,7 +48,7 @@ impl Paces {
             n => self.models.get(model)?.decode(*n),
         };
         let max = self.max_stall.as_secs_f64();
-        let all = work.iter().map(decode).sum::<Option<f64>>().map_or(max, |decode| max.min(decode / 2.0));
+        let all = work.iter().map(decode).sum::<Option<f64>>().map_or(max, |decode| max.min((decode * SHARE).max(max / 2.0)));
         let prompting = work.iter().filter(|(_, (_, prompts))| *prompts > 0).count().max(1);
         let each = all / prompting as f64;
         let fit = |(model, _): &Work| match self.models.get(model).and_then(|pace| pace.token) {
@@ -124,9 +126,11 @@ mod tests {
         paces.note(1, 8, 0, ms(100.0));
         assert_eq!(paces.budgets(&[(1, (8, 1))]), [20], "still 10 ms");
         paces.note(1, 4, 0, ms(10.0));
-        assert_eq!(paces.budgets(&[(1, (4, 1))]), [10], "half of what decoding takes");
-        assert_eq!(paces.budgets(&[(1, (6, 1))]), [10], "six take at least as long as four");
-        assert_eq!(paces.budgets(&[(1, (8, 1)), (2, (0, 1))]), [10, MIN_TOKENS], "two models share the time");
+        assert_eq!(paces.budgets(&[(1, (4, 1))]), [15], "three quarters of what decoding takes");
+        assert_eq!(paces.budgets(&[(1, (6, 1))]), [15], "six take at least as long as four");
+        assert_eq!(paces.budgets(&[(1, (6, 1)), (2, (0, 1))]), [7, MIN_TOKENS], "two models share the time");
+        paces.note(1, 2, 0, ms(4.0));
+        assert_eq!(paces.budgets(&[(1, (2, 1))]), [10], "half of 10 ms in any case");
         assert_eq!(paces.budgets(&[(1, (8, 1)), (2, (0, 0))])[0], 20);
     }
 
