@@ -40,7 +40,8 @@ pub struct EngineConfig {
     pub prefill_tokens: usize,
     /// How long others' prompts may delay a token, about; default 10 ms. While sequences
     /// generate, a step takes as many prompt tokens as fit in this and in half of the time that
-    /// generating takes, by what they cost so far; four at least.
+    /// generating takes, by what they cost so far. It takes four at least, but for one step in 64
+    /// that shows what generating takes.
     pub max_stall: Duration,
     /// Forces a code path; the default is the best that the processor has.
     pub code_path: Option<CodePath>,
