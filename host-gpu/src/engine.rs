@@ -42,7 +42,8 @@ pub struct EngineConfig {
     pub prefill_tokens: usize,
     /// How long others' prompts may delay a token, about; default 10 ms. While sequences
     /// generate, a step takes as many prompt tokens as fit in half of this, or in three quarters of the
-    /// time that generating takes if that is more, but never in more than this; four at least.
+    /// time that generating takes if that is more, but never in more than this. It takes four at least, but for one
+    /// step in 64 that shows what generating takes.
     pub max_stall: Duration,
     /// Forces a code path; the default is the best that the processor has.
     pub code_path: Option<CodePath>,
@@ -204,7 +205,14 @@ impl Engine {
         let counters = Arc::new(Counters::default());
         counters.free_pages.store(total_pages, Ordering::Relaxed);
         let (commands, inbox) = mpsc::channel();
-        let worker = Worker::new(&config, Compute { cpu, pool, kv_type: config.kv_type }, arena, total_pages, inbox, counters.clone());
+        let worker = Worker::new(
+            &config,
+            Compute { cpu, pool, kv_type: config.kv_type },
+            arena,
+            total_pages,
+            inbox,
+            counters.clone(),
+        );
         std::thread::Builder::new()
             .name("hob-engine".into())
             .spawn(move || worker.run())

@@ -62,12 +62,7 @@ pub(crate) struct Loaded {
 
 impl Loaded {
     /// Loads the model that `source` names; `key` tells it from all others of this engine.
-    pub(crate) fn load(
-        source: &ModelSource,
-        key: u64,
-        kv_type: KvType,
-        page_bytes: usize,
-    ) -> Result<Self, JoinError> {
+    pub(crate) fn load(source: &ModelSource, key: u64, kv_type: KvType, page_bytes: usize) -> Result<Self, JoinError> {
         let name = source.name.clone();
         let format = |source| JoinError::Format { name: name.clone(), source };
         let file = Arc::new(Gguf::open(&source.path).map_err(format)?);

@@ -1,6 +1,8 @@
 //! The engine's promises on a toy model: queueing, cancelling, leases, loading. No real weights, any machine.
 
-use hob_gpu::{Ask, EngineConfig, Event, EvictError, Finish, JoinError, ModelSource, Prompt, Refusal, Sampling, TokenId};
+use hob_gpu::{
+    Ask, EngineConfig, Event, EvictError, Finish, JoinError, ModelSource, Prompt, Refusal, Sampling, TokenId,
+};
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Waker};

@@ -9,6 +9,7 @@ use hob_gpu::{Ask, Engine, EngineConfig, Event, Model, ModelSource, Prompt, Toke
 use hob_tests::{MODEL, weights};
 
 use crate::report::{Measure, Report};
+use crate::stall;
 
 /// Tokens of the prompt, and tokens generated.
 const PROMPT: usize = 512;
@@ -47,7 +48,8 @@ pub fn run(report: &mut Report) -> Result<()> {
             let (_, rate) = generate(&model, sequences).await?;
             report.add(Measure::new(name(&format!("decode, {sequences} sequences, total")), rate, "tokens/s"));
         }
-        Ok(())
+        report.note("engine: a long prompt beside 8 chats");
+        stall::run(report, name, &model).await
     })
 }
 

@@ -10,6 +10,7 @@ mod engine;
 mod host;
 mod load;
 mod report;
+mod stall;
 
 use std::process::ExitCode;
 

@@ -2,10 +2,10 @@
 
 use super::Submission;
 use crate::ask::TokenId;
+use crate::kv::Realm;
 use crate::model::Loaded;
 use crate::model::tokenizer::Utf8;
 use crate::sampling::Sampler;
-use crate::kv::Realm;
 use crate::schedule::{Admitted, Item, Need};
 use crate::stop::StopFilter;
 use crate::tokens::{Event, Finish, Timing, Usage, Writer};

@@ -2,7 +2,8 @@
 //!
 //! A step over `n` decoding sequences takes a time of its own, known from steps without prompts;
 //! what a step with prompts takes beyond that is what its prompt tokens cost. Both are moving
-//! averages, for each model: how far into its sequence a token is counts only through them.
+//! averages, for each model: how far into its sequence a token is counts only through them. Where
+//! prompts never end, a step goes without them now and then, so that both stay known.
 
 use super::EngineConfig;
 use crate::schedule::ModelKey;
@@ -16,6 +17,8 @@ const MIN_TOKENS: usize = 4;
 const SHARE: f64 = 0.75;
 /// After this many prompt tokens half of the average is news.
 const MEMORY_TOKENS: f64 = 32.0;
+/// After this many steps what a step without prompts takes is measured again: contexts grow.
+const REMEASURE_STEPS: u64 = 64;
 /// Models of which the pace is known. Beyond that all are forgotten, and measured anew in a few steps.
 const MAX_MODELS: usize = 64;
 
@@ -48,14 +51,19 @@ impl Paces {
             n => self.models.get(model)?.decode(*n),
         };
         let max = self.max_stall.as_secs_f64();
-        let all = work.iter().map(decode).sum::<Option<f64>>().map_or(max, |decode| max.min((decode * SHARE).max(max / 2.0)));
+        let all =
+            work.iter().map(decode).sum::<Option<f64>>().map_or(max, |decode| max.min((decode * SHARE).max(max / 2.0)));
         let prompting = work.iter().filter(|(_, (_, prompts))| *prompts > 0).count().max(1);
         let each = all / prompting as f64;
-        let fit = |(model, _): &Work| match self.models.get(model).and_then(|pace| pace.token) {
-            Some(token) => (each / token) as usize,
-            None => 0,
+        let fit = |(model, (decoding, _)): &Work| {
+            let pace = self.models.get(model);
+            if *decoding > 0 && pace.is_none_or(|pace| pace.due(*decoding)) {
+                return 0;
+            }
+            let fits = pace.and_then(|pace| pace.token).map_or(0, |token| (each / token) as usize);
+            fits.max(MIN_TOKENS).min(self.prefill_tokens)
         };
-        work.iter().map(|work| fit(work).max(MIN_TOKENS).min(self.prefill_tokens)).collect()
+        work.iter().map(fit).collect()
     }
 
     /// Notes what a step took.
@@ -72,20 +80,28 @@ impl Paces {
 struct Pace {
     /// What a prompt token costs, if one was measured.
     token: Option<f64>,
-    /// What a step without prompts takes, by its sequences.
-    decode: BTreeMap<usize, f64>,
+    /// What a step without prompts takes, by its sequences, and after which step that was seen.
+    decode: BTreeMap<usize, (f64, u64)>,
+    steps: u64,
 }
 
 impl Pace {
     /// A step over `n` decoding sequences: as measured, or at least as long as one with fewer.
     fn decode(&self, n: usize) -> Option<f64> {
-        self.decode.range(..=n).next_back().map(|(_, time)| *time)
+        self.decode.range(..=n).next_back().map(|(_, (time, _))| *time)
+    }
+
+    /// Whether a step over `n` decoding sequences is to go without prompts, for what it tells.
+    fn due(&self, n: usize) -> bool {
+        self.decode.get(&n).is_none_or(|(_, seen)| self.steps - seen >= REMEASURE_STEPS)
     }
 
     fn note(&mut self, decoding: usize, prompt: usize, time: f64) {
+        self.steps += 1;
         if prompt == 0 {
-            let old = self.decode.entry(decoding).or_insert(time);
-            *old += (time - *old) / 8.0;
+            let (old, seen) = self.decode.entry(decoding).or_insert((time, 0));
+            *old += (time - *old) / 2.0;
+            *seen = self.steps;
             return;
         }
         let token = match self.decode(decoding) {
@@ -115,23 +131,38 @@ mod tests {
     #[test]
     fn alone_a_prompt_gets_the_whole_step() {
         assert_eq!(paces().budgets(&[(1, (0, 1)), (2, (0, 2))]), [500, 500]);
-        assert_eq!(paces().budgets(&[(1, (0, 1)), (2, (1, 0))]), [MIN_TOKENS, MIN_TOKENS]);
     }
 
     #[test]
     fn beside_others_prompts_take_the_time_they_may() {
         let mut paces = paces();
+        assert_eq!(paces.budgets(&[(1, (8, 1)), (2, (0, 1))]), [0, MIN_TOKENS], "nothing is known");
         paces.note(1, 0, 500, ms(250.0)); // 0.5 ms a token
-        assert_eq!(paces.budgets(&[(1, (8, 1))]), [20], "10 ms");
+        assert_eq!(paces.budgets(&[(1, (8, 1))]), [0], "what eight take is measured first");
         paces.note(1, 8, 0, ms(100.0));
-        assert_eq!(paces.budgets(&[(1, (8, 1))]), [20], "still 10 ms");
+        assert_eq!(paces.budgets(&[(1, (8, 1))]), [20], "10 ms");
         paces.note(1, 4, 0, ms(10.0));
         assert_eq!(paces.budgets(&[(1, (4, 1))]), [15], "three quarters of what decoding takes");
-        assert_eq!(paces.budgets(&[(1, (6, 1))]), [15], "six take at least as long as four");
-        assert_eq!(paces.budgets(&[(1, (6, 1)), (2, (0, 1))]), [7, MIN_TOKENS], "two models share the time");
+        assert_eq!(paces.budgets(&[(1, (4, 1)), (2, (0, 1))]), [7, MIN_TOKENS], "two models share the time");
         paces.note(1, 2, 0, ms(4.0));
         assert_eq!(paces.budgets(&[(1, (2, 1))]), [10], "half of 10 ms in any case");
         assert_eq!(paces.budgets(&[(1, (8, 1)), (2, (0, 0))])[0], 20);
+    }
+
+    #[test]
+    fn what_decoding_takes_is_measured_again_now_and_then() {
+        let mut paces = paces();
+        paces.note(1, 8, 0, ms(20.0));
+        let mut without = 0;
+        for step in 0..1000 {
+            // The sequences grow: what eight take doubles meanwhile.
+            let decode = 20.0 + step as f64 / 50.0;
+            let budget = paces.budgets(&[(1, (8, 1))])[0];
+            paces.note(1, 8, budget, ms(decode + 0.25 * budget as f64));
+            without += u32::from(budget == 0);
+            assert!(step < 100 || budget == 0 || (28..=44).contains(&budget), "{budget} tokens in step {step}");
+        }
+        assert_eq!(without, 15);
     }
 
     #[test]
@@ -155,6 +186,7 @@ mod tests {
         let config = EngineConfig { prefill_tokens: 2, max_stall: Duration::ZERO, ..EngineConfig::default() };
         let mut paces = Paces::new(&config);
         paces.note(1, 1, 2, ms(1000.0));
+        paces.note(1, 1, 0, ms(1000.0));
         assert_eq!(paces.budgets(&[(1, (1, 1))]), [2]);
         assert_eq!(paces.budgets(&[(1, (0, 1))]), [2]);
         for model in 0..1000 {

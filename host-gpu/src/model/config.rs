@@ -2,8 +2,8 @@
 //! later products of them cannot overflow.
 
 use super::architecture::{self, Architecture, Windows};
-use crate::kv::KvShape;
 use crate::format::gguf::{FormatError, Header, TensorInfo, wrong};
+use crate::kv::KvShape;
 
 /// No model is larger in any dimension; products of three of these fit 64 bits.
 const MAX_DIM: u64 = 1 << 20;

@@ -152,13 +152,7 @@ impl Pool {
 
     /// Runs `body` for ranges of at most `chunk` columns that together cover the `width` columns
     /// of `out` once. Row `r` of the range is `view.row(r)`.
-    pub fn columns<T: Send>(
-        &mut self,
-        out: &mut [T],
-        width: usize,
-        chunk: usize,
-        body: impl Fn(View<'_, T>) + Sync,
-    ) {
+    pub fn columns<T: Send>(&mut self, out: &mut [T], width: usize, chunk: usize, body: impl Fn(View<'_, T>) + Sync) {
         assert!(width > 0 && chunk > 0 && out.len().is_multiple_of(width), "rows are whole");
         let columns = Columns::new(out, width);
         self.run(width.div_ceil(chunk), |n| {

@@ -64,9 +64,9 @@ impl Walk {
         (0..tokens).map(|_| TokenId(self.random(2) as u32)).collect()
     }
 
-    /// A beginning of `text`, and a few tokens more.
+    /// A beginning of `text`, and a few tokens more or none.
     fn branch(&mut self, text: &[TokenId]) -> Vec<TokenId> {
-        let (kept, more) = (self.random(text.len()), 1 + self.random(30));
+        let (kept, more) = (1 + self.random(text.len()), self.random(20));
         [&text[..kept], &self.text(more)].concat()
     }
 

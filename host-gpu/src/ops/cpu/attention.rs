@@ -202,12 +202,7 @@ impl<C: Stored> Task for Attend<'_, '_, C> {
 impl<C: Stored> Attend<'_, '_, C> {
     /// Scores of `N` rows from `row` on: scores (rows, stride).
     #[inline(always)]
-    fn score<L: Bytes, const N: usize, const S: usize>(
-        &mut self,
-        row: usize,
-        all: &Range<usize>,
-        stride: usize,
-    ) {
+    fn score<L: Bytes, const N: usize, const S: usize>(&mut self, row: usize, all: &Range<usize>, stride: usize) {
         let (queries, dim) = (self.queries, self.kv.layout.head_dim);
         let mut q: [&[f32]; N] = [&[]; N];
         for (n, q) in q.iter_mut().enumerate() {
@@ -235,12 +230,7 @@ impl<C: Stored> Attend<'_, '_, C> {
 
     /// `out = sum over tokens of p[t] * v[t]` for `N` rows from `row` on, the tokens in order.
     #[inline(always)]
-    fn weigh<L: Bytes, const N: usize, const S: usize>(
-        &mut self,
-        row: usize,
-        all: &Range<usize>,
-        stride: usize,
-    ) {
+    fn weigh<L: Bytes, const N: usize, const S: usize>(&mut self, row: usize, all: &Range<usize>, stride: usize) {
         let vectors = self.kv.layout.head_dim / LANES;
         let mut first = 0;
         while first < vectors {
@@ -362,14 +352,7 @@ impl Cpu {
     /// KV head; without a cap `softmax(q[t][h] . k * scale) v`.
     ///
     /// out (tokens, group * head_dim); `scores` is scratch.
-    pub fn attend(
-        self,
-        queries: Queries<'_>,
-        kv: KvHead<'_>,
-        scoring: Scoring,
-        scores: &mut Vec<f32>,
-        out: View<'_>,
-    ) {
+    pub fn attend(self, queries: Queries<'_>, kv: KvHead<'_>, scoring: Scoring, scores: &mut Vec<f32>, out: View<'_>) {
         assert!(queries.tokens > 0 && out.range().len() == queries.group * kv.layout.head_dim, "whole heads");
         assert!(kv.layout.head_dim.is_multiple_of(LANES), "whole vectors");
         let end = queries.position + queries.tokens;
@@ -422,7 +405,15 @@ mod tests {
 
     impl Fixture {
         /// The tokens from `from` on, `chunk` at a time.
-        fn run(&self, cpu: Cpu, layout: HeadLayout, scoring: Scoring, w: Option<usize>, from: usize, chunk: usize) -> Vec<f32> {
+        fn run(
+            &self,
+            cpu: Cpu,
+            layout: HeadLayout,
+            scoring: Scoring,
+            w: Option<usize>,
+            from: usize,
+            chunk: usize,
+        ) -> Vec<f32> {
             let width = GROUP * layout.head_dim;
             let (arena, pages, page_bytes) = (&self.arena[..], &self.pages[..], self.page_bytes);
             let kv = KvHead { arena, pages, page_bytes, offset: OFFSET, layout };

@@ -304,7 +304,6 @@ fn product<L: Lanes, const R: usize, const T: usize>(
     lane_sums::<L, R, T>(&sums)
 }
 
-
 /// Decodes row `row` of `w` to `out`.
 pub(super) fn decode(cpu: Cpu, w: Matrix<'_>, row: usize, out: &mut [f32]) {
     match w.quant {

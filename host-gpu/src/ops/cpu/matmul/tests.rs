@@ -1,6 +1,6 @@
 use super::super::{CodePath, reference};
-use crate::format::quant::TYPES;
 use super::*;
+use crate::format::quant::TYPES;
 
 fn all() -> impl Iterator<Item = Quant> {
     TYPES.iter().filter_map(|row| row.quant)
