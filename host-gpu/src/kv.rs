@@ -4,6 +4,7 @@
 //! how many tokens fit in a page is the model's business. [`PagePool`] decides who holds which page
 //! and which prefixes are kept. [`Arena`] is the memory: the system commits a page when it is first written.
 
+use crate::ops::cpu::attention::READ_BEYOND;
 use memmap2::MmapMut;
 
 mod layout;
@@ -29,7 +30,7 @@ impl Arena {
     /// # Errors
     /// If the system does not even promise that much memory.
     pub(crate) fn new(pages: usize, page_bytes: usize) -> std::io::Result<Self> {
-        let map = MmapMut::map_anon(pages * page_bytes)?;
+        let map = MmapMut::map_anon(pages * page_bytes + READ_BEYOND)?;
         Ok(Self { map, page_bytes, owners: vec![None; pages] })
     }
 
@@ -37,7 +38,7 @@ impl Arena {
         self.page_bytes
     }
 
-    /// All pages, one after the other.
+    /// All pages, one after the other, and [`READ_BEYOND`] bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
     }

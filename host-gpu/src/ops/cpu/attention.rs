@@ -13,10 +13,14 @@ use crate::ops::pool::View;
 use std::marker::PhantomData;
 use std::ops::Range;
 
+/// Keys are read in whole vectors. What follows the last one in memory may be read, too, and means nothing: the arena
+/// goes on for this many bytes behind its last page.
+pub const READ_BEYOND: usize = 2 * 4 * LANES;
+
 /// The keys and values of one layer and one KV head, spread over pages.
 #[derive(Clone, Copy, Debug)]
 pub struct KvHead<'a> {
-    /// All pages of the engine, `page_bytes` each.
+    /// All pages of the engine, `page_bytes` each, and [`READ_BEYOND`] bytes.
     pub arena: &'a [u8],
     /// The sequence's pages in order.
     pub pages: &'a [u32],
@@ -47,7 +51,8 @@ impl<'a> KvHead<'a> {
         let in_use = &pages[first..end.div_ceil(size)];
         in_use.iter().zip(first..).map(move |(page, n)| {
             let tokens = start.saturating_sub(n * size)..(end - n * size).min(size);
-            let (keys, values) = arena[*page as usize * page_bytes + offset..][..2 * side].split_at(side);
+            let head = &arena[*page as usize * page_bytes + offset..];
+            let (keys, values) = (&head[..side + READ_BEYOND], &head[side..2 * side]);
             Page { keys, values, at: n * size + tokens.start - start, tokens }
         })
     }
@@ -88,7 +93,7 @@ pub struct Scoring {
     pub cap: Option<f32>,
 }
 
-/// How numbers are stored, and how a vector of them is read. Reads beyond the end give zeros.
+/// How numbers are stored, and how a vector of them is read.
 trait Stored {
     /// Whether each [`SCALED`] numbers have a scale, for [`scales`] to read.
     const HAS_SCALES: bool;
@@ -96,18 +101,10 @@ trait Stored {
     fn read<L: Lanes>(side: &[u8], at: usize) -> L::V;
 }
 
-/// `N` bytes from `at` on, with zeros beyond the end.
+/// `N` bytes from `at` on.
 #[inline(always)]
-fn bytes_at<const N: usize>(side: &[u8], at: usize) -> [u8; N] {
-    match side.get(at..).and_then(|from| from.first_chunk::<N>()) {
-        Some(bytes) => *bytes,
-        None => {
-            let mut bytes = [0; N];
-            let from = side.get(at..).unwrap_or(&[]);
-            bytes[..from.len()].copy_from_slice(from);
-            bytes
-        }
-    }
+fn bytes_at<const N: usize>(side: &[u8], at: usize) -> &[u8; N] {
+    side[at..].first_chunk().expect("vectors are read where READ_BEYOND allows")
 }
 
 struct F32;
@@ -118,7 +115,7 @@ impl Stored for F32 {
     const HAS_SCALES: bool = false;
     #[inline(always)]
     fn read<L: Lanes>(side: &[u8], at: usize) -> L::V {
-        L::floats(bytemuck::cast_ref(&bytes_at::<64>(side, 4 * at)))
+        L::floats(bytemuck::cast_ref(bytes_at::<64>(side, 4 * at)))
     }
 }
 
@@ -126,7 +123,7 @@ impl Stored for F16 {
     const HAS_SCALES: bool = false;
     #[inline(always)]
     fn read<L: Lanes>(side: &[u8], at: usize) -> L::V {
-        L::halves(bytemuck::cast_ref(&bytes_at::<32>(side, 2 * at)))
+        L::halves(bytemuck::cast_ref(bytes_at::<32>(side, 2 * at)))
     }
 }
 
@@ -134,7 +131,7 @@ impl Stored for Q8 {
     const HAS_SCALES: bool = true;
     #[inline(always)]
     fn read<L: Lanes>(side: &[u8], at: usize) -> L::V {
-        L::bytes(bytemuck::cast_ref(&bytes_at::<16>(side, at)))
+        L::bytes(bytemuck::cast_ref(bytes_at::<16>(side, at)))
     }
 }
 
@@ -263,20 +260,24 @@ impl<C: Stored> Attend<'_, '_, C> {
         }
         let mut sums = [[L::splat(0.0); S]; N];
         for page in self.kv.pages_of(all) {
-            for t in page.tokens.clone() {
-                let at = page.at + t - page.tokens.start;
+            let mut page_p = [&p[0][..0]; N];
+            for n in 0..N {
+                page_p[n] = &p[n][page.at..][..page.tokens.len()];
+            }
+            for at in 0..page.tokens.len() {
+                let t = page.tokens.start + at;
                 let mut v = [L::splat(0.0); S];
                 for s in 0..S {
                     v[s] = C::read::<L>(page.values, t * dim + (first + s) * LANES);
                     if C::HAS_SCALES {
                         let blocks = dim.div_ceil(SCALED);
                         let scale = t * blocks + (first + s) * LANES / SCALED;
-                        let scale = L::half(bytes_at(page.values, self.kv.layout.scales_at() + 2 * scale));
+                        let scale = L::half(*bytes_at(page.values, self.kv.layout.scales_at() + 2 * scale));
                         v[s] = L::mul(v[s], L::splat(scale));
                     }
                 }
                 for n in 0..N {
-                    let p = L::splat(p[n][at]);
+                    let p = L::splat(page_p[n][at]);
                     for s in 0..S {
                         sums[n][s] = L::fma(p, v[s], sums[n][s]);
                     }
@@ -302,15 +303,21 @@ fn products<L: Lanes, C: Stored, const N: usize, const S: usize>(
     at: usize,
 ) -> [[L::V; N]; S] {
     let (dim, tokens) = (layout.head_dim, layout.page_tokens);
+    let mut rows = [q[0]; N];
+    for n in 0..N {
+        rows[n] = &q[n][..dim];
+    }
     let mut sums = [[L::splat(0.0); N]; S];
     let mut totals = sums;
+    let mut from = at;
     for d in 0..dim {
         let mut k = [L::splat(0.0); S];
         for s in 0..S {
-            k[s] = C::read::<L>(keys, d * tokens + at + s * LANES);
+            k[s] = C::read::<L>(keys, from + s * LANES);
         }
+        from += tokens;
         for n in 0..N {
-            let q = L::splat(q[n][d]);
+            let q = L::splat(rows[n][d]);
             for s in 0..S {
                 sums[s][n] = L::fma(q, k[s], sums[s][n]);
             }
@@ -318,7 +325,7 @@ fn products<L: Lanes, C: Stored, const N: usize, const S: usize>(
         if C::HAS_SCALES && (d % SCALED == SCALED - 1 || d == dim - 1) {
             for s in 0..S {
                 let scales = layout.scales_at() + 2 * (d / SCALED * tokens + at + s * LANES);
-                let scale = L::halves(bytemuck::cast_ref(&bytes_at::<32>(keys, scales)));
+                let scale = L::halves(bytemuck::cast_ref(bytes_at::<32>(keys, scales)));
                 for n in 0..N {
                     totals[s][n] = L::fma(sums[s][n], scale, totals[s][n]);
                     sums[s][n] = L::splat(0.0);
@@ -393,7 +400,7 @@ mod tests {
         };
         let (keys, values) = (numbers(0), numbers(77));
         // What was there before must not matter.
-        let mut arena = vec![0xff; pages.len() * page_bytes];
+        let mut arena = vec![0xff; pages.len() * page_bytes + READ_BEYOND];
         for t in 0..tokens {
             let page = pages[t / layout.page_tokens] as usize * page_bytes + OFFSET;
             let (key, value) = (&keys[t * dim..][..dim], &values[t * dim..][..dim]);
