@@ -5,10 +5,10 @@
 //! that fails leaves the model absent, so the next join tries again. Weights stay while a lease
 //! on them lives.
 
-use crate::format::gguf::FormatError;
+use crate::format::FormatError;
 use crate::model::{Loaded, ModelSource};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::watch;
 
 /// Why a model cannot be joined.
@@ -70,8 +70,11 @@ pub struct ResidentModel {
 
 type Outcome = Result<Arc<Loaded>, JoinError>;
 
+/// What those who wait for a load are told. It is no lease: the last to hear it may be late to forget it.
+type Told = Option<Result<Weak<Loaded>, JoinError>>;
+
 enum Entry {
-    Loading(watch::Receiver<Option<Outcome>>),
+    Loading(watch::Receiver<Told>),
     Resident(Arc<Loaded>),
 }
 
@@ -90,25 +93,32 @@ impl Residency {
     pub(crate) async fn join(
         &self,
         source: &ModelSource,
-        load: impl FnOnce(&ModelSource) -> Outcome + Send + 'static,
+        load: impl FnOnce(&ModelSource) -> Outcome + Clone + Send + 'static,
     ) -> Outcome {
-        let mut loading = {
-            let mut entries = self.lock();
-            match entries.get(&source.digest) {
-                Some(Entry::Resident(loaded)) => return Ok(loaded.clone()),
-                Some(Entry::Loading(outcome)) => outcome.clone(),
-                None => {
-                    let outcome = self.start(source.clone(), load)?;
-                    entries.insert(source.digest.clone(), Entry::Loading(outcome.clone()));
-                    outcome
+        loop {
+            let mut loading = {
+                let mut entries = self.lock();
+                match entries.get(&source.digest) {
+                    Some(Entry::Resident(loaded)) => return Ok(loaded.clone()),
+                    Some(Entry::Loading(told)) => told.clone(),
+                    None => {
+                        let told = self.start(source.clone(), load.clone())?;
+                        entries.insert(source.digest.clone(), Entry::Loading(told.clone()));
+                        told
+                    }
                 }
+            };
+            // Until the thread that loads is done, which holds the weights as well.
+            while loading.changed().await.is_ok() {}
+            match &*loading.borrow() {
+                Some(Ok(loaded)) => match loaded.upgrade() {
+                    Some(loaded) => return Ok(loaded),
+                    None => continue, // it was evicted before we came to lease it
+                },
+                Some(Err(error)) => return Err(error.clone()),
+                None => return Err(fault(source, "the loading thread ended early")),
             }
-        };
-        // Not for the outcome but for the end of the thread that sends it, which holds the weights until then: whoever
-        // has joined sees no lease but those that callers have.
-        while loading.changed().await.is_ok() {}
-        let outcome = loading.borrow().clone();
-        outcome.unwrap_or_else(|| Err(fault(source, "the loading thread ended early")))
+        }
     }
 
     /// Starts a load. The thread waits for the lock, which the caller holds, before it notes its
@@ -117,8 +127,8 @@ impl Residency {
         &self,
         source: ModelSource,
         load: impl FnOnce(&ModelSource) -> Outcome + Send + 'static,
-    ) -> Result<watch::Receiver<Option<Outcome>>, JoinError> {
-        let (tell, outcome) = watch::channel(None);
+    ) -> Result<watch::Receiver<Told>, JoinError> {
+        let (tell, told) = watch::channel(None);
         let (residency, failed) = (self.clone(), source.clone());
         let run = move || {
             let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| load(&source)));
@@ -129,11 +139,12 @@ impl Residency {
                 Err(_) => entries.remove(&source.digest),
             };
             drop(entries);
-            tell.send_replace(Some(outcome));
+            tell.send_replace(Some(outcome.as_ref().map(Arc::downgrade).map_err(Clone::clone)));
+            drop(outcome);
         };
         let spawned = std::thread::Builder::new().name("hob-load".into()).spawn(run);
         spawned.map_err(|e| fault(&failed, &e.to_string()))?;
-        Ok(outcome)
+        Ok(told)
     }
 
     /// Drops an idle model; `false` if it is not resident.
