@@ -4,6 +4,7 @@
 //! their tokens. Nothing here blocks: a full queue is a refusal.
 
 use crate::ask::{Ask, Refusal, TokenId};
+use crate::format::quantize::Quantize;
 use crate::kv::Arena;
 use crate::model::forward::Compute;
 use crate::model::{Loaded, Model, ModelSource};
@@ -36,6 +37,8 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// Prompt tokens in a step beside the decoding sequences; default 256.
     pub prefill_tokens: usize,
+    /// Quantises matrices that files have as floats, as models are loaded; the default leaves them in the files.
+    pub quantize: Option<Quantize>,
     /// Forces a code path; the default is the best that the processor has.
     pub code_path: Option<CodePath>,
 }
@@ -49,6 +52,7 @@ impl Default for EngineConfig {
             max_running: 32,
             max_waiting: 256,
             prefill_tokens: 256,
+            quantize: None,
             code_path: None,
         }
     }
@@ -183,8 +187,8 @@ impl Engine {
     /// If the file is no model that we can run. A later join tries again.
     pub async fn join(&self, source: &ModelSource) -> Result<Model, JoinError> {
         let key = self.shared.next_key.fetch_add(1, Ordering::Relaxed);
-        let page_floats = self.shared.page_floats;
-        let load = move |source: &ModelSource| Loaded::load(source, key, page_floats).map(Arc::new);
+        let (page_floats, quantize) = (self.shared.page_floats, self.shared.config.quantize);
+        let load = move |source: &ModelSource| Loaded::load(source, key, page_floats, quantize).map(Arc::new);
         let loaded = self.shared.residency.join(source, load).await?;
         Ok(Model::new(self.clone(), &source.name, loaded))
     }

@@ -139,7 +139,7 @@ fn small() -> EngineConfig {
         max_running: 4,
         max_waiting: 100,
         prefill_tokens: 8,
-        code_path: None,
+        ..EngineConfig::default()
     }
 }
 

@@ -3,7 +3,7 @@
 //! The expressions are those of the models' published `tokenizer.json`; the names are those that
 //! llama.cpp's converter writes (`src/llama-vocab.cpp`). Where the two differ, the model's own wins.
 
-use crate::format::gguf::FormatError;
+use crate::format::FormatError;
 use fancy_regex::Regex;
 use std::ops::Range;
 
