@@ -361,8 +361,8 @@ fn shape(class: &Class, s: Settings<'_>) -> Result<Config, FormatError> {
         "gemma2" | "gemma3" => s.float("query_pre_attn_scalar")?.unwrap_or(256.0),
         _ => head_dim as f64,
     };
-    if scored <= 0.0 {
-        return Err(s.wrong("query_pre_attn_scalar", format!("is {scored}, not over 0")));
+    if !(1e-6..=1e6).contains(&scored) {
+        return Err(s.wrong("query_pre_attn_scalar", format!("is {scored}, not from 1e-6 to 1e6")));
     }
     // `null` is no limit; a file that lacks the key has the class's.
     let cap = |key, usual: Option<f64>| -> Result<Option<f32>, FormatError> {
