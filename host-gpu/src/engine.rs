@@ -4,6 +4,7 @@
 //! their tokens. Nothing here blocks: a full queue is a refusal.
 
 use crate::ask::{Ask, Refusal, TokenId};
+use crate::format::quantize::Quantize;
 use crate::kv::{Arena, KvType};
 use crate::model::forward::Compute;
 use crate::model::{Loaded, Model, ModelSource};
@@ -45,6 +46,11 @@ pub struct EngineConfig {
     /// time that generating takes if that is more, but never in more than this. It takes four at least, but for one
     /// step in 64 that shows what generating takes.
     pub max_stall: Duration,
+    /// Quantises matrices that files have as floats, as models are loaded; the default leaves them in the files.
+    pub quantize: Option<Quantize>,
+    /// Copies weights to huge pages once a model has answered, where the system has such: they are read up to twice as
+    /// fast. The mapped pages are let go, so this takes no more memory, but memory of this process's own. Default true.
+    pub huge_pages: bool,
     /// Forces a code path; the default is the best that the processor has.
     pub code_path: Option<CodePath>,
     /// What activations become before they meet quantised weights; default bytes.
@@ -62,6 +68,8 @@ impl Default for EngineConfig {
             max_waiting: 256,
             prefill_tokens: 512,
             max_stall: Duration::from_millis(10),
+            quantize: None,
+            huge_pages: true,
             code_path: None,
             activations: Activations::default(),
         }
@@ -229,8 +237,10 @@ impl Engine {
     /// If the file is no model that we can run. A later join tries again.
     pub async fn join(&self, source: &ModelSource) -> Result<Model, JoinError> {
         let key = self.shared.next_key.fetch_add(1, Ordering::Relaxed);
-        let (kv_type, page_bytes) = (self.shared.config.kv_type, self.shared.config.kv_page_bytes as usize);
-        let load = move |source: &ModelSource| Loaded::load(source, key, kv_type, page_bytes).map(Arc::new);
+        let Shared { config: EngineConfig { kv_type, kv_page_bytes, quantize, .. }, .. } = *self.shared;
+        let load = move |source: &ModelSource| {
+            Loaded::load(source, key, (kv_type, kv_page_bytes as usize), quantize).map(Arc::new)
+        };
         let loaded = self.shared.residency.join(source, load).await?;
         Ok(Model::new(self.clone(), &source.name, loaded))
     }

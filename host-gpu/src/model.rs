@@ -5,26 +5,31 @@
 
 use crate::ask::{Ask, Message, Prompt, Refusal, TokenId};
 use crate::engine::{Engine, Submission};
-use crate::format::gguf::{FormatError, Gguf, Header};
+use crate::format::FormatError;
+use crate::format::quantize::Quantize;
 use crate::kv::KvType;
 use crate::residency::JoinError;
 use crate::tokens::Tokens;
 use config::Config;
+use opened::Opened;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use template::Template;
 use tokenizer::Tokenizer;
 use weights::Weights;
 
 pub mod architecture;
+pub mod checkpoint;
 pub mod config;
 pub(crate) mod forward;
+mod opened;
 mod score;
 pub mod template;
 pub mod tokenizer;
 pub mod weights;
 
-pub use config::ModelInfo;
+pub use config::{Memory, ModelInfo, STEP_TOKENS};
 pub use score::Scores;
 
 /// Where a model's bytes are.
@@ -32,7 +37,8 @@ pub use score::Scores;
 pub struct ModelSource {
     /// What people call it.
     pub name: String,
-    /// A GGUF file that is never changed while a lease lives.
+    /// A GGUF file, any shard of one, or a folder with a checkpoint as Hugging Face has them: `config.json`,
+    /// `tokenizer.json` and safetensors. What it leads to is never changed while a lease lives.
     pub path: PathBuf,
     /// What it is: two sources of one digest are one model. Whoever stored the file verified it.
     pub digest: String,
@@ -41,9 +47,9 @@ pub struct ModelSource {
 /// Reads what `path` says about itself; touches no weights.
 ///
 /// # Errors
-/// If it is no sound GGUF file.
+/// If it is no sound GGUF file or checkpoint.
 pub fn inspect(path: &Path) -> Result<ModelInfo, FormatError> {
-    ModelInfo::read(Gguf::open(path)?.header())
+    Opened::open(path)?.info()
 }
 
 /// A model in memory.
@@ -54,20 +60,28 @@ pub(crate) struct Loaded {
     pub(crate) config: Config,
     pub(crate) weights: Weights,
     pub(crate) tokenizer: Tokenizer,
-    file: Arc<Gguf>,
+    template_source: Option<String>,
     /// Compiled when first used: many callers bring raw prompts.
     template: OnceLock<Result<Template, Refusal>>,
     pub(crate) page_tokens: usize,
+    /// Whether somebody has seen to [`Loaded::settle`].
+    settled: AtomicBool,
 }
 
 impl Loaded {
-    /// Loads the model that `source` names; `key` tells it from all others of this engine.
-    pub(crate) fn load(source: &ModelSource, key: u64, kv_type: KvType, page_bytes: usize) -> Result<Self, JoinError> {
+    /// Loads the model that `source` names; `key` tells it from all others of this engine. Matrices of floats
+    /// are quantised on as many threads as the machine has, if `quantize` says to what.
+    pub(crate) fn load(
+        source: &ModelSource,
+        key: u64,
+        (kv_type, page_bytes): (KvType, usize),
+        quantize: Option<Quantize>,
+    ) -> Result<Self, JoinError> {
         let name = source.name.clone();
         let format = |source| JoinError::Format { name: name.clone(), source };
-        let file = Arc::new(Gguf::open(&source.path).map_err(format)?);
-        let config = Config::read(file.header()).map_err(format)?;
-        let info = ModelInfo::read(file.header()).map_err(format)?;
+        let opened = Opened::open(&source.path).map_err(format)?;
+        let config = opened.config().map_err(format)?;
+        let mut info = opened.info().map_err(format)?;
         let page_tokens = config.kv_shape().page_tokens(kv_type, page_bytes);
         if page_tokens == 0 {
             let (needed, page) = (config.kv_shape().token_bytes(kv_type) as u64, page_bytes as u64);
@@ -75,12 +89,22 @@ impl Loaded {
         }
         let (weights, tokenizer) = std::thread::scope(|scope| {
             // The weights come from the disk while the vocabulary is built.
-            scope.spawn(|| file.populate());
-            (Weights::find(file.clone(), &config), Tokenizer::read(file.clone()))
+            let weights = scope.spawn(|| weights(&opened, &config, quantize));
+            let tokenizer = opened.tokenizer();
+            (weights.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), tokenizer)
         });
         let (weights, tokenizer) = (weights.map_err(format)?, tokenizer.map_err(format)?);
-        let template = OnceLock::new();
-        Ok(Self { name, info, key, config, weights, tokenizer, file, template, page_tokens })
+        info.weight_bytes = weights.bytes();
+        info.quantization = weights.main_type().into();
+        let (template_source, template, settled) = (opened.template(), OnceLock::new(), AtomicBool::new(false));
+        Ok(Self { name, info, key, config, weights, tokenizer, template_source, template, page_tokens, settled })
+    }
+
+    /// Sees to it that weights are read fast from now on; for who has answered somebody and expects to go on.
+    pub(crate) fn settle(&self) {
+        if !self.settled.swap(true, Ordering::Relaxed) {
+            self.weights.move_to_huge_pages();
+        }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -92,7 +116,7 @@ impl Loaded {
     }
 
     fn template(&self) -> Result<&Template, Refusal> {
-        let compile = || match template_source(self.file.header()) {
+        let compile = || match &self.template_source {
             Some(source) => Template::new(source, &self.tokenizer),
             None => Err(Refusal::Invalid(format!("model {} has no chat template; give a raw prompt", self.name))),
         };
@@ -118,8 +142,13 @@ impl Loaded {
     }
 }
 
-fn template_source(header: &Header) -> Option<&str> {
-    header.text("tokenizer.chat_template").ok().flatten()
+fn weights(opened: &Opened, config: &Config, to: Option<Quantize>) -> Result<Weights, FormatError> {
+    let mut weights = opened.weights(config)?;
+    match to {
+        Some(to) => weights.quantize(to, std::thread::available_parallelism().map_or(1, usize::from))?,
+        None => opened.populate(),
+    }
+    Ok(weights)
 }
 
 /// A lease on a resident model.

@@ -5,7 +5,7 @@
 //! that fails leaves the model absent, so the next join tries again. Weights stay while a lease
 //! on them lives.
 
-use crate::format::gguf::FormatError;
+use crate::format::FormatError;
 use crate::model::{Loaded, ModelSource};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -242,4 +242,79 @@ mod tests {
         ask = Ask { logprobs: Some(21), ..Ask::new(Prompt::Raw(String::new())) };
         assert!(ask.check(4).is_err());
     }
+
+    /// After the formulas, with nothing of the code above: the logits after penalties and bias.
+    fn adjusted(logits: &[f32], ask: &Ask, prompt: &[TokenId], generated: &[TokenId]) -> Vec<f32> {
+        let Penalties { repetition, presence, frequency } = ask.sampling.penalties;
+        let one = |(n, logit): (usize, &f32)| {
+            let id = TokenId(n as u32);
+            let times = generated.iter().filter(|other| **other == id).count() as f32;
+            let mut logit = *logit;
+            if times > 0.0 || prompt.contains(&id) {
+                logit = if logit > 0.0 { logit / repetition } else { logit * repetition };
+            }
+            if times > 0.0 {
+                logit -= presence + frequency * times;
+            }
+            let bias = ask.logit_bias.iter().filter(|(other, _)| *other == id);
+            bias.fold(logit, |logit, (_, bias)| logit + bias)
+        };
+        logits.iter().enumerate().map(one).collect()
+    }
+
+    #[test]
+    fn any_penalties_and_bias_are_the_formulas() {
+        let mut drawn = 0;
+        let mut random = || {
+            drawn += 1;
+            uniform(11, drawn) as f32
+        };
+        for round in 0..300 {
+            let mut ask = Ask::new(Prompt::Raw(String::new()));
+            ask.sampling.penalties = Penalties {
+                repetition: if round % 3 == 0 { 1.0 } else { 0.5 + 1.5 * random() },
+                presence: if round % 4 == 0 { 0.0 } else { 4.0 * random() - 2.0 },
+                frequency: if round % 5 == 0 { 0.0 } else { 4.0 * random() - 2.0 },
+            };
+            let token = |x: f32| TokenId((x * 12.0) as u32);
+            ask.logit_bias = (0..round % 4).map(|_| (token(random()), 10.0 * random() - 5.0)).collect();
+            ask.logit_bias.push((TokenId(2), -100.0));
+            ask.check(12).unwrap();
+            let prompt: Vec<TokenId> = (0..round % 6).map(|_| token(random())).collect();
+            let (mut sampler, mut generated) = (Sampler::new(&ask, &prompt, 7), Vec::new());
+            for _ in 0..20 {
+                let logits: Vec<f32> = (0..12).map(|_| 8.0 * random() - 4.0).collect();
+                let chosen = sampler.choose(&logits);
+                let want = adjusted(&logits, &ask, &prompt, &generated);
+                let best = want.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                assert!(best - want[chosen.0 as usize] < 1e-5, "{chosen:?} of {want:?} with {ask:?}");
+                assert!(chosen != TokenId(2), "a bias of -100 forbids");
+                generated.push(chosen);
+            }
+        }
+    }
+
+    #[test]
+    fn a_draw_depends_on_seed_place_and_logits_only() {
+        for seed in 0..50 {
+            let options = Sampling {
+                temperature: 0.2 + uniform(seed, 0) as f32,
+                top_p: 0.3 + 0.7 * uniform(seed, 1) as f32,
+                top_k: (seed % 5) as u32,
+                seed: Some(seed),
+                ..Sampling::default()
+            };
+            let logits = |n: u64| -> Vec<f32> { (0..30).map(|i| 6.0 * uniform(n, i) as f32).collect() };
+            let ask = Ask { sampling: options, ..Ask::new(Prompt::Raw(String::new())) };
+            let (mut a, mut b) = (Sampler::new(&ask, &[], 1), Sampler::new(&ask, &[TokenId(3)], 2));
+            // The first answers without interruption, the second beside a third.
+            let alone: Vec<_> = (0..40).map(|n| a.choose(&logits(n))).collect();
+            let mut other = Sampler::new(&Ask::new(Prompt::Raw(String::new())), &[], seed);
+            let beside = (0..40).map(|n| {
+                other.choose(&logits(n + 1));
+                b.choose(&logits(n))
+            });
+            assert!(beside.eq(alone), "seed {seed}");
+        }
+    }
 }

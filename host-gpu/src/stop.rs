@@ -16,8 +16,9 @@ impl StopFilter {
     /// Adds `text`; gives what is safe to emit, and whether a stop text was met.
     pub(crate) fn push(&mut self, text: &str) -> (String, bool) {
         self.held.push_str(text);
-        let met = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        if let Some(at) = met {
+        // The one that is complete first, however the text comes; of several the longest.
+        let ends = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str()).map(|at| (at + stop.len(), at)));
+        if let Some((_, at)) = ends.min() {
             self.held.truncate(at);
             return (std::mem::take(&mut self.held), true);
         }
@@ -66,5 +67,47 @@ mod tests {
         assert_eq!(filter.push("xab"), ("x".into(), false));
         assert_eq!(filter.push("d ab"), ("abd ".into(), false));
         assert_eq!(filter.finish(), "ab");
+    }
+
+    #[test]
+    fn every_cut_of_a_text_gives_the_same() {
+        let mut seed = 5u64;
+        let mut random = |below: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as usize % below
+        };
+        let mut met_some = 0;
+        for _ in 0..300 {
+            let mut word = |len: usize| (0..len).map(|_| ['a', 'b', 'é', '🦀'][random(4)]).collect::<String>();
+            let text: Vec<char> = word(9).chars().collect();
+            let stops = vec![word(2), word(3), word(4)];
+            let whole: String = text.iter().collect();
+            let ends = stops.iter().filter_map(|stop| whole.find(stop.as_str()).map(|at| (at + stop.len(), at)));
+            let expected = ends.min().map(|(_, at)| &whole[..at]);
+            met_some += usize::from(expected.is_some());
+            for cuts in 0..1u32 << 8 {
+                let mut filter = StopFilter::new(stops.clone());
+                let (mut out, mut part, mut met) = (String::new(), String::new(), false);
+                for (n, c) in text.iter().enumerate() {
+                    part.push(*c);
+                    if cuts >> n & 1 == 1 || n + 1 == text.len() {
+                        let (safe, stopped) = filter.push(&std::mem::take(&mut part));
+                        out.push_str(&safe);
+                        met = stopped;
+                    }
+                    if met {
+                        break;
+                    }
+                    let held = whole[out.len()..].strip_suffix(&text[n + 1..].iter().collect::<String>());
+                    let begins = |held: &str| stops.iter().any(|stop| stop.starts_with(held));
+                    assert!(!part.is_empty() || held.is_some_and(begins), "no more is held back than need be");
+                }
+                if !met {
+                    out.push_str(&filter.finish());
+                }
+                assert_eq!((out.as_str(), met), (expected.unwrap_or(&whole), expected.is_some()), "{stops:?} {cuts:b}");
+            }
+        }
+        assert!((50..250).contains(&met_some), "{met_some} of 300 texts have a stop");
     }
 }

@@ -1,6 +1,7 @@
 //! Names that people give: of functions, of models, of routes. Checked once, where they come in.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +77,36 @@ name!(
     /// A path prefix that leads to a function: `/chat` takes `/chat` and `/chat/...`, not `/chatter`.
     Route, route, NameError::Route
 );
+
+/// A model as people name it on a command line: one of the store, or files anywhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelRef {
+    /// A name in the store.
+    Stored(ModelName),
+    /// A GGUF file, any shard of one, or a folder with a checkpoint.
+    Files(PathBuf),
+}
+
+impl std::str::FromStr for ModelRef {
+    type Err = NameError;
+
+    /// What has a `/` or ends with `.gguf` is a path, anything else a name.
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if text.contains('/') || text.ends_with(".gguf") || [".", ".."].contains(&text) {
+            return Ok(Self::Files(text.into()));
+        }
+        text.parse().map(Self::Stored)
+    }
+}
+
+impl fmt::Display for ModelRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stored(name) => name.fmt(f),
+            Self::Files(path) => path.display().fmt(f),
+        }
+    }
+}
 
 impl Route {
     /// Whether `path` lies under this route.

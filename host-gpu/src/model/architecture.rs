@@ -6,7 +6,7 @@
 //! models' own code in Hugging Face transformers. Both were run against ours: see
 //! `tests/golden/README.md`.
 
-use crate::format::gguf::FormatError;
+use crate::format::FormatError;
 pub use crate::ops::cpu::vector::Pairs;
 
 /// One architecture: how it differs from the others.
@@ -65,7 +65,7 @@ pub enum Windows {
 }
 
 /// Most architectures are this one and a little more.
-const LLAMA: Architecture = Architecture {
+pub(super) const LLAMA: Architecture = Architecture {
     name: "llama",
     // The conversion permutes q and k so that neighbours turn together.
     pairs: Pairs::Neighbours,
@@ -82,43 +82,46 @@ const LLAMA: Architecture = Architecture {
     width_scaled_layers: None,
 };
 
-/// Gemma's norms are stored with the one that its equations add already added.
-const GEMMA: Architecture =
+/// GGUF has Gemma's norms with the one that its equations add already added; checkpoints have not.
+pub(super) const GEMMA: Architecture =
     Architecture { name: "gemma", pairs: Pairs::Halves, gate: Gate::GeluTanh, scaled_embedding: true, ..LLAMA };
 
-/// Every architecture that runs.
-pub static ARCHITECTURES: &[Architecture] = &[
-    // Llama 2 to 3.2, Mistral, SmolLM2. The stretched rotation of Llama 3.1 is a tensor of the file.
-    LLAMA,
-    // Qwen2 and 2.5: biases on q, k and v, which any architecture may have here.
-    Architecture { name: "qwen2", pairs: Pairs::Halves, ..LLAMA },
-    Architecture { name: "qwen3", pairs: Pairs::Halves, head_norms: true, ..LLAMA },
-    GEMMA,
-    // The first layer has a window, the second sees everything, and so on. The 27B model has 46
-    // layers and `query_pre_attn_scalar` 144 = 4608 / 32.
-    Architecture {
-        name: "gemma2",
-        post_norms: true,
-        windows: Windows::Most { period: 2, tokens: Some(4096) },
-        score_cap: Some(50.0),
-        logit_cap: Some(30.0),
-        width_scaled_layers: Some(46),
-        ..GEMMA
-    },
-    // Head norms in place of score caps. The 27B model has 62 layers and `query_pre_attn_scalar`
-    // 168 = 5376 / 32. The local base is not in the file, nor is it ever stretched.
-    Architecture {
-        name: "gemma3",
-        head_norms: true,
-        post_norms: true,
-        windows: Windows::Most { period: 6, tokens: None },
-        local_rope_base: Some(10_000.0),
-        width_scaled_layers: Some(62),
-        ..GEMMA
-    },
-    // llama.cpp ignores the window of Phi-3; transformers does not, and the model was trained with it.
-    Architecture { name: "phi3", pairs: Pairs::Halves, fused: true, windows: Windows::Always, ..LLAMA },
-];
+/// Qwen2 and 2.5: biases on q, k and v, which any architecture may have here.
+pub(super) const QWEN2: Architecture = Architecture { name: "qwen2", pairs: Pairs::Halves, ..LLAMA };
+
+pub(super) const QWEN3: Architecture = Architecture { name: "qwen3", head_norms: true, ..QWEN2 };
+
+/// The first layer has a window, the second sees everything, and so on. The 27B model has 46
+/// layers and `query_pre_attn_scalar` 144 = 4608 / 32.
+pub(super) const GEMMA2: Architecture = Architecture {
+    name: "gemma2",
+    post_norms: true,
+    windows: Windows::Most { period: 2, tokens: Some(4096) },
+    score_cap: Some(50.0),
+    logit_cap: Some(30.0),
+    width_scaled_layers: Some(46),
+    ..GEMMA
+};
+
+/// Head norms in place of score caps. The 27B model has 62 layers and `query_pre_attn_scalar`
+/// 168 = 5376 / 32. The local base is not in GGUF files, nor is it ever stretched.
+pub(super) const GEMMA3: Architecture = Architecture {
+    name: "gemma3",
+    head_norms: true,
+    post_norms: true,
+    windows: Windows::Most { period: 6, tokens: None },
+    local_rope_base: Some(10_000.0),
+    width_scaled_layers: Some(62),
+    ..GEMMA
+};
+
+/// llama.cpp ignores the window of Phi-3; transformers does not, and the model was trained with it.
+pub(super) const PHI3: Architecture =
+    Architecture { name: "phi3", pairs: Pairs::Halves, fused: true, windows: Windows::Always, ..LLAMA };
+
+/// Every architecture that runs, as its GGUF files have it. Llama is Llama 2 to 3.2, Mistral, SmolLM2;
+/// the stretched rotation of Llama 3.1 is a tensor of the file.
+pub static ARCHITECTURES: &[Architecture] = &[LLAMA, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, PHI3];
 
 /// The architecture called `name`.
 ///

@@ -1,14 +1,17 @@
 //! The shape of a model, from the metadata of its file. Every number is bounded here, so that
-//! later products of them cannot overflow.
+//! later products of them cannot overflow. `checkpoint` reads the same from a `config.json`.
 
 use super::architecture::{self, Architecture, Windows};
-use crate::format::gguf::{FormatError, Header, TensorInfo, wrong};
-use crate::kv::KvShape;
+use crate::format::FormatError;
+use crate::format::gguf::{Header, wrong};
+use crate::format::tensor::TensorInfo;
+use crate::kv::{KvShape, KvType};
+use std::collections::HashMap;
 
 /// No model is larger in any dimension; products of three of these fit 64 bits.
-const MAX_DIM: u64 = 1 << 20;
+pub(super) const MAX_DIM: u64 = 1 << 20;
 /// No sequence is longer.
-const MAX_CONTEXT: u64 = 1 << 24;
+pub(super) const MAX_CONTEXT: u64 = 1 << 24;
 
 /// What the forward pass must know.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +38,8 @@ pub struct Config {
     pub local_rope: Option<Rope>,
     /// How many tokens, the newest included, a layer with a window attends to.
     pub window: Option<usize>,
+    /// Which layers have a window, if there is one.
+    pub windowed: Vec<bool>,
     /// Attention scores are products times this.
     pub score_scale: f32,
     /// Attention scores become `cap * tanh(score / cap)`.
@@ -52,20 +57,29 @@ pub struct Config {
 }
 
 /// How heads turn with their position: pair `i` by `position * base^(-2i / rope_dims)`, stretched.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// The base of the frequencies.
     pub base: f64,
     /// Every frequency is divided by this.
     pub stretch: f64,
-    /// The tensor that has one more divisor for each pair.
-    pub factors: Option<&'static str>,
+    /// One more divisor for each pair.
+    pub factors: Option<Factors>,
     /// What turns is multiplied by this, too.
     pub magnitude: f64,
 }
 
-/// What `hob models show` prints.
+/// Divisors of the frequencies, one for each pair.
 #[derive(Clone, Debug, PartialEq)]
+pub enum Factors {
+    /// In the tensor of this name.
+    Tensor(&'static str),
+    /// As they are.
+    Given(Vec<f32>),
+}
+
+/// What `hob models show` prints.
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ModelInfo {
     /// The architecture's name in the file.
@@ -82,9 +96,30 @@ pub struct ModelInfo {
     pub weight_bytes: u64,
     /// Transformer layers.
     pub layers: u32,
-    /// Whether the file carries a chat template.
+    /// How many files the weights are in.
+    pub files: u32,
+    /// Whether there is a chat template.
     pub has_chat_template: bool,
+    /// Whose turns the chat template writes, where we know them.
+    pub chat_template: Option<&'static str>,
+    /// What running it takes beside the weights; the reason if it cannot run.
+    pub memory: Result<Memory, FormatError>,
 }
+
+/// What a model needs beside its weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Memory {
+    /// Bytes of keys and values for one token, as f16.
+    pub kv_token: u64,
+    /// The same for the whole context.
+    pub kv_context: u64,
+    /// Bytes of activations for a step of [`STEP_TOKENS`] that asks for the logits of one.
+    pub activations: u64,
+}
+
+/// The tokens for which [`Memory::activations`] is counted: the default for a step's prompt tokens.
+pub const STEP_TOKENS: u64 = 512;
 
 impl Config {
     /// Reads the shape.
@@ -120,7 +155,6 @@ impl Config {
             Windows::Most { tokens, .. } => tokens,
             Windows::Never | Windows::Always => None,
         };
-        let local = |base| Rope { base, stretch: 1.0, factors: None, magnitude: 1.0 };
         let config = Self {
             architecture,
             layers,
@@ -133,9 +167,10 @@ impl Config {
             rope: rope(header, arch, context)?,
             local_rope: match architecture.local_rope_base {
                 None => None,
-                Some(base) => Some(local(float("rope.freq_base_swa")?.unwrap_or(base))),
+                Some(base) => Some(Rope::plain(float("rope.freq_base_swa")?.unwrap_or(base))),
             },
             window: window.map(|n| n as usize).or(usual).filter(|tokens| *tokens > 0),
+            windowed: (0..layers).map(|layer| architecture.windows.cover(layer)).collect(),
             score_scale: (scored as f32).sqrt().recip(),
             score_cap: cap("attn_logit_softcapping", architecture.score_cap)?,
             logit_cap: cap("final_logit_softcapping", architecture.logit_cap)?,
@@ -144,7 +179,7 @@ impl Config {
             context,
             vocab: vocab(header)?,
         };
-        config.check(arch)?;
+        config.check().map_err(|(name, problem)| wrong(&key(name), &problem))?;
         match optional("attention.value_length")? {
             Some(n) if n as usize != head_dim => Err(FormatError::Unsupported {
                 what: format!("`{}` of {n} where keys have {head_dim}", key("attention.value_length")),
@@ -154,8 +189,9 @@ impl Config {
         }
     }
 
-    fn check(&self, arch: &str) -> Result<(), FormatError> {
-        let fail = |name: &str, problem: String| Err(wrong(&format!("{arch}.{name}"), &problem));
+    /// Whether the forward pass can compute this; otherwise the key, as GGUF calls it, and what is wrong.
+    pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
+        let fail = |name, problem| Err((name, problem));
         if self.layers > 1024 {
             return fail("block_count", format!("is {}, more than 1024", self.layers));
         }
@@ -177,7 +213,7 @@ impl Config {
         if self.rope.base <= 1.0 {
             return fail("rope.freq_base", format!("is {}, not over 1", self.rope.base));
         }
-        if let Some(local) = self.local_rope.filter(|local| local.base <= 1.0) {
+        if let Some(local) = self.local_rope.as_ref().filter(|local| local.base <= 1.0) {
             return fail("rope.freq_base_swa", format!("is {}, not over 1", local.base));
         }
         if self.rope.stretch <= 0.0 {
@@ -197,12 +233,33 @@ impl Config {
 
     /// How many tokens layer `layer` attends to, if not all.
     pub fn window_of(&self, layer: usize) -> Option<usize> {
-        self.window.filter(|_| self.architecture.windows.cover(layer))
+        self.window.filter(|_| self.windowed[layer])
     }
 
     /// What its keys and values depend on.
     pub(crate) fn kv_shape(&self) -> KvShape {
         KvShape { layers: self.layers, kv_heads: self.kv_heads, head_dim: self.head_dim }
+    }
+
+    /// What running the model takes beside its weights.
+    pub fn memory(&self) -> Memory {
+        let bytes = |floats: usize| (floats * size_of::<f32>()) as u64;
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        // The residual stream and its norm; q, k, v; what attention gives; gate and up; the product of these.
+        let floats = 2 * self.width + (q + 2 * kv) + q + 2 * self.ff + self.ff;
+        let kv_token = self.kv_shape().token_bytes(KvType::default()) as u64;
+        Memory {
+            kv_token,
+            kv_context: kv_token * self.context as u64,
+            activations: bytes(floats) * STEP_TOKENS + bytes(self.vocab),
+        }
+    }
+}
+
+impl Rope {
+    /// Neither stretched nor anything else.
+    pub(super) fn plain(base: f64) -> Self {
+        Self { base, stretch: 1.0, factors: None, magnitude: 1.0 }
     }
 }
 
@@ -252,7 +309,7 @@ fn rope(header: &Header, arch: &str, context: usize) -> Result<Rope, FormatError
     Ok(Rope {
         base: float("freq_base")?.unwrap_or(10_000.0),
         stretch: stretch.filter(|factor| *factor != 0.0).unwrap_or(1.0),
-        factors: ["rope_freqs.weight", chosen].into_iter().find(has),
+        factors: ["rope_freqs.weight", chosen].into_iter().find(has).map(Factors::Tensor),
         magnitude: float("scaling.attn_factor")?.unwrap_or(1.0),
     })
 }
@@ -265,24 +322,42 @@ impl ModelInfo {
     pub fn read(header: &Header) -> Result<Self, FormatError> {
         let arch = architecture_name(header)?;
         let number = |name: &str| header.number(&format!("{arch}.{name}"), u32::MAX.into());
-        // The reader bounded every tensor by the length of the file, so these sums cannot overflow.
-        let sum = |f: fn(&TensorInfo) -> u64| header.tensors.values().map(f).sum();
+        let template = header.text("tokenizer.chat_template")?;
         Ok(Self {
             architecture: arch.into(),
-            parameters: sum(TensorInfo::elements),
-            quantization: main_type(header),
             context_tokens: number("context_length")?.unwrap_or(0) as u32,
             vocab: vocab(header)? as u32,
-            weight_bytes: sum(|t| t.bytes.len() as u64),
             layers: number("block_count")?.unwrap_or(0) as u32,
-            has_chat_template: header.text("tokenizer.chat_template")?.is_some(),
+            has_chat_template: template.is_some(),
+            chat_template: template.and_then(super::template::family),
+            memory: Config::read(header).map(|config| config.memory()),
+            ..Self::of_tensors(&header.tensors)
         })
+    }
+
+    /// What the tensors alone say.
+    pub(super) fn of_tensors(tensors: &HashMap<String, TensorInfo>) -> Self {
+        // The reader bounded every tensor by the length of its file, so these sums cannot overflow.
+        let sum = |f: fn(&TensorInfo) -> u64| tensors.values().map(f).sum();
+        Self {
+            architecture: String::new(),
+            parameters: sum(TensorInfo::elements),
+            quantization: main_type(tensors),
+            context_tokens: 0,
+            vocab: 0,
+            weight_bytes: sum(|t| t.bytes.len() as u64),
+            layers: 0,
+            files: tensors.values().map(|t| t.file as u32 + 1).max().unwrap_or(1),
+            has_chat_template: false,
+            chat_template: None,
+            memory: Err(wrong("general.architecture", "is missing")),
+        }
     }
 }
 
 /// The type that most matrices have: one large embedding does not name a model.
-fn main_type(header: &Header) -> String {
-    let matrices = || header.tensors.values().filter(|t| t.dims.len() > 1);
+fn main_type(tensors: &HashMap<String, TensorInfo>) -> String {
+    let matrices = || tensors.values().filter(|t| t.dims.len() > 1);
     let count = |name: &str| matrices().filter(|t| t.row.name == name).count();
     let names = matrices().map(|t| t.row.name);
     names.max_by_key(|name| (count(name), *name)).unwrap_or("F32").into()

@@ -189,7 +189,7 @@ pub(crate) fn step<'b>(
         b.h.resize(wanted * c.width, 0.0);
         norm(cpu, pool, &b.x[..wanted * c.width], &w.final_norm, c.norm_eps, &mut b.h);
         let head = m(&w.head);
-        let input = Input::new(cpu, pool, &b.h, c.width, &[head], &mut b.tiles);
+        let input = Input::fine(cpu, pool, &b.h, c.width, &[head], &mut b.tiles);
         cpu.matmul(pool, &[head], &input, false, &mut b.logits);
         if let Some(cap) = c.logit_cap {
             pool.rows(&mut b.logits, c.vocab, |_, row| cpu.soft_cap(row, cap));

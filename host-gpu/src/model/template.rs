@@ -13,6 +13,21 @@ use std::hash::{BuildHasher, RandomState};
 /// Instructions a template may execute: far more than an honest one needs for a long conversation.
 const FUEL: u64 = 2_000_000;
 
+/// What tells the usual chat templates from each other, most telling first.
+const FAMILIES: &[(&str, &str)] = &[
+    ("<|start_header_id|>", "Llama 3"),
+    ("<start_of_turn>", "Gemma"),
+    ("<|im_start|>", "ChatML"),
+    ("<|end|>", "Phi-3"),
+    ("<｜Assistant｜>", "DeepSeek"),
+    ("[INST]", "Mistral"),
+];
+
+/// Whose turns the template `source` writes, where we know them.
+pub fn family(source: &str) -> Option<&'static str> {
+    FAMILIES.iter().find(|(mark, _)| source.contains(mark)).map(|(_, name)| *name)
+}
+
 /// A compiled chat template.
 pub struct Template {
     environment: Environment<'static>,
@@ -179,6 +194,12 @@ mod tests {
 
     fn says(content: &str) -> Vec<Message> {
         vec![Message { role: Role::User, content: content.into() }]
+    }
+
+    #[test]
+    fn families_are_known_by_their_marks() {
+        assert_eq!((family(CHATML), family("{{ messages }}")), (Some("ChatML"), None));
+        assert_eq!(family("{{ '<|im_start|>' }}{{ '<|start_header_id|>' }}"), Some("Llama 3"));
     }
 
     #[test]

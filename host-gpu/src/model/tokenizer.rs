@@ -5,7 +5,8 @@
 //! to the kind of model that the file names: `bpe`, `spm` or `json`.
 
 use crate::ask::TokenId;
-use crate::format::gguf::{FormatError, Gguf, Header, wrong};
+use crate::format::FormatError;
+use crate::format::gguf::{Gguf, Header, wrong};
 use bpe::Bpe;
 use json::{Json, Parts};
 use specials::{Piece, Specials};

@@ -1,21 +1,58 @@
-//! The tensors of a model by their place in the equations. Matrices stay in the mapped file.
+//! The tensors of a model by their place in the equations. Matrices stay in the mapped files, unless
+//! they are quantised as they are loaded.
 
-use super::config::Config;
-use crate::format::gguf::{FormatError, Gguf, TensorInfo};
+use super::config::{Config, Factors};
+use crate::format::FormatError;
+use crate::format::huge::HugeCopy;
+use crate::format::mapped::Mapped;
 use crate::format::quant::{self, Quant};
+use crate::format::quantize::{Quantize, quantize};
+use crate::format::tensor::TensorInfo;
 use crate::ops::cpu::matmul::Matrix;
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
-/// A matrix's place in the file.
-#[derive(Clone, Debug)]
+/// A matrix's place.
+#[derive(Clone, Debug, PartialEq)]
 pub struct MatrixAt {
     quant: Quant,
     rows: usize,
     cols: usize,
+    place: Place,
     bytes: Range<usize>,
 }
+
+/// What a matrix's bytes are in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    /// The model's file of this number.
+    File(usize),
+    /// The buffer of this number, which we made.
+    Made(usize),
+}
+
+/// How a model's files call their tensors, and what they leave to the reader.
+#[derive(Clone, Copy, Debug)]
+pub struct Naming {
+    /// The file's name of the tensor that llama.cpp calls so, as in `blk.0.attn_q.weight`.
+    pub of: fn(&str) -> String,
+    /// Whether a tensor that is not used would have been part of the equations.
+    pub counts: fn(&str) -> bool,
+    /// Whether the head is the embedding: it may be, must be or must not be.
+    pub tied: Option<bool>,
+    /// Added to the weights of norms.
+    pub norm_offset: f32,
+}
+
+/// GGUF files have the names by which we call tensors.
+pub const GGUF: Naming = Naming {
+    of: str::to_owned,
+    counts: |name| name.starts_with("blk.") || name.starts_with("output"),
+    tied: None,
+    norm_offset: 0.0,
+};
 
 impl MatrixAt {
     /// Some of its rows.
@@ -67,7 +104,10 @@ pub struct Out {
 /// All tensors of a model.
 #[derive(Debug)]
 pub struct Weights {
-    file: std::sync::Arc<Gguf>,
+    files: Arc<[Mapped]>,
+    /// Copies of the files' tensors in huge pages, once they are made.
+    huge: Arc<OnceLock<Vec<HugeCopy>>>,
+    made: Vec<Vec<u8>>,
     /// (vocab, width)
     pub embedding: MatrixAt,
     /// In order.
@@ -85,28 +125,162 @@ impl Weights {
     ///
     /// # Errors
     /// Names the tensor that is missing, of the wrong shape, or of a type we cannot compute with.
-    pub fn find(file: std::sync::Arc<Gguf>, c: &Config) -> Result<Self, FormatError> {
-        let f = Finder { file: &file, used: RefCell::default() };
+    pub fn find(
+        files: Arc<[Mapped]>,
+        tensors: &HashMap<String, TensorInfo>,
+        naming: &Naming,
+        c: &Config,
+    ) -> Result<Self, FormatError> {
+        let f = Finder { files: &files, tensors, naming, used: RefCell::default() };
         let layers = (0..c.layers).map(|n| f.layer(c, n)).collect::<Result<_, FormatError>>()?;
         let embedding = f.matrix("token_embd.weight", c.vocab, c.width)?;
-        let head = match f.has("output.weight") {
-            true => f.matrix("output.weight", c.vocab, c.width)?,
-            false => embedding.clone(),
+        let head = match naming.tied.unwrap_or(!f.has("output.weight")) {
+            true => embedding.clone(),
+            false => f.matrix("output.weight", c.vocab, c.width)?,
         };
-        let final_norm = f.vector("output_norm.weight", c.width)?;
-        let rope_factors = c.rope.factors.map(|name| f.divisors(name, c.rope_dims / 2)).transpose()?;
+        let final_norm = f.norm("output_norm.weight", c.width)?;
+        let rope_factors = match &c.rope.factors {
+            None => None,
+            Some(Factors::Tensor(name)) => Some(f.divisors(name, c.rope_dims / 2)?),
+            Some(Factors::Given(factors)) => Some(factors.clone()),
+        };
         f.refuse_unused()?;
-        Ok(Self { embedding, layers, final_norm, head, rope_factors, file })
+        let huge = Arc::default();
+        Ok(Self { embedding, layers, final_norm, head, rope_factors, files, huge, made: Vec::new() })
     }
 
     /// The matrix at `at`.
     pub fn matrix(&self, at: &MatrixAt) -> Matrix<'_> {
-        Matrix { quant: at.quant, rows: at.rows, cols: at.cols, bytes: &self.file.bytes()[at.bytes.clone()] }
+        let bytes = match at.place {
+            Place::File(n) => {
+                let copy = self.huge.get().and_then(|copies| copies[n].get(&at.bytes));
+                copy.unwrap_or_else(|| &self.files[n].bytes()[at.bytes.clone()])
+            }
+            Place::Made(n) => &self.made[n][at.bytes.clone()],
+        };
+        Matrix { quant: at.quant, rows: at.rows, cols: at.cols, bytes }
+    }
+
+    /// Copies what is in files to huge pages, on a thread that nobody waits for. Until it is done, and if there is no
+    /// memory for it, matrices are read where they are.
+    pub(crate) fn move_to_huge_pages(&self) {
+        let mut parts = vec![usize::MAX..0; self.files.len()];
+        for (at, _) in self.matrices() {
+            if let Place::File(n) = at.place {
+                parts[n] = parts[n].start.min(at.bytes.start)..parts[n].end.max(at.bytes.end);
+            }
+        }
+        let (files, huge) = (self.files.clone(), self.huge.clone());
+        let copy = move || {
+            let copies = files.iter().zip(parts).map(|(file, part)| match part.is_empty() {
+                true => HugeCopy::of(file, 0..0),
+                false => HugeCopy::of(file, part),
+            });
+            match copies.collect() {
+                Ok(copies) => drop(huge.set(copies)),
+                Err(error) => tracing::warn!(%error, "weights stay in small pages"),
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("hob-huge-pages".into()).spawn(copy) {
+            tracing::warn!(%error, "weights stay in small pages");
+        }
+    }
+
+    /// Replaces matrices of floats by quantised ones in memory, `threads` rows at a time, and lets
+    /// go of files that nothing is left in.
+    ///
+    /// # Errors
+    /// `Corrupt` for a matrix with weights that no block can hold.
+    pub fn quantize(&mut self, to: Quantize, threads: usize) -> Result<(), FormatError> {
+        let tied = self.head == self.embedding;
+        let mut made = std::mem::take(&mut self.made);
+        let mut replaced: HashMap<usize, MatrixAt> = HashMap::new();
+        for (n, (at, ends)) in self.matrices().into_iter().enumerate() {
+            let to = to.of(ends);
+            if matches!(at.quant, Quant::F32 | Quant::F16 | Quant::Bf16) {
+                let bytes = self.quantized(at, to, threads)?;
+                let place = Place::Made(made.len());
+                replaced.insert(n, MatrixAt { quant: to, place, bytes: 0..bytes.len(), ..*at });
+                made.push(bytes);
+            }
+        }
+        for (n, at) in self.matrices_mut().into_iter().enumerate() {
+            if let Some(quantized) = replaced.remove(&n) {
+                *at = quantized;
+            }
+        }
+        if tied {
+            self.head = self.embedding.clone();
+        }
+        self.made = made;
+        if self.matrices().iter().all(|(at, _)| matches!(at.place, Place::Made(_))) {
+            self.files = Arc::new([]);
+        }
+        Ok(())
+    }
+
+    fn quantized(&self, at: &MatrixAt, to: Quant, threads: usize) -> Result<Vec<u8>, FormatError> {
+        let matrix = self.matrix(at);
+        let row = |quant: Quant| at.cols / quant.row().weights * quant.row().bytes;
+        let rows = at.rows.div_ceil(threads.max(1));
+        let mut bytes = vec![0; at.rows * row(to)];
+        let sound = std::thread::scope(|scope| {
+            let parts = matrix.bytes.chunks(rows * row(at.quant)).zip(bytes.chunks_mut(rows * row(to)));
+            let threads: Vec<_> =
+                parts.map(|(from, out)| scope.spawn(move || quantize(at.quant, from, to, out).is_ok())).collect();
+            threads.into_iter().all(|thread| thread.join().unwrap_or(false))
+        });
+        let problem = || "it has weights that are no numbers or too large to be quantised".into();
+        let offset = at.bytes.start as u64;
+        let corrupt = || FormatError::Corrupt {
+            what: format!("a matrix of {} by {}", at.rows, at.cols),
+            offset,
+            problem: problem(),
+        };
+        sound.then_some(bytes).ok_or_else(corrupt)
+    }
+
+    /// Bytes of all matrices and vectors, in files or in memory.
+    pub fn bytes(&self) -> u64 {
+        let matrices: usize = self.matrices().iter().map(|(at, _)| at.bytes.len()).sum();
+        let floats = |v: &Option<Vec<f32>>| v.as_ref().map_or(0, Vec::len);
+        let out = |out: &Out| floats(&out.bias) + floats(&out.norm);
+        let layer = |l: &Layer| {
+            let heads = l.head_norms.as_ref().map_or(0, |norms| norms[0].len() + norms[1].len());
+            l.attn_norm.len() + floats(&l.qkv_bias) + heads + out(&l.o) + l.ff_norm.len() + out(&l.down)
+        };
+        let vectors = self.final_norm.len() + floats(&self.rope_factors) + self.layers.iter().map(layer).sum::<usize>();
+        (matrices + vectors * size_of::<f32>()) as u64
+    }
+
+    /// The type that most matrices have: one large embedding does not name a model.
+    pub fn main_type(&self) -> &'static str {
+        let names: Vec<_> = self.matrices().iter().map(|(at, _)| at.quant.row().name).collect();
+        let count = |name: &str| names.iter().filter(|other| **other == name).count();
+        names.iter().copied().max_by_key(|name| (count(name), *name)).unwrap_or("F32")
+    }
+
+    /// All matrices but a head that is the embedding; of each, whether it is an end of the model.
+    fn matrices(&self) -> Vec<(&MatrixAt, bool)> {
+        let inner = self.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o.w, &l.gate, &l.up, &l.down.w]);
+        let head = Some(&self.head).filter(|head| **head != self.embedding);
+        inner.map(|at| (at, false)).chain([&self.embedding].into_iter().chain(head).map(|at| (at, true))).collect()
+    }
+
+    /// The same in the same order.
+    fn matrices_mut(&mut self) -> Vec<&mut MatrixAt> {
+        let head = Some(&mut self.head).filter(|head| **head != self.embedding);
+        let inner = self.layers.iter_mut();
+        let inner =
+            inner.flat_map(|l| [&mut l.q, &mut l.k, &mut l.v, &mut l.o.w, &mut l.gate, &mut l.up, &mut l.down.w]);
+        inner.chain([&mut self.embedding]).chain(head).collect()
     }
 }
 
 struct Finder<'a> {
-    file: &'a Gguf,
+    files: &'a [Mapped],
+    tensors: &'a HashMap<String, TensorInfo>,
+    naming: &'a Naming,
     used: RefCell<HashSet<String>>,
 }
 
@@ -132,12 +306,12 @@ impl Finder<'_> {
         let out = |part: &str, cols, norm: &str| -> Result<Out, FormatError> {
             let w = self.matrix(&name(part), c.width, cols)?;
             let bias = self.optional(&format!("blk.{n}.{part}.bias"), c.width)?;
-            let norm = a.post_norms.then(|| self.vector(&name(norm), c.width)).transpose()?;
+            let norm = a.post_norms.then(|| self.norm(&name(norm), c.width)).transpose()?;
             Ok(Out { w, bias, norm })
         };
-        let head_norm = |part: &str| self.vector(&name(part), c.head_dim);
+        let head_norm = |part: &str| self.norm(&name(part), c.head_dim);
         Ok(Layer {
-            attn_norm: self.vector(&name("attn_norm"), c.width)?,
+            attn_norm: self.norm(&name("attn_norm"), c.width)?,
             q: q_at,
             k: k_at,
             v: v_at,
@@ -150,7 +324,7 @@ impl Finder<'_> {
                 false => None,
             },
             o: out("attn_output", q, "post_attention_norm")?,
-            ff_norm: self.vector(&name("ffn_norm"), c.width)?,
+            ff_norm: self.norm(&name("ffn_norm"), c.width)?,
             gate,
             up,
             down: out("ffn_down", c.ff, "post_ffw_norm")?,
@@ -158,7 +332,7 @@ impl Finder<'_> {
     }
 
     fn has(&self, name: &str) -> bool {
-        self.file.header().tensors.contains_key(name)
+        self.tensors.contains_key(&(self.naming.of)(name))
     }
 
     fn optional(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>, FormatError> {
@@ -190,56 +364,65 @@ impl Finder<'_> {
     /// A bias or norm that we do not apply would make a model that runs and is wrong.
     fn refuse_unused(&self) -> Result<(), FormatError> {
         let used = self.used.borrow();
-        let ours = |name: &&String| name.starts_with("blk.") || name.starts_with("output");
-        let names = self.file.header().tensors.keys().filter(ours);
+        let names = self.tensors.keys().filter(|name| (self.naming.counts)(name));
         match names.filter(|name| !used.contains(*name)).min() {
             Some(name) => Err(FormatError::Unsupported {
                 what: format!("tensor `{name}` in this architecture"),
-                supported: "the tensors that llama.cpp's conversion writes for it".into(),
+                supported: "the tensors that models of it usually have".into(),
             }),
             None => Ok(()),
         }
     }
 
     fn find(&self, name: &str, dims: &[usize]) -> Result<&TensorInfo, FormatError> {
+        let name = &(self.naming.of)(name);
         let corrupt = |offset, problem| FormatError::Corrupt { what: format!("tensor `{name}`"), offset, problem };
-        let tensor = self.file.header().tensors.get(name);
+        let tensor = self.tensors.get(name);
         let tensor = tensor.ok_or_else(|| corrupt(0, "it is missing".into()))?;
         if !tensor.dims.iter().copied().eq(dims.iter().map(|d| *d as u64)) {
             let problem = format!("its shape is {:?}, the metadata says {dims:?}", tensor.dims);
             return Err(corrupt(tensor.bytes.start as u64, problem));
         }
-        self.used.borrow_mut().insert(name.into());
+        self.used.borrow_mut().insert(name.clone());
         Ok(tensor)
     }
 
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<MatrixAt, FormatError> {
         let tensor = self.find(name, &[cols, rows])?;
-        let quant = tensor.row.quant.ok_or_else(|| FormatError::Unsupported {
-            what: format!("tensor `{name}` of type {}", tensor.row.name),
-            supported: computable(),
-        })?;
+        let quant = tensor.row.quant.ok_or_else(|| self.unsupported(name, tensor, &computable()))?;
         let whole = quant.row().weights.max(32); // kernels take floats in groups of 32, too
         if !cols.is_multiple_of(whole) {
             return Err(FormatError::Unsupported {
-                what: format!("tensor `{name}` with rows of {cols}"),
+                what: format!("tensor `{}` with rows of {cols}", (self.naming.of)(name)),
                 supported: format!("multiples of {whole}"),
             });
         }
-        Ok(MatrixAt { quant, rows, cols, bytes: tensor.bytes.clone() })
+        Ok(MatrixAt { quant, rows, cols, place: Place::File(tensor.file), bytes: tensor.bytes.clone() })
+    }
+
+    /// The weights of a norm.
+    fn norm(&self, name: &str, len: usize) -> Result<Vec<f32>, FormatError> {
+        let mut weights = self.vector(name, len)?;
+        weights.iter_mut().for_each(|w| *w += self.naming.norm_offset);
+        Ok(weights)
     }
 
     /// A norm's weights or a bias: small, and always floats.
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, FormatError> {
         let tensor = self.find(name, &[len])?;
-        if tensor.row.quant != Some(Quant::F32) {
-            return Err(FormatError::Unsupported {
-                what: format!("tensor `{name}` of type {}", tensor.row.name),
-                supported: "F32".into(),
-            });
+        let bytes = &self.files[tensor.file].bytes()[tensor.bytes.clone()];
+        let halves = |convert: fn([u8; 2]) -> f32| bytes.as_chunks().0.iter().map(|b| convert(*b)).collect();
+        match tensor.row.quant {
+            Some(Quant::F32) => Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
+            Some(Quant::F16) => Ok(halves(|b| half::f16::from_le_bytes(b).to_f32())),
+            Some(Quant::Bf16) => Ok(halves(|b| half::bf16::from_le_bytes(b).to_f32())),
+            _ => Err(self.unsupported(name, tensor, "F32, F16, BF16")),
         }
-        let (floats, _) = self.file.bytes()[tensor.bytes.clone()].as_chunks::<4>();
-        Ok(floats.iter().map(|b| f32::from_le_bytes(*b)).collect())
+    }
+
+    fn unsupported(&self, name: &str, tensor: &TensorInfo, supported: &str) -> FormatError {
+        let what = format!("tensor `{}` of type {}", (self.naming.of)(name), tensor.row.name);
+        FormatError::Unsupported { what, supported: supported.into() }
     }
 }
 

@@ -1,4 +1,5 @@
 //! What the tests of this package share.
+#![allow(dead_code)] // each takes a part
 
 use hob_gpu::TokenId;
 use serde::de::DeserializeOwned;

@@ -1,6 +1,7 @@
 //! `hob models pull`, `list` and `show`
 
 use anyhow::Context as _;
+use hob_gpu::STEP_TOKENS;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{ago, size, table};
@@ -8,7 +9,7 @@ use crate::data::DataDir;
 use crate::models::catalog;
 use crate::models::pull::{DEFAULT_INDEX, Progress, Puller};
 use crate::models::store::ModelStore;
-use crate::names::ModelName;
+use crate::names::{ModelName, ModelRef};
 
 #[derive(clap::Subcommand)]
 pub enum Command {
@@ -22,10 +23,10 @@ pub enum Command {
     },
     /// List the models that are here, and those that can be pulled
     List,
-    /// Show what is known about a model
+    /// Show what is known about a model, and what it takes to run it
     Show {
-        /// The model
-        name: ModelName,
+        /// A name from `hob models list`, a .gguf file, or a folder with a safetensors checkpoint
+        model: ModelRef,
     },
 }
 
@@ -34,7 +35,7 @@ pub fn run(data: DataDir, command: Command) -> anyhow::Result<()> {
     match command {
         Command::Pull { name, index } => pull(&store, &name, &index),
         Command::List => list(&store),
-        Command::Show { name } => show(&store, &name),
+        Command::Show { model } => show(&store, &model),
     }
 }
 
@@ -92,27 +93,54 @@ fn list(store: &ModelStore) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn show(store: &ModelStore, name: &ModelName) -> anyhow::Result<()> {
-    let manifest = store.get(name)?;
-    let info = hob_gpu::inspect(&store.blob(&manifest.digest))?;
-    let rows = [
+fn show(store: &ModelStore, model: &ModelRef) -> anyhow::Result<()> {
+    let (path, stored) = match model {
+        ModelRef::Stored(name) => {
+            let manifest = store.get(name)?;
+            (store.blob(&manifest.digest), Some(manifest))
+        }
+        ModelRef::Files(path) => (path.clone(), None),
+    };
+    let info = hob_gpu::inspect(&path).with_context(|| format!("{model} cannot be read"))?;
+    let mut rows = vec![
         ("architecture", info.architecture),
         ("parameters", format!("{:.1} M", info.parameters as f64 / 1e6)),
         ("layers", info.layers.to_string()),
         ("quantisation", info.quantization),
-        ("weights", size(info.weight_bytes)),
         ("context", format!("{} tokens", info.context_tokens)),
         ("vocabulary", format!("{} tokens", info.vocab)),
-        (
-            "chat template",
-            if info.has_chat_template { "yes" } else { "no: `hob run` continues the prompt as it is" }.into(),
-        ),
-        ("file", format!("{}, {}", size(manifest.bytes), manifest.digest)),
-        ("source", manifest.source.replace(' ', "\n               ")),
-        ("pulled", ago(manifest.pulled_at)),
+        ("chat template", template(info.has_chat_template, info.chat_template)),
+        ("weights", format!("{}, mapped from {}", size(info.weight_bytes), files(info.files))),
     ];
+    match info.memory {
+        Ok(memory) => rows.extend([
+            ("KV", format!("{} a token, {} for the whole context", size(memory.kv_token), size(memory.kv_context))),
+            ("activations", format!("{} for a step of {STEP_TOKENS} tokens", size(memory.activations))),
+        ]),
+        Err(why) => rows.push(("cannot run", why.to_string())),
+    }
+    match stored {
+        Some(manifest) => rows.extend([
+            ("file", format!("{}, {}", size(manifest.bytes), manifest.digest)),
+            ("source", manifest.source.replace(' ', "\n               ")),
+            ("pulled", ago(manifest.pulled_at)),
+        ]),
+        None => rows.push(("path", path.display().to_string())),
+    }
     for (what, value) in rows {
         println!("{what:13}  {value}");
     }
     Ok(())
+}
+
+fn template(has_one: bool, family: Option<&str>) -> String {
+    match (has_one, family) {
+        (true, Some(family)) => family.into(),
+        (true, None) => "of its own".into(),
+        (false, _) => "none: `hob run` continues the prompt as it is".into(),
+    }
+}
+
+fn files(count: u32) -> String {
+    if count == 1 { "one file".into() } else { format!("{count} files") }
 }

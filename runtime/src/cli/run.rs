@@ -3,17 +3,17 @@
 use std::io::Write as _;
 
 use anyhow::bail;
-use hob_gpu::{Ask, Engine, EngineConfig, Event, Message, Prompt, Role, Sampling, Tokens};
+use hob_gpu::{Ask, Engine, EngineConfig, Event, Message, Prompt, Quantize, Role, Sampling, Tokens};
 
 use crate::data::DataDir;
 use crate::models::Library;
 use crate::models::store::ModelStore;
-use crate::names::ModelName;
+use crate::names::ModelRef;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The model
-    model: ModelName,
+    /// The model: a name from `hob models list`, a .gguf file, or a folder with a safetensors checkpoint
+    model: ModelRef,
     /// What to ask it
     prompt: String,
     /// Instructions that frame the answer
@@ -34,17 +34,23 @@ pub struct Args {
     /// Threads for inference [default: one a core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Make the matrices that the model has as floats smaller: q8_0 or q4_0
+    #[arg(long, value_name = "TYPE")]
+    quantize: Option<Quantize>,
 }
 
 pub fn run(data: DataDir, args: Args) -> anyhow::Result<()> {
-    let mut config = EngineConfig::default();
+    let mut config = EngineConfig { quantize: args.quantize, ..EngineConfig::default() };
     if let Some(threads) = args.threads {
         config.threads = threads;
     }
     let library = Library::new(ModelStore::new(data), Engine::start(config)?);
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     runtime.block_on(async {
-        let model = library.join(&args.model).await?;
+        let model = match &args.model {
+            ModelRef::Stored(name) => library.join(name).await?,
+            ModelRef::Files(path) => library.join_files(path).await?,
+        };
         let mut ask = Ask::new(prompt(&args, model.info().has_chat_template));
         ask.max_tokens = Some(args.max_tokens);
         ask.sampling = Sampling { temperature: args.temperature, seed: args.seed, ..Sampling::default() };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use hob_gpu::EngineConfig;
+use hob_gpu::{EngineConfig, Quantize};
 
 use crate::api::Control;
 use crate::data::DataDir;
@@ -27,6 +27,9 @@ pub struct Args {
     /// Threads for inference [default: one a core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Make the matrices that models have as floats smaller: q8_0 or q4_0
+    #[arg(long, value_name = "TYPE")]
+    quantize: Option<Quantize>,
     /// Instances that can live at once
     #[arg(long, default_value_t = PoolConfig::default().instances, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     instances: u32,
@@ -62,7 +65,7 @@ async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
 }
 
 async fn open(data: DataDir, args: &Args) -> anyhow::Result<Arc<Host>> {
-    let mut engine = EngineConfig::default();
+    let mut engine = EngineConfig { quantize: args.quantize, ..EngineConfig::default() };
     if let Some(threads) = args.threads {
         engine.threads = threads;
     }

@@ -4,6 +4,7 @@ pub mod catalog;
 pub mod pull;
 pub mod store;
 
+use std::path::Path;
 use std::time::Duration;
 
 use hob_gpu::{Engine, JoinError, Model, ModelSource};
@@ -72,6 +73,18 @@ impl Library {
         self.engine.join(&source).await.map_err(|error| join_refusal(name, &error))
     }
 
+    /// The right to use a model that is not in the store: a GGUF file, any shard of one, or a folder with a
+    /// checkpoint. Nobody has hashed these files: their path stands for the digest.
+    ///
+    /// # Errors
+    /// `Fault`.
+    pub async fn join_files(&self, path: &Path) -> Result<Model, JoinRefusal> {
+        let shown = path.display();
+        let path = path.canonicalize().map_err(|error| fault(&shown, &error))?;
+        let source = ModelSource { name: shown.to_string(), digest: format!("path:{}", path.display()), path };
+        self.engine.join(&source).await.map_err(|error| join_refusal(&shown, &error))
+    }
+
     /// Gives back the memory of a model that nobody uses. `false` if it was not resident.
     ///
     /// # Errors
@@ -82,11 +95,11 @@ impl Library {
     }
 }
 
-fn join_refusal(name: &ModelName, error: &JoinError) -> JoinRefusal {
+fn join_refusal(name: &dyn std::fmt::Display, error: &JoinError) -> JoinRefusal {
     fault(name, error)
 }
 
-fn fault(name: &ModelName, error: &dyn std::error::Error) -> JoinRefusal {
+fn fault(name: &dyn std::fmt::Display, error: &dyn std::error::Error) -> JoinRefusal {
     tracing::error!(model = %name, %error, "model cannot be joined");
     JoinRefusal::Fault(format!("model {name} cannot be joined: {error}"))
 }

@@ -4,7 +4,8 @@ use super::merge::Symbols;
 use super::split::Split;
 use super::vocab::Vocab;
 use crate::ask::TokenId;
-use crate::format::gguf::{FormatError, Header, wrong};
+use crate::format::FormatError;
+use crate::format::gguf::{Header, wrong};
 use hashbrown::HashMap;
 
 const MERGES: &str = "tokenizer.ggml.merges";

@@ -6,7 +6,8 @@ use super::bpe::Alphabet;
 use super::spm::Spm;
 use super::vocab::{Kind, Source, Vocab};
 use crate::ask::TokenId;
-use crate::format::gguf::{FormatError, wrong};
+use crate::format::FormatError;
+use crate::format::gguf::wrong;
 use serde_json::Value;
 use std::collections::HashMap;
 

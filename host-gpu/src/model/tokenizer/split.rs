@@ -3,9 +3,10 @@
 //! The expressions are those of the models' published `tokenizer.json`; the names are those that
 //! llama.cpp's converter writes (`src/llama-vocab.cpp`). Where the two differ, the model's own wins.
 
-use crate::format::gguf::FormatError;
+use crate::format::FormatError;
 use fancy_regex::Regex;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// A row of the table.
 struct Splitter {
@@ -89,9 +90,13 @@ const TABLE: &[Splitter] = &[
     },
 ];
 
+/// The expressions of each row, compiled when a tokenizer first needs them: that takes longer than all else
+/// that a small tokenizer does.
+static COMPILED: [OnceLock<Vec<Regex>>; TABLE.len()] = [const { OnceLock::new() }; TABLE.len()];
+
 /// A compiled row.
 pub(super) struct Split {
-    rules: Vec<Regex>,
+    rules: &'static [Regex],
     pub(super) ignores_merges: bool,
     pub(super) adds_bos: bool,
 }
@@ -103,19 +108,21 @@ impl Split {
     /// `Unsupported` with the names in the table.
     pub(super) fn new(name: Option<&str>) -> Result<Self, FormatError> {
         let name = name.unwrap_or("default");
-        let row = TABLE.iter().find(|row| row.names.contains(&name)).ok_or_else(|| FormatError::Unsupported {
-            what: format!("pre-tokenizer `{name}`"),
-            supported: TABLE.iter().flat_map(|row| row.names).copied().collect::<Vec<_>>().join(", "),
-        })?;
+        let rows = || TABLE.iter().zip(&COMPILED);
+        let (row, rules) =
+            rows().find(|(row, _)| row.names.contains(&name)).ok_or_else(|| FormatError::Unsupported {
+                what: format!("pre-tokenizer {:?}", name.chars().take(60).collect::<String>()),
+                supported: TABLE.iter().flat_map(|row| row.names).copied().collect::<Vec<_>>().join(", "),
+            })?;
         let compile = |rule: &&str| Regex::new(rule).expect("a test compiles every expression");
-        let rules = row.rules.iter().map(compile).collect();
+        let rules = rules.get_or_init(|| row.rules.iter().map(compile).collect());
         Ok(Self { rules, ignores_merges: row.ignores_merges, adds_bos: row.adds_bos })
     }
 
     /// The words of `text`, in order; together they are all of it.
     pub(super) fn words(&self, text: &str) -> Vec<Range<usize>> {
         let mut words: Vec<_> = std::iter::once(0..text.len()).collect();
-        for rule in &self.rules {
+        for rule in self.rules {
             words = words.into_iter().flat_map(|word| cut(rule, text, word)).collect();
         }
         words
@@ -163,6 +170,6 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let e = Split::new(Some("mystery")).err().unwrap().to_string();
-        assert!(e.contains("`mystery`") && e.contains("qwen2, deepseek-r1-qwen"), "{e}");
+        assert!(e.contains("\"mystery\"") && e.contains("qwen2, deepseek-r1-qwen"), "{e}");
     }
 }

@@ -6,7 +6,8 @@
 use super::merge::Symbols;
 use super::vocab::{Kind, Vocab, same_length};
 use crate::ask::TokenId;
-use crate::format::gguf::{FormatError, Header, wrong};
+use crate::format::FormatError;
+use crate::format::gguf::{Header, wrong};
 
 const SCORES: &str = "tokenizer.ggml.scores";
 /// What a space is in a token's text.

@@ -66,4 +66,42 @@ mod tests {
         assert_eq!(utf8.take(), "a\u{fffd}b");
         assert_eq!(utf8.finish(), "\u{fffd}");
     }
+
+    #[test]
+    fn any_bytes_cut_anywhere_give_what_they_give_whole() {
+        let mut seed = 3u64;
+        let mut random = |below: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as usize % below
+        };
+        // Leading, following and impossible bytes, and whole characters.
+        let parts: [&[u8]; 12] = [
+            b"a",
+            b"\x80",
+            b"\xbf",
+            b"\xc3",
+            b"\xe2",
+            b"\xe2\x82",
+            b"\xed\xa0",
+            b"\xf0\x9f",
+            b"\xf8",
+            "é".as_bytes(),
+            "€".as_bytes(),
+            "🦀".as_bytes(),
+        ];
+        for _ in 0..2000 {
+            let bytes: Vec<u8> = (0..6).flat_map(|_| parts[random(parts.len())].to_vec()).collect();
+            let (mut utf8, mut got, mut at) = (Utf8::default(), String::new(), 0);
+            while at < bytes.len() {
+                let to = bytes.len().min(at + random(4));
+                utf8.buffer().extend_from_slice(&bytes[at..to]);
+                let piece = utf8.take();
+                // What is held back is the beginning of one character, so never more than three bytes.
+                assert!(utf8.held.len() < 4 && (utf8.held.is_empty() || may_grow(&utf8.held)));
+                got.push_str(&piece);
+                at = to;
+            }
+            assert_eq!(got + &utf8.finish(), String::from_utf8_lossy(&bytes), "{bytes:x?}");
+        }
+    }
 }

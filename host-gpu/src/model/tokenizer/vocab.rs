@@ -1,7 +1,8 @@
 //! The tokens of a model: their texts, what kind each is, and which token a text is.
 
 use crate::ask::TokenId;
-use crate::format::gguf::{FormatError, Gguf, Header, wrong};
+use crate::format::FormatError;
+use crate::format::gguf::{Gguf, Header, wrong};
 use hashbrown::{DefaultHashBuilder, HashTable};
 use std::hash::BuildHasher;
 use std::ops::Range;

@@ -134,7 +134,7 @@ macro_rules! scale_and_minimum {
     };
 }
 
-scale_and_minimum!(BlockQ4_1, |L, rows, half| { L::shift_mask(gather!(L, rows, |row| &row.q), 4 * half as u32, 15) });
+scale_and_minimum!(BlockQ4_1, |L, rows, half| L::shift_mask(gather!(L, rows, |row| &row.q), 4 * half as u32, 15));
 scale_and_minimum!(BlockQ5_1, |L, rows, half| {
     let h = [rows[0].h, rows[1].h, rows[2].h, rows[3].h];
     add_fifths::<L>(L::shift_mask(gather!(L, rows, |row| &row.q), 4 * half as u32, 15), h, half)

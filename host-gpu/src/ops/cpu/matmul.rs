@@ -54,6 +54,8 @@ impl<'a> Matrix<'a> {
 pub struct Tiles {
     floats: Vec<f32>,
     words: Vec<u32>,
+    /// Rows and what quantising leaves of them.
+    split: Vec<f32>,
 }
 
 /// Activations (tokens, cols), prepared for the matrices they are to meet.
@@ -62,9 +64,35 @@ pub struct Input<'a> {
     tokens: usize,
     floats: Option<float::Tiles<'a>>,
     bytes: Option<int::Tiles<'a>>,
+    /// Whether there are two rows of bytes for each token, whose products are added.
+    split: bool,
 }
 
 impl<'a> Input<'a> {
+    /// The same with sixteen bits for each activation, where [`Input::new`] has eight: for products that nothing comes
+    /// after to even out errors. Costs as much as twice the tokens.
+    pub fn fine(
+        cpu: Cpu,
+        pool: &mut Pool,
+        rows: &'a [f32],
+        cols: usize,
+        weights: &[Matrix<'_>],
+        scratch: &'a mut Tiles,
+    ) -> Self {
+        if !weights.iter().all(|w| cpu.multiplies_bytes(w.quant)) {
+            return Self::new(cpu, pool, rows, cols, weights, scratch);
+        }
+        let Tiles { words, split, .. } = scratch;
+        split.resize(2 * rows.len(), 0.0);
+        pool.rows(split, 2 * cols, |token, out| {
+            let (whole, rest) = out.split_at_mut(cols);
+            whole.copy_from_slice(&rows[token * cols..][..cols]);
+            cpu.quantising_leaves(whole, rest);
+        });
+        let bytes = Some(int::Tiles::new(cpu, pool, split, cols, words));
+        Self { cols, tokens: rows.len() / cols, floats: None, bytes, split: true }
+    }
+
     /// Prepares `rows` of `cols` values for products with `weights`; `scratch` keeps the result.
     pub fn new(
         cpu: Cpu,
@@ -75,13 +103,15 @@ impl<'a> Input<'a> {
         scratch: &'a mut Tiles,
     ) -> Self {
         assert!(cols.is_multiple_of(32) && rows.len().is_multiple_of(cols), "whole rows");
-        let Tiles { floats, words } = scratch;
-        let (as_bytes, as_floats) = (|w: &Matrix<'_>| cpu.multiplies_bytes(w.quant), |w: &Matrix<'_>| !cpu.multiplies_bytes(w.quant));
+        let Tiles { floats, words, .. } = scratch;
+        let (as_bytes, as_floats) =
+            (|w: &Matrix<'_>| cpu.multiplies_bytes(w.quant), |w: &Matrix<'_>| !cpu.multiplies_bytes(w.quant));
         Self {
             cols,
             tokens: rows.len() / cols,
             floats: weights.iter().any(as_floats).then(|| float::Tiles::new(cpu, pool, rows, cols, floats)),
             bytes: weights.iter().any(as_bytes).then(|| int::Tiles::new(cpu, pool, rows, cols, words)),
+            split: false,
         }
     }
 }
@@ -121,12 +151,16 @@ impl Cpu {
 
     fn product(self, w: Matrix<'_>, rows: Range<usize>, x: &Input<'_>, panels: &mut Panels, part: &mut Vec<f32>) {
         assert!(w.cols == x.cols && w.bytes.len() == w.rows * w.row_bytes(), "shapes agree");
-        part.resize(x.tokens * rows.len(), 0.0);
+        let (split, width) = (x.split, rows.len());
+        part.resize(if split { 2 } else { 1 } * x.tokens * width, 0.0);
         let Panels { floats, lines } = panels;
         match (x.floats, x.bytes) {
             (_, Some(x)) if self.multiplies_bytes(w.quant) => int::Work { w, rows, x, panel: lines, part }.run(self),
             (Some(x), _) => float::Work { w, rows, x, panel: floats, part }.run(self),
             _ => panic!("the input was not prepared for {:?}", w.quant),
+        }
+        if split {
+            fold(part, width);
         }
     }
 
@@ -166,6 +200,11 @@ impl Cpu {
         });
     }
 
+    /// `rest = x - q`, where `q` is what the bytes for `x` stand for; both of one length, a multiple of 32.
+    fn quantising_leaves(self, x: &[f32], rest: &mut [f32]) {
+        self.run(int::Leaves { x, rest });
+    }
+
     /// Decodes row `row` of `w` to `out`.
     pub fn decode(self, w: Matrix<'_>, row: usize, out: &mut [f32]) {
         assert!(out.len() == w.cols, "one row");
@@ -178,6 +217,16 @@ fn overlap(range: Range<usize>, begin: usize, len: usize) -> Range<usize> {
     let start = range.start.max(begin) - begin;
     let end = range.end.min(begin + len).saturating_sub(begin);
     start..end.max(start)
+}
+
+/// Adds neighbouring rows of `width`.
+fn fold(part: &mut Vec<f32>, width: usize) {
+    for token in 0..part.len() / (2 * width) {
+        for r in 0..width {
+            part[token * width + r] = part[2 * token * width + r] + part[(2 * token + 1) * width + r];
+        }
+    }
+    part.truncate(part.len() / 2);
 }
 
 fn put(view: &mut View<'_>, at: usize, rows: usize, part: &[f32], add: bool) {

@@ -107,6 +107,28 @@ fn quantise<L: Lanes>(x: &[f32; 32]) -> [u32; WORDS] {
     out
 }
 
+/// What quantising leaves of `x`.
+pub(super) struct Leaves<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) rest: &'a mut [f32],
+}
+
+impl Task for Leaves<'_> {
+    #[inline(always)]
+    fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
+        for (rest, x) in self.rest.as_chunks_mut::<32>().0.iter_mut().zip(self.x.as_chunks::<32>().0) {
+            let words = quantise::<L>(x);
+            let (d, mut q) = (f32::from_bits(words[SCALE]), [0i8; 32]);
+            for (q, word) in q.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+                *q = word.to_le_bytes().map(|byte| byte as i8);
+            }
+            for i in 0..32 {
+                rest[i] = L::fma1(-d, f32::from(q[i]), x[i]);
+            }
+        }
+    }
+}
+
 /// A cache line of a panel: 64 bytes of weights, or sixteen floats.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]

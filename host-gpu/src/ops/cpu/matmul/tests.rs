@@ -93,6 +93,36 @@ fn every_type_path_and_shape_agrees_with_the_reference() {
 }
 
 #[test]
+fn fine_activations_come_a_hundred_times_closer_to_floats() {
+    let mut pool = Pool::new(2).unwrap();
+    let (quant, rows, cols) = (Quant::Q8_0, 40, 576);
+    let bytes = random_weights(quant, rows, cols);
+    let w = Matrix { quant, rows, cols, bytes: &bytes };
+    for tokens in [1, 2, 3, 9] {
+        let x = activations(tokens, cols);
+        let mut want = vec![0.0; tokens * rows];
+        reference::matmul(&w, &x, &mut want);
+        for cpu in cpus() {
+            let (mut scratch, mut errors) = (Tiles::default(), [0.0, 0.0f32]);
+            for (fine, error) in [false, true].into_iter().zip(&mut errors) {
+                let input = match fine {
+                    true => Input::fine(cpu, &mut pool, &x, cols, &[w], &mut scratch),
+                    false => Input::new(cpu, &mut pool, &x, cols, &[w], &mut scratch),
+                };
+                let mut out = vec![0.0; tokens * rows];
+                cpu.matmul(&mut pool, &[w], &input, false, &mut out);
+                *error = out.iter().zip(&want).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt();
+            }
+            let [coarse, fine] = errors;
+            match cpu.activations() {
+                Activations::Q8 => assert!(fine < coarse / 100.0, "{} {tokens}: {coarse} {fine}", cpu.path()),
+                Activations::F32 => assert!(fine == coarse, "floats are as fine as it gets"),
+            }
+        }
+    }
+}
+
+#[test]
 fn a_token_gets_the_same_bits_in_any_batch() {
     let mut pool = Pool::new(2).unwrap();
     for quant in all() {

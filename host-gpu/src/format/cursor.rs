@@ -1,6 +1,6 @@
 //! A position in a file of untrusted bytes; every read says what it was for when it fails.
 
-use super::FormatError;
+use super::error::FormatError;
 use std::ops::Range;
 
 pub(super) struct Cursor<'a> {

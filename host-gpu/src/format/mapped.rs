@@ -1,0 +1,71 @@
+//! A file in memory, as the system maps it: shared, never copied.
+
+use super::error::FormatError;
+use memmap2::Mmap;
+use std::fs::File;
+use std::io::{Error, ErrorKind};
+use std::path::{Path, PathBuf};
+
+/// A mapped file.
+///
+/// The map stays valid only while nobody truncates the file: model files are immutable.
+#[derive(Debug)]
+pub struct Mapped {
+    path: PathBuf,
+    map: Mmap,
+}
+
+impl Mapped {
+    /// Maps `path`.
+    ///
+    /// # Errors
+    /// `Io` with what the system said.
+    pub fn open(path: &Path) -> Result<Self, FormatError> {
+        let io = |e: Error| FormatError::Io { path: path.display().to_string(), reason: e.to_string().to_lowercase() };
+        let file = File::open(path).map_err(io)?;
+        if !file.metadata().map_err(io)?.is_file() {
+            return Err(io(Error::new(ErrorKind::InvalidInput, "not a regular file")));
+        }
+        #[expect(unsafe_code, reason = "mapping a file is how weights are shared and never copied")]
+        // SAFETY: we only read the map. A model file is immutable once it has its final name; were
+        // it truncated nevertheless, reads raise SIGBUS, as for every mapped program.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        Ok(Self { path: path.into(), map })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All of it.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Brings the whole file into memory and maps it, so that the first step meets no page fault.
+    pub fn populate(&self) {
+        #[cfg(target_os = "linux")]
+        let advice = memmap2::Advice::PopulateRead;
+        #[cfg(all(unix, not(target_os = "linux")))]
+        let advice = memmap2::Advice::WillNeed;
+        // Advice may be refused without harm: pages then come one fault at a time.
+        #[cfg(unix)]
+        let _ = self.map.advise(advice);
+    }
+
+    /// Lets the whole pages of `range` go from memory. Reading them brings them back.
+    pub(crate) fn let_go(&self, range: std::ops::Range<usize>) {
+        #[cfg(unix)]
+        {
+            const PAGE: usize = 4096;
+            let (start, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
+            if start < end {
+                #[expect(unsafe_code, reason = "giving this advice on writable maps would lose what was written")]
+                // SAFETY: the map is of a file and never written: its pages are read again from the file.
+                let _ =
+                    unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            }
+        }
+    }
+}
