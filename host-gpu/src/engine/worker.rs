@@ -9,6 +9,7 @@ use super::{Arrival, Counters, EngineConfig};
 use crate::format::huge;
 use crate::kv::Arena;
 use crate::model::forward::{self, Buffers, Compute, Part};
+use crate::ops::cpu::Activations;
 use crate::schedule::{Item, ModelKey, Scheduler, SeqId};
 use crate::tokens::Finish;
 use std::collections::HashMap;
@@ -42,7 +43,8 @@ impl Worker {
     ) -> Self {
         let (scheduler, paces) = (Scheduler::new(pages, config.max_running), Paces::new(config));
         let (buffers, jobs) = (Buffers::default(), HashMap::new());
-        let huge_pages = config.huge_pages && huge::available();
+        // Only kernels for quantised activations read what is interleaved.
+        let huge_pages = config.huge_pages && config.activations == Activations::Q8 && huge::available();
         Self { compute, arena, buffers, scheduler, paces, jobs, next: 0, inbox, counters, huge_pages }
     }
 

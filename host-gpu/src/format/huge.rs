@@ -10,8 +10,6 @@ use std::ops::Range;
 
 /// The size of a huge page.
 const HUGE: usize = 2 << 20;
-/// Mapped pages are let go after this many bytes.
-const STEP: usize = 16 << 20;
 
 /// Whether the system gives huge pages to who asks.
 pub(crate) fn available() -> bool {
@@ -30,19 +28,25 @@ pub(crate) struct HugeCopy {
 }
 
 impl HugeCopy {
-    /// Copies `range` of `file`, and lets the mapped pages go.
+    /// A copy of `range` of `file`, which `copy(part, from, to)` makes for each of `parts`, ranges inside `range`.
+    /// Mapped pages are let go.
     ///
     /// # Errors
     /// If the system has no memory for it.
-    pub(crate) fn of(file: &Mapped, range: Range<usize>) -> std::io::Result<Self> {
+    pub(crate) fn of(
+        file: &Mapped,
+        range: Range<usize>,
+        parts: &[Range<usize>],
+        mut copy: impl FnMut(usize, &[u8], &mut [u8]),
+    ) -> std::io::Result<Self> {
         let mut map = MmapMut::map_anon(range.len() + HUGE)?;
         let start = map.as_ptr().align_offset(HUGE);
         #[cfg(target_os = "linux")]
         map.advise(Advice::HugePage)?;
-        for (n, to) in map[start..start + range.len()].chunks_mut(STEP).enumerate() {
-            let from = range.start + n * STEP;
-            to.copy_from_slice(&file.bytes()[from..from + to.len()]);
-            file.let_go(from..from + to.len());
+        for (n, part) in parts.iter().enumerate() {
+            let at = start + part.start - range.start;
+            copy(n, &file.bytes()[part.clone()], &mut map[at..at + part.len()]);
+            file.let_go(part.clone());
         }
         Ok(Self { map, start, range })
     }
@@ -62,11 +66,12 @@ mod tests {
     fn a_copy_has_the_bytes_of_the_file() {
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("file");
-        let bytes: Vec<u8> = (0..STEP + 12_345).map(|i| (i * 31 % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..3 * HUGE + 12_345).map(|i| (i * 31 % 251) as u8).collect();
         std::fs::write(&path, &bytes).unwrap();
         let file = Mapped::open(&path).unwrap();
-        let copy = HugeCopy::of(&file, 100..bytes.len()).unwrap();
-        for range in [100..101, 100..bytes.len(), STEP - 1..STEP + 200] {
+        let parts = [100..HUGE, HUGE + 7..bytes.len()];
+        let copy = HugeCopy::of(&file, 100..bytes.len(), &parts, |_, from, to| to.copy_from_slice(from)).unwrap();
+        for range in [100..101, 100..HUGE, HUGE + 7..bytes.len(), 2 * HUGE - 1..2 * HUGE + 200] {
             assert_eq!(copy.get(&range).unwrap(), &bytes[range.clone()], "{range:?}");
         }
         assert!(copy.get(&(99..101)).is_none() && copy.get(&(100..bytes.len() + 1)).is_none());

@@ -8,7 +8,7 @@ use crate::format::mapped::Mapped;
 use crate::format::quant::{self, Quant};
 use crate::format::quantize::{Quantize, quantize};
 use crate::format::tensor::TensorInfo;
-use crate::ops::cpu::matmul::Matrix;
+use crate::ops::cpu::matmul::{Matrix, can_interleave, interleave};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -151,35 +151,31 @@ impl Weights {
 
     /// The matrix at `at`.
     pub fn matrix(&self, at: &MatrixAt) -> Matrix<'_> {
-        let bytes = match at.place {
-            Place::File(n) => {
-                let copy = self.huge.get().and_then(|copies| copies[n].get(&at.bytes));
-                copy.unwrap_or_else(|| &self.files[n].bytes()[at.bytes.clone()])
-            }
-            Place::Made(n) => &self.made[n][at.bytes.clone()],
+        let (bytes, interleaved) = match at.place {
+            Place::File(n) => match self.huge.get().and_then(|copies| copies[n].get(&at.bytes)) {
+                Some(copy) => (copy, can_interleave(at.quant, at.rows)),
+                None => (&self.files[n].bytes()[at.bytes.clone()], false),
+            },
+            Place::Made(n) => (&self.made[n][at.bytes.clone()], false),
         };
-        Matrix { quant: at.quant, rows: at.rows, cols: at.cols, bytes }
+        Matrix { quant: at.quant, rows: at.rows, cols: at.cols, bytes, interleaved }
     }
 
-    /// Copies what is in files to huge pages, on a thread that nobody waits for. Until it is done, and if there is no
-    /// memory for it, matrices are read where they are.
+    /// Copies what is in files to huge pages, in the order in which kernels for quantised activations read it, on a
+    /// thread that nobody waits for. Until it is done, and if there is no memory for it, matrices are read where they are.
     pub(crate) fn move_to_huge_pages(&self) {
-        let mut parts = vec![usize::MAX..0; self.files.len()];
+        let mut parts = vec![Vec::new(); self.files.len()];
         for (at, _) in self.matrices() {
-            if let Place::File(n) = at.place {
-                parts[n] = parts[n].start.min(at.bytes.start)..parts[n].end.max(at.bytes.end);
+            if let Place::File(n) = at.place
+                && !parts[n].contains(at)
+            {
+                parts[n].push(at.clone());
             }
         }
         let (files, huge) = (self.files.clone(), self.huge.clone());
-        let copy = move || {
-            let copies = files.iter().zip(parts).map(|(file, part)| match part.is_empty() {
-                true => HugeCopy::of(file, 0..0),
-                false => HugeCopy::of(file, part),
-            });
-            match copies.collect() {
-                Ok(copies) => drop(huge.set(copies)),
-                Err(error) => tracing::warn!(%error, "weights stay in small pages"),
-            }
+        let copy = move || match files.iter().zip(parts).map(|(file, parts)| copy_parts(file, &parts)).collect() {
+            Ok(copies) => drop(huge.set(copies)),
+            Err(error) => tracing::warn!(%error, "weights stay in small pages"),
         };
         if let Err(error) = std::thread::Builder::new().name("hob-huge-pages".into()).spawn(copy) {
             tracing::warn!(%error, "weights stay in small pages");
@@ -275,6 +271,16 @@ impl Weights {
             inner.flat_map(|l| [&mut l.q, &mut l.k, &mut l.v, &mut l.o.w, &mut l.gate, &mut l.up, &mut l.down.w]);
         inner.chain([&mut self.embedding]).chain(head).collect()
     }
+}
+
+fn copy_parts(file: &Mapped, parts: &[MatrixAt]) -> std::io::Result<HugeCopy> {
+    let ranges: Vec<Range<usize>> = parts.iter().map(|at| at.bytes.clone()).collect();
+    let start = ranges.iter().map(|range| range.start).min().unwrap_or(0);
+    let end = ranges.iter().map(|range| range.end).max().unwrap_or(0);
+    HugeCopy::of(file, start..end, &ranges, |n, from, to| match can_interleave(parts[n].quant, parts[n].rows) {
+        true => interleave(parts[n].quant, from.len() / parts[n].rows, from, to),
+        false => to.copy_from_slice(from),
+    })
 }
 
 struct Finder<'a> {

@@ -25,7 +25,7 @@ const SPIN: Duration = Duration::from_micros(60);
 struct Operation<'a> {
     body: &'a (dyn Fn(usize) + Sync),
     chunks: usize,
-    next: AtomicUsize,
+    next: OwnLine<AtomicUsize>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -34,7 +34,7 @@ impl Operation<'_> {
     fn work(&self) {
         let result = catch_unwind(AssertUnwindSafe(|| {
             loop {
-                let chunk = self.next.fetch_add(1, Ordering::Relaxed);
+                let chunk = self.next.0.fetch_add(1, Ordering::Relaxed);
                 if chunk >= self.chunks {
                     break;
                 }
@@ -42,7 +42,7 @@ impl Operation<'_> {
             }
         }));
         if let Err(panic) = result {
-            self.next.store(self.chunks, Ordering::Relaxed);
+            self.next.0.store(self.chunks, Ordering::Relaxed);
             *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
         }
     }
@@ -54,10 +54,14 @@ struct Shared {
     current: AtomicPtr<Operation<'static>>,
     /// Counts operations, so that a worker enters each at most once.
     epoch: AtomicU64,
-    /// Workers that may be looking at `current`.
-    inside: AtomicUsize,
     stop: AtomicBool,
+    /// Workers that may be looking at `current`.
+    inside: OwnLine<AtomicUsize>,
 }
+
+/// On cache lines of its own: who waits for one thing is not slowed by writes to another.
+#[repr(align(128))]
+struct OwnLine<T>(T);
 
 struct Worker {
     asleep: Arc<AtomicBool>,
@@ -80,8 +84,8 @@ impl Pool {
         let shared = Arc::new(Shared {
             current: AtomicPtr::new(ptr::null_mut()),
             epoch: AtomicU64::new(0),
-            inside: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
+            inside: OwnLine(AtomicUsize::new(0)),
         });
         let mut pool = Self { shared, workers: Vec::new() };
         for number in 1..threads.max(1) {
@@ -98,12 +102,13 @@ impl Pool {
     /// Calls `body` once for every chunk number below `chunks`, on all threads, and returns when
     /// all calls have returned. A panic in `body` is raised again here.
     pub fn run(&mut self, chunks: usize, body: impl Fn(usize) + Sync) {
-        let operation = Operation { body: &body, chunks, next: AtomicUsize::new(0), panic: Mutex::new(None) };
+        let operation = Operation { body: &body, chunks, next: OwnLine(AtomicUsize::new(0)), panic: Mutex::new(None) };
         if chunks > 1 && !self.workers.is_empty() {
             let erased = ptr::from_ref(&operation).cast_mut().cast::<Operation<'static>>();
-            self.shared.epoch.fetch_add(1, Ordering::SeqCst);
             // From here until `inside` is seen at zero below, workers may read `operation`.
             self.shared.current.store(erased, Ordering::SeqCst);
+            // Only now: a worker that saw the count before the operation would pass it by.
+            self.shared.epoch.fetch_add(1, Ordering::SeqCst);
             self.wake();
             operation.work(); // catches panics: the borrow never ends early
             self.shared.current.store(ptr::null_mut(), Ordering::SeqCst);
@@ -127,7 +132,7 @@ impl Pool {
 
     fn wait_until_left(&self) {
         let mut spins = 0u32;
-        while self.shared.inside.load(Ordering::SeqCst) != 0 {
+        while self.shared.inside.0.load(Ordering::SeqCst) != 0 {
             spins += 1;
             if spins < 2_000 {
                 std::hint::spin_loop();
@@ -222,7 +227,7 @@ fn serve(shared: &Shared, asleep: &AtomicBool) {
 }
 
 fn enter(shared: &Shared) {
-    shared.inside.fetch_add(1, Ordering::SeqCst);
+    shared.inside.0.fetch_add(1, Ordering::SeqCst);
     let current = shared.current.load(Ordering::SeqCst);
     if let Some(operation) = NonNull::new(current) {
         // SAFETY: `inside` was raised before `current` was read, and `run` clears `current`
@@ -230,7 +235,7 @@ fn enter(shared: &Shared) {
         // pointer, `run` is still waiting for us, so the operation and all it borrows live.
         unsafe { operation.as_ref() }.work();
     }
-    shared.inside.fetch_sub(1, Ordering::SeqCst);
+    shared.inside.0.fetch_sub(1, Ordering::SeqCst);
 }
 
 impl Drop for Pool {

@@ -5,6 +5,7 @@
 //! any weights with floats. Both unpack the weights as they go: in registers for few tokens, into a panel that stays in
 //! cache for many. Nothing is packed in advance, so a model costs no memory beyond its file and no time before its first token.
 
+use super::lanes::LANES;
 use super::{Activations, Cpu};
 use crate::format::quant::Quant;
 use crate::ops::pool::{Pool, View};
@@ -16,8 +17,10 @@ mod int;
 
 /// Weights of about this many entries are one chunk of work: some microseconds.
 const CHUNK_WEIGHTS: usize = 32 * 1024;
-/// A chunk of few tokens' work may grow to this many.
-const CHUNK_WEIGHTS_MAX: usize = 256 * 1024;
+/// A chunk of few tokens' work has at most so many.
+const CHUNK_WEIGHTS_MAX: usize = 512 * 1024;
+/// Chunks of few tokens' work for each thread, at least: threads that come late find some left.
+const CHUNKS: usize = 3;
 /// Rows of a chunk are a multiple of this: two strips of sixteen.
 const CHUNK_ROWS: usize = 32;
 /// Bytes that a prefetch brings.
@@ -34,6 +37,29 @@ pub struct Matrix<'a> {
     pub cols: usize,
     /// `rows` rows of blocks.
     pub bytes: &'a [u8],
+    /// Whether [`interleave`] has put the blocks of each sixteen rows in the order in which kernels for quantised
+    /// activations use them: memory is then read in one go.
+    pub interleaved: bool,
+}
+
+/// Whether a matrix of `rows` rows can be interleaved: whole strips, whatever chunks it is worked on in.
+pub fn can_interleave(quant: Quant, rows: usize) -> bool {
+    is_quantised(quant) && rows.is_multiple_of(CHUNK_ROWS)
+}
+
+/// Copies a matrix, the first blocks of sixteen rows first, then their second ones, and so on. `row_bytes` is the
+/// length of a row; both have the same number of rows, a multiple of sixteen.
+pub fn interleave(quant: Quant, row_bytes: usize, from: &[u8], to: &mut [u8]) {
+    let block = quant.row().bytes;
+    for (from, to) in from.chunks_exact(LANES * row_bytes).zip(to.chunks_exact_mut(LANES * row_bytes)) {
+        for (n, to) in to.chunks_exact_mut(block).enumerate() {
+            to.copy_from_slice(&from[n % LANES * row_bytes + n / LANES * block..][..block]);
+        }
+    }
+}
+
+fn is_quantised(quant: Quant) -> bool {
+    !matches!(quant, Quant::F32 | Quant::F16 | Quant::Bf16)
 }
 
 impl<'a> Matrix<'a> {
@@ -134,23 +160,27 @@ struct Panels {
     lines: Vec<int::Line>,
 }
 
-/// Rows of a chunk of work on a matrix of `rows` rows. Where weights are read once, large matrices get
-/// larger chunks, whose beginning, which nothing prefetched, weighs less; a panel must stay in cache.
-fn chunk_rows(rows: usize, x: &Input<'_>) -> usize {
+/// Rows of a chunk of work on `rows` rows. Where weights are read once, chunks are large, since memory is read faster the
+/// longer it goes on; a panel must stay in cache.
+fn chunk_rows(pool: &Pool, rows: usize, x: &Input<'_>) -> usize {
     let direct = x.floats.is_none_or(|x| x.direct()) && x.bytes.is_none_or(|x| x.direct());
-    let most = if direct { CHUNK_WEIGHTS_MAX } else { CHUNK_WEIGHTS };
-    let weights = (rows * x.cols / 128).clamp(CHUNK_WEIGHTS, most);
+    let weights = match direct {
+        true => (rows * x.cols / (CHUNKS * pool.threads())).min(CHUNK_WEIGHTS_MAX),
+        false => CHUNK_WEIGHTS,
+    };
     (weights / x.cols).next_multiple_of(CHUNK_ROWS).max(CHUNK_ROWS)
 }
 
 impl Cpu {
     /// Whether weights of this type meet quantised activations.
     fn multiplies_bytes(self, quant: Quant) -> bool {
-        self.activations == Activations::Q8 && !matches!(quant, Quant::F32 | Quant::F16 | Quant::Bf16)
+        self.activations == Activations::Q8 && is_quantised(quant)
     }
 
     fn product(self, w: Matrix<'_>, rows: Range<usize>, x: &Input<'_>, panels: &mut Panels, part: &mut Vec<f32>) {
         assert!(w.cols == x.cols && w.bytes.len() == w.rows * w.row_bytes(), "shapes agree");
+        let strips = rows.start.is_multiple_of(LANES) && rows.len().is_multiple_of(LANES);
+        assert!(!w.interleaved || strips && self.multiplies_bytes(w.quant), "interleaved strips stay whole");
         let (split, width) = (x.split, rows.len());
         part.resize(if split { 2 } else { 1 } * x.tokens * width, 0.0);
         let Panels { floats, lines } = panels;
@@ -168,7 +198,8 @@ impl Cpu {
     pub fn matmul(self, pool: &mut Pool, weights: &[Matrix<'_>], x: &Input<'_>, add: bool, out: &mut [f32]) {
         let width = weights.iter().map(|w| w.rows).sum();
         assert!(out.len() == x.tokens * width, "a row for each token");
-        pool.columns(out, width, chunk_rows(width, x), |mut view| {
+        let chunk = chunk_rows(pool, width, x);
+        pool.columns(out, width, chunk, |mut view| {
             SCRATCH.with_borrow_mut(|Scratch { panels, first: part, .. }| {
                 let mut begin = 0;
                 for w in weights {
@@ -187,7 +218,8 @@ impl Cpu {
     /// `out[t] = silu(gate x[t]) * (up x[t])`; out (tokens, rows).
     pub fn matmul_gated(self, pool: &mut Pool, gate: Matrix<'_>, up: Matrix<'_>, x: &Input<'_>, out: &mut [f32]) {
         assert!(gate.rows == up.rows && out.len() == x.tokens * gate.rows, "shapes agree");
-        pool.columns(out, gate.rows, chunk_rows(gate.rows, x), |mut view| {
+        let chunk = chunk_rows(pool, gate.rows, x);
+        pool.columns(out, gate.rows, chunk, |mut view| {
             SCRATCH.with_borrow_mut(|Scratch { panels, first, second }| {
                 let rows = view.range();
                 self.product(gate, rows.clone(), x, panels, first);

@@ -326,6 +326,12 @@ pub(super) fn decode(cpu: Cpu, w: Matrix<'_>, row: usize, out: &mut [f32]) {
 }
 
 fn decode_as<B: Block>(cpu: Cpu, w: Matrix<'_>, row: usize, out: &mut [f32]) {
+    if w.interleaved {
+        let (strip, r) = (row / LANES * LANES, row % LANES);
+        let strip: &[B] = bytemuck::cast_slice(w.rows_bytes(&(strip..strip + LANES)));
+        let blocks: Vec<B> = strip.iter().skip(r).step_by(LANES).copied().collect();
+        return cpu.run(Decode { blocks: &blocks, out });
+    }
     let blocks: &[B] = bytemuck::cast_slice(w.rows_bytes(&(row..row + 1)));
     cpu.run(Decode { blocks, out });
 }

@@ -155,6 +155,8 @@ pub(super) struct Product<'a, B, const N: usize> {
     /// (rows, per_row)
     pub(super) blocks: &'a [B],
     pub(super) per_row: usize,
+    /// See [`Matrix::interleaved`].
+    pub(super) interleaved: bool,
     pub(super) x: Tiles<'a>,
     pub(super) panel: &'a mut Vec<Line>,
     /// (tokens, rows)
@@ -164,14 +166,15 @@ pub(super) struct Product<'a, B, const N: usize> {
 impl<B: Groups, const N: usize> Task for Product<'_, B, N> {
     #[inline(always)]
     fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
-        let Self { blocks, per_row, x, panel, part } = self;
+        let Self { blocks, per_row, interleaved, x, panel, part } = self;
+        let strips = blocks.chunks(LANES * per_row).map(|blocks| Strip::new(blocks, per_row, interleaved));
         if x.direct() {
             match x.tile {
-                1 => direct_all::<L, B, 1>(blocks, per_row, x.words, part),
-                _ => direct_all::<L, B, 2>(blocks, per_row, x.words, part),
+                1 => direct_all::<L, B, 1>(strips, per_row, x.words, part),
+                _ => direct_all::<L, B, 2>(strips, per_row, x.words, part),
             }
         } else {
-            pack_all::<L, B, N>(blocks, per_row, panel);
+            pack_all::<L, B, N>(strips, blocks.len().div_ceil(LANES * per_row), per_row, panel);
         }
     }
 }
@@ -232,7 +235,7 @@ impl Work<'_> {
         let Self { w, rows, x, panel, part } = self;
         let blocks: &[B] = bytemuck::cast_slice(w.rows_bytes(&rows));
         let per_row = w.cols / (32 * B::GROUPS);
-        cpu.run(Product::<B, N> { blocks, per_row, x, panel, part });
+        cpu.run(Product::<B, N> { blocks, per_row, interleaved: w.interleaved, x, panel, part });
         if !x.direct() {
             let (rows, groups) = (rows.len(), per_row * B::GROUPS);
             match B::SIGNED {
@@ -243,15 +246,62 @@ impl Work<'_> {
     }
 }
 
-/// The rows of a strip; where it has fewer than sixteen, the last one again.
-#[inline(always)]
-fn strip_rows<B>(strip: &[B], per_row: usize) -> [&[B]; LANES] {
-    let last = strip.len() / per_row - 1;
-    let mut rows = [&strip[..per_row]; LANES];
-    for r in 1..LANES {
-        rows[r] = &strip[r.min(last) * per_row..][..per_row];
+/// Sixteen rows.
+enum Strip<'a, B> {
+    /// Row by row; where there are fewer than sixteen, the last one again.
+    Rows([&'a [B]; LANES]),
+    /// Block by block, sixteen rows' first blocks first.
+    Interleaved(&'a [[B; LANES]]),
+}
+
+impl<'a, B> Strip<'a, B> {
+    #[inline(always)]
+    fn new(blocks: &'a [B], per_row: usize, interleaved: bool) -> Self {
+        if interleaved {
+            return Self::Interleaved(&blocks.as_chunks::<LANES>().0[..per_row]);
+        }
+        let last = blocks.len() / per_row - 1;
+        let mut rows = [&blocks[..per_row]; LANES];
+        for r in 1..LANES {
+            rows[r] = &blocks[r.min(last) * per_row..][..per_row];
+        }
+        Self::Rows(rows)
     }
-    rows
+
+    /// Block `k` of each row.
+    #[inline(always)]
+    fn blocks(&self, k: usize) -> [&'a B; LANES] {
+        match self {
+            Self::Rows(rows) => {
+                let mut blocks = [&rows[0][k]; LANES];
+                for r in 1..LANES {
+                    blocks[r] = &rows[r][k];
+                }
+                blocks
+            }
+            Self::Interleaved(strip) => {
+                let all = &strip[k];
+                let mut blocks = [&all[0]; LANES];
+                for r in 1..LANES {
+                    blocks[r] = &all[r];
+                }
+                blocks
+            }
+        }
+    }
+
+    /// Asks for what follows the strip in memory, a part of it for each `k`: rows are so short that the processor does
+    /// not see that others follow. It sees where interleaved blocks go on.
+    #[inline(always)]
+    fn prefetch<L: Lanes>(&self, k: usize) {
+        if let Self::Rows(rows) = self {
+            let step = LANES * size_of::<B>();
+            let ahead = rows[LANES - 1].as_ptr_range().end.cast::<u8>().wrapping_add(k * step);
+            for line in 0..step.div_ceil(CACHE_LINE) {
+                L::prefetch(ahead.wrapping_add(line * CACHE_LINE));
+            }
+        }
+    }
 }
 
 /// Group `g` of a strip's blocks: vectors of four weights of each row, in order.
@@ -265,8 +315,8 @@ fn unpack<L: Bytes, B: Groups>(strip: &[&B; LANES], g: usize) -> [L::B; 8] {
         }
         halves[half] = L::transpose(quads);
     }
-    let [[a, b, c, d], [e, f, g, h]] = halves;
-    [a, b, c, d, e, f, g, h]
+    let [[a, b, c, d], [e, f, i, j]] = halves;
+    [a, b, c, d, e, f, i, j]
 }
 
 /// Adds four weights of each row times four activations.
@@ -290,13 +340,18 @@ fn sum_at(n: usize, parts: usize) -> usize {
 
 /// `T` tokens, one or two; `part` (T, rows).
 #[inline(always)]
-fn direct_all<L: Bytes, B: Groups, const T: usize>(blocks: &[B], per_row: usize, x: &[u32], part: &mut [f32]) {
-    let rows = blocks.len() / per_row;
+fn direct_all<'a, L: Bytes, B: Groups + 'a, const T: usize>(
+    strips: impl Iterator<Item = Strip<'a, B>>,
+    per_row: usize,
+    x: &[u32],
+    part: &mut [f32],
+) {
+    let rows = part.len() / T;
     let x = &x.as_chunks::<T>().0.as_chunks::<WORDS>().0[..per_row * B::GROUPS];
-    for (n, strip) in blocks.chunks(LANES * per_row).enumerate() {
+    for (n, strip) in strips.enumerate() {
         let sums = match B::SIGNED {
-            true => direct::<L, B, true, T>(strip, per_row, x),
-            false => direct::<L, B, false, T>(strip, per_row, x),
+            true => direct::<L, B, true, T>(&strip, per_row, x),
+            false => direct::<L, B, false, T>(&strip, per_row, x),
         };
         for t in 0..T {
             put::<L>(sums[t], &mut part[t * rows..(t + 1) * rows][n * LANES..]);
@@ -320,24 +375,14 @@ fn put<L: Lanes>(v: L::V, out: &mut [f32]) {
 /// A strip times `T` tokens.
 #[inline(always)]
 fn direct<L: Bytes, B: Groups, const SIGNED: bool, const T: usize>(
-    strip: &[B],
+    strip: &Strip<'_, B>,
     per_row: usize,
     x: &[[[u32; T]; WORDS]],
 ) -> [L::V; T] {
-    let rows = strip_rows(strip, per_row);
     let mut sums = [L::splat(0.0); T];
-    // The rows of a strip are short, so the processor does not see that the next strip follows.
-    let step = LANES * size_of::<B>();
-    let mut ahead = strip.as_ptr_range().end.cast::<u8>();
     for k in 0..per_row {
-        for line in 0..step.div_ceil(CACHE_LINE) {
-            L::prefetch(ahead.wrapping_add(line * CACHE_LINE));
-        }
-        ahead = ahead.wrapping_add(step);
-        let mut blocks = [&rows[0][k]; LANES];
-        for r in 1..LANES {
-            blocks[r] = &rows[r][k];
-        }
+        strip.prefetch::<L>(k);
+        let blocks = strip.blocks(k);
         let affine = B::affine::<L>(&blocks);
         for g in 0..B::GROUPS {
             let w = unpack::<L, B>(&blocks, g);
@@ -359,20 +404,21 @@ fn direct<L: Bytes, B: Groups, const SIGNED: bool, const T: usize>(
 
 /// Unpacks a chunk of rows: (strips, groups, N lines).
 #[inline(always)]
-fn pack_all<L: Bytes, B: Groups, const N: usize>(blocks: &[B], per_row: usize, panel: &mut Vec<Line>) {
-    let strips = blocks.len().div_ceil(LANES * per_row);
+fn pack_all<'a, L: Bytes, B: Groups + 'a, const N: usize>(
+    strips: impl Iterator<Item = Strip<'a, B>>,
+    count: usize,
+    per_row: usize,
+    panel: &mut Vec<Line>,
+) {
     let size = per_row * B::GROUPS * N;
-    if panel.len() < strips * size {
-        panel.resize(strips * size, Line::zeroed());
+    if panel.len() < count * size {
+        panel.resize(count * size, Line::zeroed());
     }
-    for (strip, lines) in blocks.chunks(LANES * per_row).zip(panel.chunks_exact_mut(size)) {
-        let rows = strip_rows(strip, per_row);
+    for (strip, lines) in strips.zip(panel.chunks_exact_mut(size)) {
         let groups = lines.as_chunks_mut::<N>().0;
         for k in 0..per_row {
-            let mut blocks = [&rows[0][k]; LANES];
-            for r in 1..LANES {
-                blocks[r] = &rows[r][k];
-            }
+            strip.prefetch::<L>(k);
+            let blocks = strip.blocks(k);
             let affine = B::affine::<L>(&blocks);
             for g in 0..B::GROUPS {
                 let group = &mut groups[k * B::GROUPS + g];
