@@ -13,13 +13,16 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 /// How long a worker looks for the next operation before it sleeps: longer than the gaps inside
 /// a step, shorter than anybody would notice on a bill.
 const SPIN: Duration = Duration::from_micros(60);
+
+/// How long a caller looks for workers to finish before it sleeps: longer than a chunk takes.
+const PATIENCE: Duration = Duration::from_micros(100);
 
 /// One operation: `body` is called once for each chunk number below `chunks`.
 struct Operation<'a> {
@@ -57,6 +60,14 @@ struct Shared {
     stop: AtomicBool,
     /// Workers that may be looking at `current`.
     inside: OwnLine<AtomicUsize>,
+    /// The caller, while it sleeps until no worker is inside.
+    waiting: Mutex<Option<Thread>>,
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Option<Thread>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// On cache lines of its own: who waits for one thing is not slowed by writes to another.
@@ -86,6 +97,7 @@ impl Pool {
             epoch: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             inside: OwnLine(AtomicUsize::new(0)),
+            waiting: Mutex::new(None),
         });
         let mut pool = Self { shared, workers: Vec::new() };
         for number in 1..threads.max(1) {
@@ -130,16 +142,23 @@ impl Pool {
         }
     }
 
+    /// Waits for workers to finish their chunks. One that takes long was preempted, perhaps by us: then we sleep, so that
+    /// it gets the core and we keep our claim to one.
     fn wait_until_left(&self) {
+        let since = Instant::now();
         let mut spins = 0u32;
         while self.shared.inside.0.load(Ordering::SeqCst) != 0 {
-            spins += 1;
-            if spins < 2_000 {
+            spins = spins.wrapping_add(1);
+            if !spins.is_multiple_of(64) || since.elapsed() < PATIENCE {
                 std::hint::spin_loop();
-            } else {
-                // The worker was preempted, perhaps by us: let it finish its chunk.
-                thread::yield_now();
+                continue;
             }
+            *self.shared.waiting() = Some(thread::current());
+            // A worker that left before it could see us waiting would not wake us: look once more.
+            if self.shared.inside.0.load(Ordering::SeqCst) != 0 {
+                thread::park();
+            }
+            *self.shared.waiting() = None;
         }
     }
 
@@ -235,7 +254,11 @@ fn enter(shared: &Shared) {
         // pointer, `run` is still waiting for us, so the operation and all it borrows live.
         unsafe { operation.as_ref() }.work();
     }
-    shared.inside.0.fetch_sub(1, Ordering::SeqCst);
+    if shared.inside.0.fetch_sub(1, Ordering::SeqCst) == 1
+        && let Some(caller) = shared.waiting().take()
+    {
+        caller.unpark();
+    }
 }
 
 impl Drop for Pool {
