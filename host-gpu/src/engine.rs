@@ -58,6 +58,15 @@ impl Default for EngineConfig {
     }
 }
 
+impl EngineConfig {
+    /// The tokens of the largest step that there can be, and how many of these give logits: what
+    /// memory for activations is computed from.
+    pub fn largest_step(&self) -> (usize, usize) {
+        let sequences = self.max_running.max(1);
+        (sequences + self.prefill_tokens.max(1), sequences)
+    }
+}
+
 /// Why the engine does not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

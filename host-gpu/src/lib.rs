@@ -24,7 +24,7 @@ pub use ask::{Ask, Message, Penalties, Prompt, Refusal, Role, Sampling, TokenId}
 pub use engine::{Engine, EngineConfig, EngineStats, StartError};
 pub use format::FormatError;
 pub use format::quantize::Quantize;
-pub use model::{Memory, Model, ModelInfo, ModelSource, STEP_TOKENS, Scores, inspect};
+pub use model::{Memory, Model, ModelInfo, ModelSource, Scores, inspect};
 pub use ops::cpu::CodePath;
 pub use residency::{EvictError, JoinError, ResidentModel};
 pub use tokens::{Event, Finish, Logprob, Timing, Tokens, Usage};

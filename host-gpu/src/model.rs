@@ -27,7 +27,7 @@ pub mod template;
 pub mod tokenizer;
 pub mod weights;
 
-pub use config::{Memory, ModelInfo, STEP_TOKENS};
+pub use config::{Memory, ModelInfo};
 pub use score::Scores;
 
 /// Where a model's bytes are.

@@ -8,7 +8,7 @@
 use crate::format::FormatError;
 use crate::model::{Loaded, ModelSource};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 /// Why a model cannot be joined.
@@ -69,12 +69,12 @@ pub struct ResidentModel {
 }
 
 type Outcome = Result<Arc<Loaded>, JoinError>;
-
-/// What those who wait for a load are told. It is no lease: the last to hear it may be late to forget it.
-type Told = Option<Result<Weak<Loaded>, JoinError>>;
+/// How a load ended. What was loaded is not here: whoever waited would leave a lease behind for a
+/// moment, that nobody has.
+type Ended = Option<Result<(), JoinError>>;
 
 enum Entry {
-    Loading(watch::Receiver<Told>),
+    Loading(watch::Receiver<Ended>),
     Resident(Arc<Loaded>),
 }
 
@@ -100,22 +100,18 @@ impl Residency {
                 let mut entries = self.lock();
                 match entries.get(&source.digest) {
                     Some(Entry::Resident(loaded)) => return Ok(loaded.clone()),
-                    Some(Entry::Loading(told)) => told.clone(),
+                    Some(Entry::Loading(ended)) => ended.clone(),
                     None => {
-                        let told = self.start(source.clone(), load.clone())?;
-                        entries.insert(source.digest.clone(), Entry::Loading(told.clone()));
-                        told
+                        let ended = self.start(source.clone(), load.clone())?;
+                        entries.insert(source.digest.clone(), Entry::Loading(ended.clone()));
+                        ended
                     }
                 }
             };
-            // Until the thread that loads is done, which holds the weights as well.
             while loading.changed().await.is_ok() {}
-            match &*loading.borrow() {
-                Some(Ok(loaded)) => match loaded.upgrade() {
-                    Some(loaded) => return Ok(loaded),
-                    None => continue, // it was evicted before we came to lease it
-                },
-                Some(Err(error)) => return Err(error.clone()),
+            match loading.borrow().clone() {
+                Some(Ok(())) => {} // it is in `entries`, unless somebody else has evicted it since
+                Some(Err(error)) => return Err(error),
                 None => return Err(fault(source, "the loading thread ended early")),
             }
         }
@@ -127,24 +123,29 @@ impl Residency {
         &self,
         source: ModelSource,
         load: impl FnOnce(&ModelSource) -> Outcome + Send + 'static,
-    ) -> Result<watch::Receiver<Told>, JoinError> {
-        let (tell, told) = watch::channel(None);
+    ) -> Result<watch::Receiver<Ended>, JoinError> {
+        let (tell, ended) = watch::channel(None);
         let (residency, failed) = (self.clone(), source.clone());
         let run = move || {
             let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| load(&source)));
             let outcome = caught.unwrap_or_else(|_| Err(fault(&source, "the loader panicked")));
             let mut entries = residency.lock();
-            match &outcome {
-                Ok(loaded) => entries.insert(source.digest, Entry::Resident(loaded.clone())),
-                Err(_) => entries.remove(&source.digest),
+            let ended = match outcome {
+                Ok(loaded) => {
+                    entries.insert(source.digest, Entry::Resident(loaded));
+                    Ok(())
+                }
+                Err(error) => {
+                    entries.remove(&source.digest);
+                    Err(error)
+                }
             };
             drop(entries);
-            tell.send_replace(Some(outcome.as_ref().map(Arc::downgrade).map_err(Clone::clone)));
-            drop(outcome);
+            tell.send_replace(Some(ended));
         };
         let spawned = std::thread::Builder::new().name("hob-load".into()).spawn(run);
         spawned.map_err(|e| fault(&failed, &e.to_string()))?;
-        Ok(told)
+        Ok(ended)
     }
 
     /// Drops an idle model; `false` if it is not resident.
