@@ -7,7 +7,7 @@ use crate::ask::{Ask, Refusal, TokenId};
 use crate::format::quantize::Quantize;
 use crate::kv::{Arena, KvType};
 use crate::model::forward::Compute;
-use crate::model::{Loaded, Model, ModelSource};
+use crate::model::{Loaded, Model, ModelSource, Room};
 use crate::ops::cpu::{Activations, CodePath, Cpu};
 use crate::ops::pool::Pool;
 use crate::residency::{EvictError, JoinError, Residency, ResidentModel};
@@ -237,10 +237,10 @@ impl Engine {
     /// If the file is no model that we can run. A later join tries again.
     pub async fn join(&self, source: &ModelSource) -> Result<Model, JoinError> {
         let key = self.shared.next_key.fetch_add(1, Ordering::Relaxed);
-        let Shared { config: EngineConfig { kv_type, kv_page_bytes, quantize, .. }, .. } = *self.shared;
-        let load = move |source: &ModelSource| {
-            Loaded::load(source, key, (kv_type, kv_page_bytes as usize), quantize).map(Arc::new)
-        };
+        let config = &self.shared.config;
+        let (kv_type, page_bytes, step) = (config.kv_type, config.kv_page_bytes as usize, config.largest_step());
+        let (room, quantize) = (Room { kv_type, page_bytes, step }, config.quantize);
+        let load = move |source: &ModelSource| Loaded::load(source, key, room, quantize).map(Arc::new);
         let loaded = self.shared.residency.join(source, load).await?;
         Ok(Model::new(self.clone(), &source.name, loaded))
     }

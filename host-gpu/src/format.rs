@@ -9,6 +9,7 @@ mod cursor;
 pub mod error;
 pub mod gguf;
 pub(crate) mod huge;
+pub(crate) mod json;
 pub mod mapped;
 pub mod quant;
 pub mod quantize;

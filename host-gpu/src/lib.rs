@@ -25,7 +25,7 @@ pub use engine::{Engine, EngineConfig, EngineStats, StartError};
 pub use format::FormatError;
 pub use format::quantize::Quantize;
 pub use kv::KvType;
-pub use model::{Memory, Model, ModelInfo, ModelSource, STEP_TOKENS, Scores, inspect};
+pub use model::{Memory, Model, ModelInfo, ModelSource, Scores, inspect};
 pub use ops::cpu::{Activations, CodePath};
 pub use residency::{EvictError, JoinError, ResidentModel};
 pub use tokens::{Event, Finish, Logprob, Timing, Tokens, Usage};

@@ -29,7 +29,7 @@ pub mod template;
 pub mod tokenizer;
 pub mod weights;
 
-pub use config::{Memory, ModelInfo, STEP_TOKENS};
+pub use config::{Memory, ModelInfo};
 pub use score::Scores;
 
 /// Where a model's bytes are.
@@ -50,6 +50,23 @@ pub struct ModelSource {
 /// If it is no sound GGUF file or checkpoint.
 pub fn inspect(path: &Path) -> Result<ModelInfo, FormatError> {
     Opened::open(path)?.info()
+}
+
+/// What an engine has for each of its models.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) kv_type: KvType,
+    /// Bytes of a KV page.
+    pub(crate) page_bytes: usize,
+    /// Tokens of the largest step, and how many of these give logits.
+    pub(crate) step: (usize, usize),
+}
+
+/// Bytes that the system could give to programs without taking any away, if it says so.
+fn available_memory() -> Option<u64> {
+    let all = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = all.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// A model in memory.
@@ -74,7 +91,7 @@ impl Loaded {
     pub(crate) fn load(
         source: &ModelSource,
         key: u64,
-        (kv_type, page_bytes): (KvType, usize),
+        room: Room,
         quantize: Option<Quantize>,
     ) -> Result<Self, JoinError> {
         let name = source.name.clone();
@@ -82,10 +99,14 @@ impl Loaded {
         let opened = Opened::open(&source.path).map_err(format)?;
         let config = opened.config().map_err(format)?;
         let mut info = opened.info().map_err(format)?;
-        let page_tokens = config.kv_shape().page_tokens(kv_type, page_bytes);
+        let page_tokens = config.kv_shape().page_tokens(room.kv_type, room.page_bytes);
         if page_tokens == 0 {
-            let (needed, page) = (config.kv_shape().token_bytes(kv_type) as u64, page_bytes as u64);
+            let (needed, page) = (config.kv_shape().token_bytes(room.kv_type) as u64, room.page_bytes as u64);
             return Err(JoinError::KvPage { name, needed, page });
+        }
+        let needed = config.memory().activations(room.step);
+        if let Some(available) = available_memory().filter(|available| *available < needed) {
+            return Err(JoinError::Activations { name, needed, available });
         }
         let (weights, tokenizer) = std::thread::scope(|scope| {
             // The weights come from the disk while the vocabulary is built.

@@ -33,6 +33,19 @@ pub enum JoinError {
         /// Bytes of a page.
         page: u64,
     },
+    /// There is no memory for what a step computes.
+    #[error(
+        "model {name} needs {needed} bytes for its largest step and {available} are available; \
+         lower the prompt tokens or the sequences of a step"
+    )]
+    Activations {
+        /// The model.
+        name: String,
+        /// Bytes of activations.
+        needed: u64,
+        /// Bytes that the system has.
+        available: u64,
+    },
     /// Our fault; the text is for the operator.
     #[error("loading model {name} failed: {reason}; retry, and report it if it happens again")]
     Fault {

@@ -214,6 +214,23 @@ fn quantising_as_we_load_is_small_and_close() {
     }
 }
 
+/// Weights are read where the files lie, unless they were quantised: then nothing of the files is kept.
+#[cfg(target_os = "linux")]
+#[test]
+fn every_file_is_mapped_and_let_go_when_it_is_quantised() {
+    let mapped = |copy: &Copy| {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let ours = |line: &&str| line.contains(copy.path().to_str().unwrap()) && line.ends_with(".safetensors");
+        maps.lines().filter(ours).count()
+    };
+    let copy = Copy::of("llama-shards");
+    let plain = load(&engine(None, None).unwrap(), copy.path()).unwrap();
+    assert_eq!(mapped(&copy), 5);
+    drop(plain);
+    let quantised = load(&engine(None, Some(Quantize::Q8_0)).unwrap(), copy.path()).unwrap();
+    assert_eq!((mapped(&copy), quantised.info().quantization.as_str()), (0, "Q8_0"));
+}
+
 #[test]
 fn blocks_are_those_of_the_reference() {
     #[derive(Deserialize)]

@@ -5,6 +5,7 @@ use hob_gpu::format::gguf::Gguf;
 use hob_gpu::model::tokenizer::{Tokenizer, Utf8};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -225,6 +226,11 @@ fn damaged_tokenizer_json_is_refused_with_the_reason() {
         }
     };
     let long = "x".repeat(5000);
+    let template = |name: &str, id: u64| {
+        let single = json!([{"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
+        json!({"type": "TemplateProcessing", "single": single, "special_tokens": {"<s>": {"id": "<s>", "ids": [id]}}})
+    };
+    let bert = &json!({"type": "BertProcessing", "cls": ["<s>", 1], "sep": ["</s>", 2]});
     for (place, value, reason) in [
         ("/version", "1.0".into(), "(accepted)"),
         ("/model/type", "Unigram".into(), "type `Unigram` is not supported; supported: BPE"),
@@ -233,10 +239,19 @@ fn damaged_tokenizer_json_is_refused_with_the_reason() {
         ("/model/vocab/h", (-1).into(), "tokenizer.json"),
         ("/model/vocab/h", 300.into(), "twice"),
         ("/model/merges/0", "zz".into(), "`zz` is no token"),
-        ("/model/merges/0", serde_json::json!([long, long]), "is no token"),
+        ("/model/merges/0", json!([long, long]), "is no token"),
         ("/model/merges", 7.into(), "no model.merges"),
         ("/model/unk_token", "<none>".into(), "`<none>`, which is no token"),
         ("/model/continuing_subword_prefix", "##".into(), "not supported"),
+        ("/normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"}), "of type \"Precompiled\""),
+        ("/pre_tokenizer", json!({"type": "Sequence", "pretokenizers": [{"type": "BertPreTokenizer"}]}), "\"BertPre"),
+        ("/post_processor", json!({"type": "Custom"}), "post_processor of a type that is not supported"),
+        ("/post_processor", json!({"type": "TemplateProcessing"}), "post_processor without a template"),
+        ("/post_processor", template("<none>", 1), "post_processor with an unknown special token"),
+        ("/post_processor", template("<s>", 1 << 30), "adds something that is no token"),
+        ("/post_processor", json!({"type": "BertProcessing", "cls": ["<s>", -1], "sep": ["</s>", 2]}), "is no token"),
+        ("/post_processor", json!({"type": "Sequence", "processors": [bert, bert]}), "more than one part adds tokens"),
+        ("/post_processor", bert.clone(), "(accepted)"),
     ] {
         let message = damaged(place, value);
         assert!(message.contains(reason), "{place}: {message}");

@@ -109,7 +109,7 @@ fn show_tells_what_a_model_takes() {
         ("chat template", "ChatML"),
         ("weights", "mapped from one file"),
         ("KV", "a token"),
-        ("activations", "for a step of 256 tokens"),
+        ("activations", "MB for a step of "),
         ("file", "98.4 MB, sha256:b179c952"),
     ];
     has(&show(MODEL), &stored);

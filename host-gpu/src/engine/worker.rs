@@ -30,6 +30,7 @@ pub(super) struct Worker {
     inbox: mpsc::Receiver<Arrival>,
     counters: Arc<Counters>,
     huge_pages: bool,
+    largest_step: (usize, usize),
 }
 
 impl Worker {
@@ -45,7 +46,8 @@ impl Worker {
         let (buffers, jobs) = (Buffers::default(), HashMap::new());
         // Only kernels for quantised activations read what is interleaved.
         let huge_pages = config.huge_pages && config.activations == Activations::Q8 && huge::available();
-        Self { compute, arena, buffers, scheduler, paces, jobs, next: 0, inbox, counters, huge_pages }
+        let largest_step = config.largest_step();
+        Self { compute, arena, buffers, scheduler, paces, jobs, next: 0, inbox, counters, huge_pages, largest_step }
     }
 
     pub(super) fn run(mut self) {
@@ -126,6 +128,9 @@ impl Worker {
         let Some(loaded) = items.first().and_then(|i| self.jobs.get(&i.id)).map(|j| j.loaded.clone()) else {
             return;
         };
+        if let Err(error) = self.buffers.reserve(&loaded.config, self.largest_step) {
+            return self.fail(&items, Some(&error.to_string()));
+        }
         let parts: Vec<Part<'_>> = items.iter().map(|item| part(&self.jobs, &self.scheduler, item)).collect();
         let (c, w) = (&loaded.config, &loaded.weights);
         let (compute, arena, buffers) = (&mut self.compute, &mut self.arena, &mut self.buffers);

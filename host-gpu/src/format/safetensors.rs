@@ -6,7 +6,8 @@
 //! same name checks the same, but not with what our refusals say: which tensor, at which byte.
 
 use super::cursor::Cursor;
-use super::error::{FormatError, file_name};
+use super::error::FormatError;
+use super::json;
 use super::mapped::Mapped;
 use super::quant::{Quant, TypeRow};
 use super::tensor::TensorInfo;
@@ -14,8 +15,6 @@ use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -68,7 +67,7 @@ impl Safetensors {
             let (file, tensors) = open_file(&single, 0)?;
             return Ok(Self { files: [file].into(), tensors });
         }
-        match read_text(folder, INDEX, MAX_INDEX)? {
+        match json::read(folder, INDEX, MAX_INDEX)? {
             Some(index) => Self::open_shards(folder, &parse_index(&index)?),
             None => Err(FormatError::Io {
                 path: single.display().to_string(),
@@ -124,31 +123,6 @@ fn open_file(path: &Path, number: usize) -> Result<(Mapped, HashMap<String, Tens
     Ok((file, tensors))
 }
 
-/// The bytes of the small file `name` in `folder`; `None` if there is none.
-pub(crate) fn read_text(folder: &Path, name: &str, most: u64) -> Result<Option<Vec<u8>>, FormatError> {
-    let path = folder.join(name);
-    let io =
-        |e: std::io::Error| FormatError::Io { path: path.display().to_string(), reason: e.to_string().to_lowercase() };
-    let file = match File::open(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(io)?,
-    };
-    let mut bytes = Vec::new();
-    file.take(most + 1).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() as u64 > most {
-        let problem = format!("is longer than {most} bytes");
-        return Err(FormatError::Corrupt { what: file_name(&path), offset: most, problem });
-    }
-    Ok(Some(bytes))
-}
-
-/// A mistake in JSON text that stands at byte `base` of its file.
-pub(crate) fn json_error(what: &str, text: &[u8], base: u64, e: &serde_json::Error) -> FormatError {
-    let lines = text.split_inclusive(|byte| *byte == b'\n').take(e.line().saturating_sub(1));
-    let offset = base + lines.map(<[u8]>::len).sum::<usize>() as u64 + e.column().saturating_sub(1) as u64;
-    FormatError::Corrupt { what: what.into(), offset, problem: e.to_string() }
-}
-
 /// Reads and checks the header of a whole file.
 ///
 /// # Errors
@@ -161,7 +135,7 @@ pub fn parse(file: &[u8]) -> Result<HashMap<String, TensorInfo>, FormatError> {
     }
     let at = c.offset();
     let header = c.bytes("header", len)?;
-    let entries: Unique<Entry> = serde_json::from_slice(header).map_err(|e| json_error("header", header, at, &e))?;
+    let entries: Unique<Entry> = serde_json::from_slice(header).map_err(|e| json::unsound("header", header, at, &e))?;
     let data = c.offset();
     let mut tensors = HashMap::with_capacity(entries.0.len());
     for (name, entry) in entries.0 {
@@ -181,7 +155,7 @@ pub fn parse_index(text: &[u8]) -> Result<HashMap<String, String>, FormatError> 
     struct Index {
         weight_map: Option<Unique<String>>,
     }
-    let index: Index = serde_json::from_slice(text).map_err(|e| json_error(INDEX, text, 0, &e))?;
+    let index: Index = serde_json::from_slice(text).map_err(|e| json::unsound(INDEX, text, 0, &e))?;
     let missing = || FormatError::Setting { file: INDEX, key: "weight_map".into(), problem: "is missing".into() };
     Ok(index.weight_map.ok_or_else(missing)?.0)
 }

@@ -114,12 +114,18 @@ pub struct Memory {
     pub kv_token: u64,
     /// The same for the whole context.
     pub kv_context: u64,
-    /// Bytes of activations for a step of [`STEP_TOKENS`] that asks for the logits of one.
-    pub activations: u64,
+    /// Bytes of activations for each token of a step.
+    pub activations_token: u64,
+    /// Bytes of the logits after one token.
+    pub logits_token: u64,
 }
 
-/// The tokens for which [`Memory::activations`] is counted: the default for a step's prompt tokens.
-pub const STEP_TOKENS: u64 = 512;
+impl Memory {
+    /// Bytes of activations for a step of so many tokens, of which some give logits.
+    pub fn activations(&self, (tokens, logits): (usize, usize)) -> u64 {
+        self.activations_token * tokens as u64 + self.logits_token * logits as u64
+    }
+}
 
 impl Config {
     /// Reads the shape.
@@ -251,7 +257,8 @@ impl Config {
         Memory {
             kv_token,
             kv_context: kv_token * self.context as u64,
-            activations: bytes(floats) * STEP_TOKENS + bytes(self.vocab),
+            activations_token: bytes(floats),
+            logits_token: bytes(self.vocab),
         }
     }
 }

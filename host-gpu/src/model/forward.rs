@@ -13,6 +13,7 @@ use crate::ops::cpu::attention::{KvHead, Queries, Scoring};
 use crate::ops::cpu::matmul::{Input, Matrix, Tiles};
 use crate::ops::pool::Pool;
 use std::cell::RefCell;
+use std::collections::TryReserveError;
 use std::ops::Range;
 
 /// The next tokens of one sequence.
@@ -62,10 +63,36 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
+    /// Room for steps of so many tokens, of which some give logits: steps then allocate nothing.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(crate) fn reserve(&mut self, c: &Config, (tokens, logits): (usize, usize)) -> Result<(), TryReserveError> {
+        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let gates = if c.architecture.gate == Gate::Silu { 0 } else { 2 * c.ff };
+        for (buffer, width) in [
+            (&mut self.x, c.width),
+            (&mut self.h, c.width),
+            (&mut self.qkv, q + 2 * kv),
+            (&mut self.attended, q),
+            (&mut self.gates, gates),
+            (&mut self.ff, c.ff),
+        ] {
+            reserve(buffer, tokens * width)?;
+        }
+        reserve(&mut self.logits, logits * c.vocab)?;
+        reserve(&mut self.turns, tokens * c.rope_dims / 2)
+    }
+
     /// What the last step gave.
     pub(crate) fn logits(&self) -> &[f32] {
         &self.logits
     }
+}
+
+/// Room for `len` values in all.
+fn reserve<T>(buffer: &mut Vec<T>, len: usize) -> Result<(), TryReserveError> {
+    buffer.try_reserve_exact(len.saturating_sub(buffer.len()))
 }
 
 /// One token of the flattened batch.

@@ -6,13 +6,14 @@ use crate::format::FormatError;
 use crate::format::huge::HugeCopy;
 use crate::format::mapped::Mapped;
 use crate::format::quant::{self, Quant};
-use crate::format::quantize::{Quantize, quantize};
 use crate::format::tensor::TensorInfo;
 use crate::ops::cpu::matmul::{Matrix, can_interleave, interleave};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
+
+mod quantized;
 
 /// A matrix's place.
 #[derive(Clone, Debug, PartialEq)]
@@ -182,60 +183,6 @@ impl Weights {
         }
     }
 
-    /// Replaces matrices of floats by quantised ones in memory, `threads` rows at a time, and lets
-    /// go of files that nothing is left in.
-    ///
-    /// # Errors
-    /// `Corrupt` for a matrix with weights that no block can hold.
-    pub fn quantize(&mut self, to: Quantize, threads: usize) -> Result<(), FormatError> {
-        let tied = self.head == self.embedding;
-        let mut made = std::mem::take(&mut self.made);
-        let mut replaced: HashMap<usize, MatrixAt> = HashMap::new();
-        for (n, (at, ends)) in self.matrices().into_iter().enumerate() {
-            let to = to.of(ends);
-            if matches!(at.quant, Quant::F32 | Quant::F16 | Quant::Bf16) {
-                let bytes = self.quantized(at, to, threads)?;
-                let place = Place::Made(made.len());
-                replaced.insert(n, MatrixAt { quant: to, place, bytes: 0..bytes.len(), ..*at });
-                made.push(bytes);
-            }
-        }
-        for (n, at) in self.matrices_mut().into_iter().enumerate() {
-            if let Some(quantized) = replaced.remove(&n) {
-                *at = quantized;
-            }
-        }
-        if tied {
-            self.head = self.embedding.clone();
-        }
-        self.made = made;
-        if self.matrices().iter().all(|(at, _)| matches!(at.place, Place::Made(_))) {
-            self.files = Arc::new([]);
-        }
-        Ok(())
-    }
-
-    fn quantized(&self, at: &MatrixAt, to: Quant, threads: usize) -> Result<Vec<u8>, FormatError> {
-        let matrix = self.matrix(at);
-        let row = |quant: Quant| at.cols / quant.row().weights * quant.row().bytes;
-        let rows = at.rows.div_ceil(threads.max(1));
-        let mut bytes = vec![0; at.rows * row(to)];
-        let sound = std::thread::scope(|scope| {
-            let parts = matrix.bytes.chunks(rows * row(at.quant)).zip(bytes.chunks_mut(rows * row(to)));
-            let threads: Vec<_> =
-                parts.map(|(from, out)| scope.spawn(move || quantize(at.quant, from, to, out).is_ok())).collect();
-            threads.into_iter().all(|thread| thread.join().unwrap_or(false))
-        });
-        let problem = || "it has weights that are no numbers or too large to be quantised".into();
-        let offset = at.bytes.start as u64;
-        let corrupt = || FormatError::Corrupt {
-            what: format!("a matrix of {} by {}", at.rows, at.cols),
-            offset,
-            problem: problem(),
-        };
-        sound.then_some(bytes).ok_or_else(corrupt)
-    }
-
     /// Bytes of all matrices and vectors, in files or in memory.
     pub fn bytes(&self) -> u64 {
         let matrices: usize = self.matrices().iter().map(|(at, _)| at.bytes.len()).sum();
@@ -261,15 +208,6 @@ impl Weights {
         let inner = self.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o.w, &l.gate, &l.up, &l.down.w]);
         let head = Some(&self.head).filter(|head| **head != self.embedding);
         inner.map(|at| (at, false)).chain([&self.embedding].into_iter().chain(head).map(|at| (at, true))).collect()
-    }
-
-    /// The same in the same order.
-    fn matrices_mut(&mut self) -> Vec<&mut MatrixAt> {
-        let head = Some(&mut self.head).filter(|head| **head != self.embedding);
-        let inner = self.layers.iter_mut();
-        let inner =
-            inner.flat_map(|l| [&mut l.q, &mut l.k, &mut l.v, &mut l.o.w, &mut l.gate, &mut l.up, &mut l.down.w]);
-        inner.chain([&mut self.embedding]).chain(head).collect()
     }
 }
 

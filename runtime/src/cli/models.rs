@@ -1,7 +1,7 @@
 //! `hob models pull`, `list` and `show`
 
 use anyhow::Context as _;
-use hob_gpu::STEP_TOKENS;
+use hob_gpu::EngineConfig;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{ago, size, table};
@@ -112,10 +112,11 @@ fn show(store: &ModelStore, model: &ModelRef) -> anyhow::Result<()> {
         ("chat template", template(info.has_chat_template, info.chat_template)),
         ("weights", format!("{}, mapped from {}", size(info.weight_bytes), files(info.files))),
     ];
+    let step = EngineConfig::default().largest_step();
     match info.memory {
         Ok(memory) => rows.extend([
             ("KV", format!("{} a token, {} for the whole context", size(memory.kv_token), size(memory.kv_context))),
-            ("activations", format!("{} for a step of {STEP_TOKENS} tokens", size(memory.activations))),
+            ("activations", format!("{} for a step of {} tokens", size(memory.activations(step)), step.0)),
         ]),
         Err(why) => rows.push(("cannot run", why.to_string())),
     }

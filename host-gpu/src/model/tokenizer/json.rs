@@ -14,6 +14,10 @@ use std::collections::HashMap;
 /// Numbers without a token that a vocabulary may have: room for tokens that were taken out.
 const MOST_GAPS: usize = 1 << 16;
 
+/// What texts and words may go through: what the classes of models that we run have, and little more.
+const NORMALIZERS: &[&str] = &["NFC", "NFD", "NFKC", "NFKD", "Prepend", "Replace", "Sequence", "Strip"];
+const PRE_TOKENIZERS: &[&str] = &["ByteLevel", "Digits", "Metaspace", "Punctuation", "Sequence", "Split"];
+
 /// The library's tokenizer, for text without special tokens.
 pub(super) struct Json {
     inner: Box<tokenizers::Tokenizer>,
@@ -39,15 +43,24 @@ impl Json {
     /// `Metadata` if it is damaged, `Unsupported` if its model is no BPE.
     pub(super) fn read(json: &[u8]) -> Result<Parts, FormatError> {
         let bad = |problem: &str| wrong("tokenizer.json", problem);
-        let value: Value = serde_json::from_slice(json).map_err(|e| bad(&e.to_string()))?;
+        let mut value: Value = serde_json::from_slice(json).map_err(|e| bad(&e.to_string()))?;
         check_model(&value["model"])?;
-        let mut inner: tokenizers::Tokenizer =
-            serde_json::from_value(value.clone()).map_err(|e| bad(&e.to_string()))?;
-        inner.with_padding(None).with_truncation(None).map_err(|e| bad(&e.to_string()))?;
-        let around = inner.encode_fast("", true).map_err(|e| bad(&e.to_string()))?;
-        let around = around.get_ids().iter().map(|id| TokenId(*id)).collect();
+        check_kinds("normalizer", &value["normalizer"], NORMALIZERS)?;
+        check_kinds("pre_tokenizer", &value["pre_tokenizer"], PRE_TOKENIZERS)?;
+        value["model"]["dropout"] = Value::Null; // chance is for training
+        let fields = value.as_object_mut().ok_or_else(|| bad("is no object"))?;
+        // What goes around and what comes back we do ourselves: the library would trust these.
+        let mut taken = |key| fields.remove(key).unwrap_or_default();
+        let (processor, decoder) = (taken("post_processor"), taken("decoder").to_string());
+        for unused in ["padding", "truncation"] {
+            taken(unused);
+        }
+        let inner: tokenizers::Tokenizer = serde_json::from_value(value).map_err(|e| bad(&e.to_string()))?;
+        Self::with(inner, &processor, &decoder)
+    }
+
+    fn with(mut inner: tokenizers::Tokenizer, processor: &Value, decoder: &str) -> Result<Parts, FormatError> {
         inner.set_encode_special_tokens(true);
-        let decoder = value["decoder"].to_string();
         let alphabet = decoder.contains("ByteLevel").then(Alphabet::new);
         let added = inner.get_added_tokens_decoder();
         let kind = |id: u32, text: &str| match added.get(&id) {
@@ -57,6 +70,7 @@ impl Json {
             None => Kind::Normal,
         };
         let vocab = vocab(&inner.get_vocab(true), kind)?;
+        let around = around(processor, vocab.len(), 0)?;
         let swallowing = added.iter().filter(|(_, token)| token.rstrip).map(|(id, _)| TokenId(*id)).collect();
         let strips_space = decoder.contains("\"Strip\"") || decoder.contains("\"Metaspace\"");
         Ok(Parts { json: Self { inner: Box::new(inner), alphabet, strips_space }, vocab, around, swallowing })
@@ -110,6 +124,53 @@ fn check_model(model: &Value) -> Result<(), FormatError> {
         }
     }
     Ok(())
+}
+
+/// Refuses parts of other kinds than `known`: the library has many, and not all were made for files like these.
+fn check_kinds(key: &str, part: &Value, known: &[&str]) -> Result<(), FormatError> {
+    if part.is_null() {
+        return Ok(());
+    }
+    let kind = part["type"].as_str().unwrap_or("(none)");
+    if !known.contains(&kind) {
+        let what = format!("tokenizer.json with a {key} of type {:?}", kind.chars().take(40).collect::<String>());
+        return Err(FormatError::Unsupported { what, supported: known.join(", ") });
+    }
+    let inner = part.get("normalizers").or(part.get("pretokenizers")).and_then(Value::as_array);
+    inner.into_iter().flatten().try_for_each(|part| check_kinds(key, part, known))
+}
+
+/// The tokens that `processor` puts around every sequence, in order.
+fn around(processor: &Value, tokens: usize, depth: usize) -> Result<Vec<TokenId>, FormatError> {
+    let bad = |problem: &str| wrong("tokenizer.json", &format!("has a post_processor {problem}"));
+    let token = |id: &Value| {
+        let id = id.as_u64().filter(|id| *id < tokens as u64);
+        id.map(|id| TokenId(id as u32)).ok_or_else(|| bad("that adds something that is no token"))
+    };
+    match processor["type"].as_str() {
+        None | Some("ByteLevel") => Ok(Vec::new()),
+        Some("TemplateProcessing") => {
+            let pieces = processor["single"].as_array().ok_or_else(|| bad("without a template"))?;
+            let special = |piece: &Value| processor["special_tokens"][piece.as_str()?]["ids"].as_array().cloned();
+            let specials =
+                pieces.iter().filter_map(|piece| piece.get("SpecialToken")).map(|piece| special(&piece["id"]));
+            let ids: Option<Vec<_>> = specials.collect();
+            ids.ok_or_else(|| bad("with an unknown special token"))?.iter().flatten().map(token).collect()
+        }
+        Some("RobertaProcessing" | "BertProcessing") => {
+            [&processor["cls"], &processor["sep"]].into_iter().map(|pair| token(&pair[1])).collect()
+        }
+        Some("Sequence") if depth == 0 => {
+            let parts = processor["processors"].as_array().ok_or_else(|| bad("without parts"))?;
+            let parts = parts.iter().map(|part| around(part, tokens, depth + 1)).collect::<Result<Vec<_>, _>>()?;
+            let mut adding = parts.into_iter().filter(|ids| !ids.is_empty());
+            match (adding.next(), adding.next()) {
+                (_, Some(_)) => Err(bad("of which more than one part adds tokens")),
+                (ids, None) => Ok(ids.unwrap_or_default()),
+            }
+        }
+        Some(_) => Err(bad("of a type that is not supported")),
+    }
 }
 
 fn vocab(tokens: &HashMap<String, u32>, kind: impl Fn(u32, &str) -> Kind) -> Result<Vocab, FormatError> {

@@ -111,7 +111,7 @@ impl Split {
         let rows = || TABLE.iter().zip(&COMPILED);
         let (row, rules) =
             rows().find(|(row, _)| row.names.contains(&name)).ok_or_else(|| FormatError::Unsupported {
-                what: format!("pre-tokenizer {:?}", name.chars().take(60).collect::<String>()),
+                what: format!("pre-tokenizer `{}`", name.chars().take(60).collect::<String>()),
                 supported: TABLE.iter().flat_map(|row| row.names).copied().collect::<Vec<_>>().join(", "),
             })?;
         let compile = |rule: &&str| Regex::new(rule).expect("a test compiles every expression");
@@ -170,6 +170,6 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let e = Split::new(Some("mystery")).err().unwrap().to_string();
-        assert!(e.contains("\"mystery\"") && e.contains("qwen2, deepseek-r1-qwen"), "{e}");
+        assert!(e.contains("`mystery`") && e.contains("qwen2, deepseek-r1-qwen"), "{e}");
     }
 }

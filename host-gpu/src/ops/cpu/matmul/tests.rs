@@ -96,7 +96,7 @@ fn every_type_path_and_shape_agrees_with_the_reference() {
 fn interleaving_changes_no_bit() {
     let mut pool = Pool::new(2).unwrap();
     for quant in all().filter(|quant| can_interleave(*quant, 96)) {
-        let (rows, cols) = (96, whole(quant, 96));
+        let (rows, cols) = (96, whole(quant, 288));
         let bytes = random_weights(quant, rows, cols);
         let plain = Matrix { quant, rows, cols, bytes: &bytes, interleaved: false };
         let mut other = vec![0; bytes.len()];

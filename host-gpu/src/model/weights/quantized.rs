@@ -1,0 +1,72 @@
+//! Matrices of floats that become blocks in memory as a model is loaded.
+
+use super::{MatrixAt, Place, Weights};
+use crate::format::FormatError;
+use crate::format::quant::Quant;
+use crate::format::quantize::{Quantize, quantize};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+impl Weights {
+    /// Replaces matrices of floats by quantised ones in memory, on `threads` threads, and lets go of the
+    /// files if nothing is left in them.
+    ///
+    /// # Errors
+    /// `Corrupt` for a matrix with weights that no block can hold.
+    pub fn quantize(&mut self, to: Quantize, threads: usize) -> Result<(), FormatError> {
+        let tied = self.head == self.embedding;
+        let mut made = std::mem::take(&mut self.made);
+        let mut replaced: HashMap<usize, MatrixAt> = HashMap::new();
+        for (n, (at, ends)) in self.matrices().into_iter().enumerate() {
+            let to = to.of(ends);
+            if matches!(at.quant, Quant::F32 | Quant::F16 | Quant::Bf16) {
+                let bytes = self.blocks(at, to, threads)?;
+                let place = Place::Made(made.len());
+                replaced.insert(n, MatrixAt { quant: to, place, bytes: 0..bytes.len(), ..*at });
+                made.push(bytes);
+            }
+        }
+        for (n, at) in self.matrices_mut().into_iter().enumerate() {
+            if let Some(quantized) = replaced.remove(&n) {
+                *at = quantized;
+            }
+        }
+        if tied {
+            self.head = self.embedding.clone();
+        }
+        self.made = made;
+        if self.matrices().iter().all(|(at, _)| matches!(at.place, Place::Made(_))) {
+            self.files = Arc::new([]);
+        }
+        Ok(())
+    }
+
+    /// The blocks of one matrix.
+    fn blocks(&self, at: &MatrixAt, to: Quant, threads: usize) -> Result<Vec<u8>, FormatError> {
+        let matrix = self.matrix(at);
+        let row = |quant: Quant| at.cols / quant.row().weights * quant.row().bytes;
+        let rows = at.rows.div_ceil(threads.max(1));
+        let mut bytes = vec![0; at.rows * row(to)];
+        let sound = std::thread::scope(|scope| {
+            let parts = matrix.bytes.chunks(rows * row(at.quant)).zip(bytes.chunks_mut(rows * row(to)));
+            let threads: Vec<_> =
+                parts.map(|(from, out)| scope.spawn(move || quantize(at.quant, from, to, out).is_ok())).collect();
+            threads.into_iter().all(|thread| thread.join().expect("rows are whole blocks"))
+        });
+        let corrupt = || FormatError::Corrupt {
+            what: format!("a matrix of {} by {}", at.rows, at.cols),
+            offset: at.bytes.start as u64,
+            problem: "it has weights that are no numbers or too large to be quantised".into(),
+        };
+        sound.then_some(bytes).ok_or_else(corrupt)
+    }
+
+    /// As `matrices`, in the same order.
+    fn matrices_mut(&mut self) -> Vec<&mut MatrixAt> {
+        let head = Some(&mut self.head).filter(|head| **head != self.embedding);
+        let inner = self.layers.iter_mut();
+        let inner =
+            inner.flat_map(|l| [&mut l.q, &mut l.k, &mut l.v, &mut l.o.w, &mut l.gate, &mut l.up, &mut l.down.w]);
+        inner.chain([&mut self.embedding]).chain(head).collect()
+    }
+}
