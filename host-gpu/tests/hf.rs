@@ -68,7 +68,7 @@ fn log_softmax(logits: &[f64]) -> Vec<f64> {
 }
 
 fn engine(code_path: Option<CodePath>, quantize: Option<Quantize>) -> Option<Engine> {
-    Engine::start(EngineConfig { threads: 2, kv_bytes: 16 << 20, code_path, quantize, ..EngineConfig::default() }).ok()
+    Engine::start(EngineConfig { threads: 2, kv_bytes: 16 << 20, code_path, quantize, ..EngineConfig::exact() }).ok()
 }
 
 fn load(engine: &Engine, path: &Path) -> Result<Model, String> {

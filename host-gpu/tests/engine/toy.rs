@@ -1,6 +1,6 @@
 //! A toy model, and an engine that runs it.
 
-use hob_gpu::{Ask, Engine, EngineConfig, Finish, Model, ModelSource, Prompt, Sampling, TokenId, Tokens};
+use hob_gpu::{Ask, Engine, EngineConfig, Finish, KvType, Model, ModelSource, Prompt, Sampling, TokenId, Tokens};
 use std::future::Future;
 use std::path::Path;
 use std::pin::pin;
@@ -127,7 +127,7 @@ pub fn wait<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// A token's keys and values are 512 bytes: a page holds four tokens, the budget a thousand.
+/// A token's keys and values are 512 bytes, as f32: a page holds four tokens, the budget a thousand.
 pub fn small() -> EngineConfig {
     EngineConfig {
         threads: 2,
@@ -136,6 +136,7 @@ pub fn small() -> EngineConfig {
         max_running: 4,
         max_waiting: 100,
         prefill_tokens: 8,
+        kv_type: KvType::F32,
         ..EngineConfig::default()
     }
 }
