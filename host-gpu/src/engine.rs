@@ -258,6 +258,11 @@ impl Engine {
         self.shared.residency.list()
     }
 
+    /// What it was started with.
+    pub fn config(&self) -> &EngineConfig {
+        &self.shared.config
+    }
+
     /// Which instructions the kernels use.
     pub fn code_path(&self) -> CodePath {
         self.shared.cpu.path()

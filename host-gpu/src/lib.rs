@@ -12,6 +12,7 @@ mod ask;
 mod engine;
 pub mod format;
 mod kv;
+pub mod measure;
 pub mod model;
 pub mod ops;
 mod residency;

@@ -195,6 +195,11 @@ impl Model {
         self.loaded.info()
     }
 
+    /// The tokens that end an answer, each once or more.
+    pub fn end_tokens(&self) -> &[TokenId] {
+        self.loaded.tokenizer.ends()
+    }
+
     /// The tokens of `text`; `special` says whether special tokens in it are recognised.
     pub fn tokenize(&self, text: &str, special: bool) -> Vec<TokenId> {
         self.loaded.tokenizer.encode(text, special)

@@ -1,118 +1,185 @@
-//! The engine alone: tokens a second, beside llama.cpp.
+//! The engine, alone and as a process, beside llama.cpp and ik_llama.cpp.
 
-use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
-use hob_gpu::{Ask, Engine, EngineConfig, Event, Model, ModelSource, Prompt, TokenId, Tokens};
-use hob_tests::{MODEL, weights};
+use anyhow::{Context as _, Result};
+use hob_gpu::{Engine, EngineConfig, Model, ModelSource, measure};
+use hob_tests::weights_of;
+use tokio::runtime::Runtime;
 
-use crate::report::{Measure, Report};
-use crate::stall;
+use crate::host::Killed;
+use crate::peers::Peer;
+use crate::report::{Measure, Report, quantile};
+use crate::{process, stall};
 
+const MODELS: [&str; 2] = ["smollm2:135m", "gemma3:270m"];
+/// Rounds, in each of which hob and its peers measure in turn; the median of them counts.
+const ROUNDS: usize = 3;
 /// Tokens of the prompt, and tokens generated.
 const PROMPT: usize = 512;
 const GENERATED: u32 = 128;
+/// How many generate at once, and the prompt of each.
+const SEQUENCES: [usize; 3] = [1, 8, 32];
+const SHORT_PROMPT: usize = 32;
+
+struct Peers {
+    llama: Option<Peer>,
+    ik: Option<Peer>,
+    batched: Option<Peer>,
+    server: Option<Peer>,
+}
 
 pub fn run(report: &mut Report) -> Result<()> {
+    let peers = Peers {
+        llama: Peer::find("llama.cpp", "HOB_PEER_LLAMA_BENCH"),
+        ik: Peer::find("ik_llama.cpp", "HOB_PEER_IK_BENCH"),
+        batched: Peer::find("llama-batched-bench", "HOB_PEER_LLAMA_BATCHED"),
+        server: Peer::find("llama-server", "HOB_PEER_LLAMA_SERVER"),
+    };
+    for model in MODELS {
+        match weights_of(model) {
+            Some(file) => self::model(report, &peers, model, &file)?,
+            None => report.note(&format!("engine: {model} is not here; `hob models pull` gets it")),
+        }
+    }
+    Ok(())
+}
+
+fn model(report: &mut Report, peers: &Peers, model: &str, file: &Path) -> Result<()> {
     let config = EngineConfig::default();
     let threads = config.threads;
+    let name = |what: &str| format!("{model}, {threads} threads: {what}");
+    // It comes first: nothing of ours is resident yet.
+    report.note(&format!("engine: {model}, process start and memory"));
+    process::run(report, name, (model, file), threads, peers.server.as_ref())?;
     let engine = Engine::start(config)?;
     report.code_path(engine.code_path());
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    let source = ModelSource { name: MODEL.into(), path: weights(), digest: "bench".into() };
+    let source = ModelSource { name: model.into(), path: file.into(), digest: "bench".into() };
     let started = Instant::now();
-    let model = runtime.block_on(engine.join(&source))?;
-    let loaded = started.elapsed();
-    let peer = peer(threads)?;
-    let peer_of = |test: &str| {
-        let rate = peer.iter().find(|(name, _)| name == test)?.1;
-        Some(("llama.cpp".to_owned(), rate))
+    let joined = runtime.block_on(engine.join(&source))?;
+    report.add(Measure::new(name("load, file in page cache"), started.elapsed().as_secs_f64() * 1e3, "ms"));
+    // Pages of the file are touched for the first time, and weights move to where they are read fast.
+    decode(&runtime, &joined, 1, PROMPT)?;
+    rates(report, name, &runtime, &joined, peers, (file, threads))?;
+    report.note(&format!("engine: {model} beside a busy process on each core"));
+    contention(report, name, &runtime, &joined)?;
+    report.note(&format!("engine: {model}, a long prompt beside 8 chats"));
+    runtime.block_on(stall::run(report, name, &joined))
+}
+
+/// What was measured in all rounds: a list for each row.
+#[derive(Default)]
+struct Rounds {
+    prefill: Vec<f64>,
+    decode: Vec<f64>,
+    together: [Vec<f64>; SEQUENCES.len()],
+    llama: [Vec<f64>; 2],
+    ik: [Vec<f64>; 2],
+    batched: [Vec<f64>; SEQUENCES.len()],
+}
+
+impl Rounds {
+    fn round(
+        &mut self,
+        runtime: &Runtime,
+        model: &Model,
+        peers: &Peers,
+        (file, threads): (&Path, usize),
+    ) -> Result<()> {
+        self.prefill.push(runtime.block_on(measure::prefill(model, PROMPT))?.rate());
+        // As llama-bench has it: with nothing before.
+        self.decode.push(decode(runtime, model, 1, 1)?);
+        for (peer, [prefill, decode]) in [(&peers.llama, &mut self.llama), (&peers.ik, &mut self.ik)] {
+            if let Some(peer) = peer {
+                let rates = peer.bench(file, threads, PROMPT, GENERATED)?;
+                prefill.push(rates.0);
+                decode.push(rates.1);
+            }
+        }
+        for (rates, sequences) in self.together.iter_mut().zip(SEQUENCES) {
+            rates.push(decode(runtime, model, sequences, SHORT_PROMPT)?);
+        }
+        if let Some(peer) = &peers.batched {
+            let batched = peer.batched(file, threads, (SHORT_PROMPT, GENERATED), &SEQUENCES)?;
+            self.batched.iter_mut().zip(batched).for_each(|(rates, rate)| rates.push(rate));
+        }
+        Ok(())
+    }
+}
+
+fn rates(
+    report: &mut Report,
+    name: impl Fn(&str) -> String,
+    runtime: &Runtime,
+    model: &Model,
+    peers: &Peers,
+    (file, threads): (&Path, usize),
+) -> Result<()> {
+    let mut rounds = Rounds::default();
+    for round in 1..=ROUNDS {
+        report.note(&format!("engine: {}, round {round} of {ROUNDS}", model.name()));
+        rounds.round(runtime, model, peers, (file, threads))?;
+    }
+    let peer = |peer: &Option<Peer>, rates: &mut [f64]| Some((peer.as_ref()?.name.to_owned(), quantile(rates, 0.5)));
+    let mut add = |what: &str, ours: &mut [f64], peer: Option<(String, f64)>, target: Option<f64>| {
+        let measure = Measure::new(name(what), quantile(ours, 0.5), "tokens/s").peer(peer);
+        report.add(match target {
+            Some(ratio) => measure.ratio_at_least(ratio),
+            None => measure,
+        });
     };
-    runtime.block_on(async {
-        report.note("engine: one sequence");
-        generate(&model, 1).await?; // pages of the file are touched for the first time
-        let (mut prefill, mut decode) = (0.0_f64, 0.0_f64);
-        for _ in 0..3 {
-            let rates = generate(&model, 1).await?;
-            (prefill, decode) = (prefill.max(rates.0), decode.max(rates.1));
-        }
-        let name = |what: &str| format!("{MODEL}, {threads} threads: {what}");
-        report.add(Measure::new(name("load, file in page cache"), loaded.as_secs_f64() * 1e3, "ms"));
-        report.add(Measure::new(name("prefill, 512 tokens"), prefill, "tokens/s").peer(peer_of("pp512")));
-        let decode = Measure::new(name("decode, 1 sequence"), decode, "tokens/s").peer(peer_of("tg128"));
-        report.add(decode.target(40.0));
-        for sequences in [8, 32] {
-            report.note(&format!("engine: {sequences} sequences"));
-            let (_, rate) = generate(&model, sequences).await?;
-            report.add(Measure::new(name(&format!("decode, {sequences} sequences, total")), rate, "tokens/s"));
-        }
-        report.note("engine: a long prompt beside 8 chats");
-        stall::run(report, name, &model).await
-    })
+    let ([llama_prefill, llama_decode], [ik_prefill, ik_decode]) = (&mut rounds.llama, &mut rounds.ik);
+    let prefill = format!("prefill, {PROMPT} tokens");
+    add(&prefill, &mut rounds.prefill, peer(&peers.ik, ik_prefill), Some(1.0));
+    if peers.llama.is_some() {
+        add(&prefill, &mut rounds.prefill, peer(&peers.llama, llama_prefill), None);
+    }
+    // The faster peer has the target.
+    let mut faster = [peer(&peers.llama, llama_decode), peer(&peers.ik, ik_decode)];
+    faster.sort_by(|a, b| b.as_ref().map_or(0.0, |b| b.1).total_cmp(&a.as_ref().map_or(0.0, |a| a.1)));
+    let [faster, slower] = faster;
+    add("decode, 1 sequence", &mut rounds.decode, faster, Some(1.5));
+    if slower.is_some() {
+        add("decode, 1 sequence", &mut rounds.decode, slower, None);
+    }
+    for ((ours, theirs), sequences) in rounds.together.iter_mut().zip(&mut rounds.batched).zip(SEQUENCES) {
+        let target = (sequences == 32).then_some(2.5);
+        add(&format!("decode, {sequences} at once, total"), ours, peer(&peers.batched, theirs), target);
+    }
+    Ok(())
 }
 
-/// Generates in `sequences` sequences at once, all of them new to the engine; tokens a second of prefill (all of them) and of decode (in total).
-async fn generate(model: &Model, sequences: usize) -> Result<(f64, f64)> {
-    static PROMPTS: AtomicU32 = AtomicU32::new(0);
-    let prompt: Vec<_> = (0..PROMPT).map(|n| TokenId(1000 + (n as u32 * 37) % 20_000)).collect();
-    let prompt = if sequences == 1 { prompt } else { prompt[..32].to_vec() };
-    let started = Instant::now();
-    let mut running = Vec::new();
-    for n in 0..sequences {
-        let mut prompt = prompt.clone();
-        prompt[0].0 += PROMPTS.fetch_add(1, Ordering::Relaxed); // no prefix is known
-        let mut ask = Ask::new(Prompt::Tokens(prompt));
-        ask.max_tokens = Some(GENERATED);
-        ask.account = n as u64;
-        running.push(model.generate(ask)?);
-    }
-    let mut generated = 0;
-    let mut timing = None;
-    for tokens in &mut running {
-        drain(tokens).await?;
-        generated += tokens.usage().generated_tokens;
-        timing = Some(tokens.timing());
-    }
-    let timing = timing.context("at least one sequence ran")?;
-    let prefill = PROMPT as f64 / timing.prefill.as_secs_f64();
-    if sequences == 1 {
-        return Ok((prefill, f64::from(generated - 1) / timing.decode.as_secs_f64()));
-    }
-    Ok((prefill, f64::from(generated) / started.elapsed().as_secs_f64()))
+fn decode(runtime: &Runtime, model: &Model, sequences: usize, prompt: usize) -> Result<f64> {
+    Ok(runtime.block_on(measure::decode(model, sequences, prompt, GENERATED))?.rate())
 }
 
-async fn drain(tokens: &mut Tokens) -> Result<()> {
-    loop {
-        match tokens.next().await {
-            Event::Text(_) => {}
-            Event::Finished(_) => return Ok(()),
-            Event::Fault(why) => bail!("generation ended early: {why}"),
-        }
+/// Decode beside a process of our own priority on each core, and without, in turn.
+fn contention(report: &mut Report, name: impl Fn(&str) -> String, runtime: &Runtime, model: &Model) -> Result<()> {
+    let (mut quiet, mut busy) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        quiet.push(decode(runtime, model, 1, 1)?);
+        let others = busy_processes()?;
+        // They are to have begun.
+        std::thread::sleep(Duration::from_millis(100));
+        busy.push(decode(runtime, model, 1, 1)?);
+        drop(others);
     }
+    let percent = 100.0 * quantile(&mut busy, 0.5) / quantile(&mut quiet, 0.5);
+    let row = name("decode beside busy cores, of the quiet rate");
+    report.add(Measure::new(row, percent, "%").at_least(40.0));
+    Ok(())
 }
 
-/// llama-bench on the same file: test name and tokens a second.
-fn peer(threads: usize) -> Result<Vec<(String, f64)>> {
-    let Some(bench) = std::env::var_os("HOB_PEER_LLAMA_BENCH") else {
-        eprintln!("engine: HOB_PEER_LLAMA_BENCH is not set; no comparison with llama.cpp");
-        return Ok(Vec::new());
+/// A busy process for each core; the system ends them after a minute of work, should we not.
+fn busy_processes() -> Result<Vec<Killed>> {
+    let cores = std::thread::available_parallelism()?.get();
+    let spin = || {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -t 60; while :; do :; done"]).stdin(Stdio::null());
+        shell.spawn().map(Killed).context("sh cannot be started")
     };
-    let output = Command::new(bench)
-        .args(["-p", "512", "-n", "128", "-r", "3", "-o", "json", "-t", &threads.to_string(), "-m"])
-        .arg(weights())
-        .output()
-        .context("HOB_PEER_LLAMA_BENCH cannot be started")?;
-    std::thread::sleep(Duration::from_millis(200));
-    let tests: serde_json::Value = serde_json::from_slice(&output.stdout).context("llama-bench prints JSON")?;
-    let tests = tests.as_array().context("llama-bench prints a list")?;
-    Ok(tests
-        .iter()
-        .filter_map(|test| {
-            let (prompt, generated) = (test["n_prompt"].as_u64()?, test["n_gen"].as_u64()?);
-            let name = if generated == 0 { format!("pp{prompt}") } else { format!("tg{generated}") };
-            Some((name, test["avg_ts"].as_f64()?))
-        })
-        .collect())
+    (0..cores).map(|_| spin()).collect()
 }

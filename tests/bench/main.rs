@@ -1,7 +1,7 @@
 //! `cargo xtask bench [GROUP] [--json]`: measures, beside its peers where they are given.
 //!
-//! Peers are named by environment variables: `HOB_PEER_WASMTIME` (the `wasmtime` command, version 48) and
-//! `HOB_PEER_LLAMA_BENCH` (llama.cpp's `llama-bench`).
+//! Peers are named by environment variables: `HOB_PEER_WASMTIME` (the `wasmtime` command, version 48); llama.cpp's
+//! `HOB_PEER_LLAMA_BENCH`, `HOB_PEER_LLAMA_BATCHED` and `HOB_PEER_LLAMA_SERVER`; ik_llama.cpp's `HOB_PEER_IK_BENCH`.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person
 
 mod cold;
@@ -9,6 +9,8 @@ mod demo;
 mod engine;
 mod host;
 mod load;
+mod peers;
+mod process;
 mod report;
 mod stall;
 

@@ -8,8 +8,17 @@ pub struct Measure {
     value: f64,
     unit: &'static str,
     peer: Option<(String, f64)>,
-    /// At least this.
-    target: Option<f64>,
+    target: Option<Target>,
+}
+
+/// What a number ought to be.
+#[derive(Clone, Copy)]
+enum Target {
+    /// The value itself.
+    AtLeast(f64),
+    /// The value over the peer's.
+    RatioAtLeast(f64),
+    RatioAtMost(f64),
 }
 
 impl Measure {
@@ -25,13 +34,42 @@ impl Measure {
     }
 
     /// And what it ought to be at least.
-    pub fn target(mut self, value: f64) -> Self {
-        self.target = Some(value);
+    pub fn at_least(mut self, value: f64) -> Self {
+        self.target = Some(Target::AtLeast(value));
         self
     }
 
+    /// And what its ratio to the peer's ought to be at least.
+    pub fn ratio_at_least(mut self, ratio: f64) -> Self {
+        self.target = Some(Target::RatioAtLeast(ratio));
+        self
+    }
+
+    /// And what its ratio to the peer's ought to be at most.
+    pub fn ratio_at_most(mut self, ratio: f64) -> Self {
+        self.target = Some(Target::RatioAtMost(ratio));
+        self
+    }
+
+    fn ratio(&self) -> Option<f64> {
+        self.peer.as_ref().map(|(_, value)| self.value / value)
+    }
+
+    /// `None` without a target, or without the peer that it needs.
     fn pass(&self) -> Option<bool> {
-        self.target.map(|target| self.value >= target)
+        Some(match self.target? {
+            Target::AtLeast(least) => self.value >= least,
+            Target::RatioAtLeast(least) => self.ratio()? >= least,
+            Target::RatioAtMost(most) => self.ratio()? <= most,
+        })
+    }
+
+    fn target(&self) -> Option<String> {
+        Some(match self.target? {
+            Target::AtLeast(least) => format!(">= {}", number(least)),
+            Target::RatioAtLeast(least) => format!(">= {least:.2}x"),
+            Target::RatioAtMost(most) => format!("<= {most:.2}x"),
+        })
     }
 }
 
@@ -73,16 +111,20 @@ impl Report {
             return;
         }
         println!("\n{}; engine: {}\n", self.processor, if self.code_path.is_empty() { "-" } else { &self.code_path });
-        println!("{:<72} {:>12} {:<9} {:>12} {:>7}  target", "measure", "value", "unit", "peer", "ratio");
+        println!(
+            "{:<64} {:>12} {:<9} {:>12} {:>7}  {:<16} peer",
+            "measure", "value", "unit", "peer", "ratio", "target"
+        );
         for measure in &self.measures {
-            let peer = measure.peer.as_ref().map_or("-".into(), |(_, value)| number(*value));
-            let ratio = measure.peer.as_ref().map_or("-".into(), |(_, value)| format!("{:.2}x", measure.value / value));
-            let target = measure.target.map_or(String::new(), |target| {
-                let met = if measure.pass() == Some(true) { "met" } else { "MISSED" };
-                format!(">= {} {met}", number(target))
-            });
-            let value = number(measure.value);
-            println!("{:<72} {value:>12} {:<9} {peer:>12} {ratio:>7}  {target}", measure.name, measure.unit);
+            let (peer, name) =
+                measure.peer.as_ref().map_or(("-".into(), ""), |(name, value)| (number(*value), name.as_str()));
+            let ratio = measure.ratio().map_or("-".into(), |ratio| format!("{ratio:.2}x"));
+            let met = measure.pass().map_or("", |pass| if pass { " met" } else { " MISSED" });
+            let target = measure.target().map_or(String::new(), |target| target + met);
+            let (value, unit) = (number(measure.value), measure.unit);
+            let line =
+                format!("{:<64} {value:>12} {unit:<9} {peer:>12} {ratio:>7}  {target:<16} {name}", measure.name,);
+            println!("{}", line.trim_end());
         }
     }
 
@@ -94,9 +136,9 @@ impl Report {
         if let Some((peer, value)) = &measure.peer {
             object["peer"] = json!(peer);
             object["peer_value"] = json!(value);
-            object["ratio"] = json!(measure.value / value);
+            object["ratio"] = json!(measure.ratio());
         }
-        if let Some(target) = measure.target {
+        if let Some(target) = measure.target() {
             object["target"] = json!(target);
             object["pass"] = json!(measure.pass());
         }

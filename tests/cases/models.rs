@@ -1,4 +1,4 @@
-//! Models: pulling from an index on this machine, listing, running, and files that are not right.
+//! Models: pulling from an index on this machine, listing, running, measuring, and files that are not right.
 
 use std::path::{Path, PathBuf};
 
@@ -126,6 +126,44 @@ fn show_tells_what_a_model_takes() {
     has(&show(golden.join("arch/gemma3.gguf").to_str().unwrap()), &file);
     let error = refused(home.path(), &["models", "show", golden.to_str().unwrap()]);
     assert!(error.contains("config.json"), "{error}");
+}
+
+#[test]
+fn bench_prints_a_row_for_each_measurement() {
+    let home = tempfile::tempdir().unwrap();
+    lend_model(home.path());
+    let small = ["--prompt", "16", "--generate", "4", "--repeat", "1", "--sequences", "1,2", "--threads", "1"];
+    let bench = |model: &str, more: &[&str]| {
+        let output = hob(home.path(), &[&["bench", model], &small[..], more].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let table = bench(MODEL, &["--code-path", "portable", "--kv", "q8_0", "--activations", "f32"]);
+    assert!(table.starts_with("MODEL"), "{table}");
+    for (row, test) in table.lines().skip(1).zip(["pp16", "tg4", "tg4 x 1", "tg4 x 2"]) {
+        for cell in [MODEL, "Q4_1", "134.5 M", "portable", "f32", "q8_0", test] {
+            assert!(row.contains(cell), "{cell} in\n{table}");
+        }
+    }
+    assert_eq!(table.lines().count(), 5, "{table}");
+    let lines = bench(root().join("tests/golden/arch/gemma3.gguf").to_str().unwrap(), &["--json"]);
+    let rates = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let rates: Vec<_> = rates.map(|row| row["tokens_per_second"].as_f64().unwrap()).collect();
+    assert!(rates.len() == 4 && rates.iter().all(|rate| *rate > 0.0), "{lines}");
+}
+
+#[test]
+fn the_engine_settings_are_checked() {
+    let home = tempfile::tempdir().unwrap();
+    for command in [&["bench", MODEL][..], &["run", MODEL, "x"], &["serve"]] {
+        let wrong = |setting: &str, value: &str| refused(home.path(), &[command, &[setting, value]].concat());
+        let error = wrong("--code-path", "sse2");
+        assert!(error.contains("'sse2'") && error.contains("avx512-vnni, avx2, portable"), "{error}");
+        let error = wrong("--kv", "q4_0");
+        assert!(error.contains("'q4_0'") && error.contains("f16, q8_0, f32"), "{error}");
+        let error = wrong("--activations", "q4");
+        assert!(error.contains("'q4'") && error.contains("q8, f32"), "{error}");
+    }
 }
 
 #[test]

@@ -248,6 +248,11 @@ impl Tokenizer {
         self.ends.contains(&id)
     }
 
+    /// The tokens that end an answer.
+    pub fn ends(&self) -> &[TokenId] {
+        &self.ends
+    }
+
     /// How many tokens there are.
     pub fn vocab_len(&self) -> usize {
         self.vocab.len()

@@ -1,7 +1,9 @@
 //! The command line: one file for each subcommand.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person
 
+mod bench;
 mod deploy;
+mod engine;
 mod functions;
 mod models;
 mod run;
@@ -53,6 +55,8 @@ enum Command {
     Rm(functions::RemoveArgs),
     /// Let a model answer a prompt, here and now
     Run(run::Args),
+    /// Measure how fast a model is on this machine
+    Bench(bench::Args),
     /// Get models, and see which are here
     #[command(subcommand)]
     Models(models::Command),
@@ -80,6 +84,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::List(args) => functions::list(&data, args),
         Command::Rm(args) => functions::remove(&data, &args),
         Command::Run(args) => run::run(data, args),
+        Command::Bench(args) => bench::run(data, args),
         Command::Models(command) => models::run(data, command),
     }
 }

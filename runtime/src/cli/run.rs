@@ -3,8 +3,9 @@
 use std::io::Write as _;
 
 use anyhow::bail;
-use hob_gpu::{Ask, Engine, EngineConfig, Event, Message, Prompt, Quantize, Role, Sampling, Tokens};
+use hob_gpu::{Ask, Engine, Event, Message, Prompt, Role, Sampling, Tokens};
 
+use super::engine::EngineArgs;
 use crate::data::DataDir;
 use crate::models::Library;
 use crate::models::store::ModelStore;
@@ -31,26 +32,15 @@ pub struct Args {
     /// The same seed gives the same text
     #[arg(long)]
     seed: Option<u64>,
-    /// Threads for inference [default: one a core]
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
-    /// Make the matrices that the model has as floats smaller: q8_0 or q4_0
-    #[arg(long, value_name = "TYPE")]
-    quantize: Option<Quantize>,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 pub fn run(data: DataDir, args: Args) -> anyhow::Result<()> {
-    let mut config = EngineConfig { quantize: args.quantize, ..EngineConfig::default() };
-    if let Some(threads) = args.threads {
-        config.threads = threads;
-    }
-    let library = Library::new(ModelStore::new(data), Engine::start(config)?);
+    let library = Library::new(ModelStore::new(data), Engine::start(args.engine.config())?);
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     runtime.block_on(async {
-        let model = match &args.model {
-            ModelRef::Stored(name) => library.join(name).await?,
-            ModelRef::Files(path) => library.join_files(path).await?,
-        };
+        let model = library.join_ref(&args.model).await?;
         let mut ask = Ask::new(prompt(&args, model.info().has_chat_template));
         ask.max_tokens = Some(args.max_tokens);
         ask.sampling = Sampling { temperature: args.temperature, seed: args.seed, ..Sampling::default() };

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use hob_gpu::{EngineConfig, Quantize};
 
+use super::engine::EngineArgs;
 use crate::api::Control;
 use crate::data::DataDir;
 use crate::function_host::{Host, HostConfig};
@@ -24,12 +24,8 @@ pub struct Args {
     /// Threads for requests [default: one a core]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
-    /// Threads for inference [default: one a core]
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
-    /// Make the matrices that models have as floats smaller: q8_0 or q4_0
-    #[arg(long, value_name = "TYPE")]
-    quantize: Option<Quantize>,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Instances that can live at once
     #[arg(long, default_value_t = PoolConfig::default().instances, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     instances: u32,
@@ -55,7 +51,8 @@ async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
     eprintln!("Serving HTTP on http://{}/", server.address());
     tracing::info!(
         control = %control.address(), data = %host.data().root().display(), functions = functions.len(),
-        code_path = %engine.code_path(), workers, ready_ms = started.elapsed().as_millis() as u64, "hob is ready",
+        code_path = %engine.code_path(), activations = %engine.config().activations, kv = %engine.config().kv_type,
+        threads = engine.config().threads, workers, ready_ms = started.elapsed().as_millis() as u64, "hob is ready",
     );
     stop_signal().await?;
     tracing::info!("stopping: no new requests, those that run have ten seconds");
@@ -65,12 +62,8 @@ async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
 }
 
 async fn open(data: DataDir, args: &Args) -> anyhow::Result<Arc<Host>> {
-    let mut engine = EngineConfig { quantize: args.quantize, ..EngineConfig::default() };
-    if let Some(threads) = args.threads {
-        engine.threads = threads;
-    }
     let pool = PoolConfig { instances: args.instances, ..PoolConfig::default() };
-    let config = HostConfig { pool, engine };
+    let config = HostConfig { pool, engine: args.engine.config() };
     Ok(tokio::task::spawn_blocking(|| Host::open(data, config)).await??)
 }
 

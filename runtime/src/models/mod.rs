@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hob_gpu::{Engine, JoinError, Model, ModelSource};
 
-use crate::names::ModelName;
+use crate::names::{ModelName, ModelRef};
 use store::{ModelStore, StoreError};
 
 /// Why a model cannot be joined.
@@ -83,6 +83,17 @@ impl Library {
         let path = path.canonicalize().map_err(|error| fault(&shown, &error))?;
         let source = ModelSource { name: shown.to_string(), digest: format!("path:{}", path.display()), path };
         self.engine.join(&source).await.map_err(|error| join_refusal(&shown, &error))
+    }
+
+    /// The right to use what the command line names.
+    ///
+    /// # Errors
+    /// As [`Library::join`] and [`Library::join_files`].
+    pub async fn join_ref(&self, model: &ModelRef) -> Result<Model, JoinRefusal> {
+        match model {
+            ModelRef::Stored(name) => self.join(name).await,
+            ModelRef::Files(path) => self.join_files(path).await,
+        }
     }
 
     /// Gives back the memory of a model that nobody uses. `false` if it was not resident.

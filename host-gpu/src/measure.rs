@@ -1,0 +1,150 @@
+//! How fast a model runs on its engine: what `hob bench` prints, and the benchmarks of this repository.
+//!
+//! Each run brings sequences that the engine has never seen, for accounts it has never seen, so that no prefix is
+//! known; they do not end of themselves. Times are those that the engine took down: a late reader lengthens none.
+
+use crate::ask::{Ask, Prompt, Refusal, TokenId};
+use crate::model::Model;
+use crate::tokens::{Event, Tokens};
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+/// What a run reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Speed {
+    /// Tokens, of all sequences.
+    pub tokens: u64,
+    /// The time that they took.
+    pub time: Duration,
+}
+
+impl Speed {
+    /// Tokens a second.
+    pub fn rate(&self) -> f64 {
+        self.tokens as f64 / self.time.as_secs_f64().max(1e-9)
+    }
+}
+
+/// Why nothing was measured.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MeasureError {
+    /// The engine does not take the sequences.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// They ended early; the text is for the operator.
+    #[error("generation ended early: {0}; measure fewer tokens or sequences")]
+    Ended(String),
+}
+
+/// Processes a prompt of `tokens`, alone.
+///
+/// # Errors
+/// If the engine refuses the prompt, or fails.
+pub async fn prefill(model: &Model, tokens: usize) -> Result<Speed, MeasureError> {
+    let mut sequence = start(model, tokens, 1)?.1;
+    loop {
+        match sequence.next().await {
+            Event::Text(_) => {}
+            Event::Finished(_) => break,
+            Event::Fault(why) => return Err(MeasureError::Ended(why)),
+        }
+    }
+    Ok(Speed { tokens: tokens as u64, time: sequence.timing().prefill })
+}
+
+/// Generates in `sequences` sequences at once, each after a prompt of `prompt` tokens.
+///
+/// The time begins when each has its first token and ends when `generate` more have come for each, on average, so that all of
+/// them run all of the time.
+///
+/// # Errors
+/// If the engine refuses a sequence, or fails.
+pub async fn decode(model: &Model, sequences: usize, prompt: usize, generate: u32) -> Result<Speed, MeasureError> {
+    // The first to start are ahead of the last; that many tokens is far more than enough.
+    let most = generate.saturating_mul(4).saturating_add(1024);
+    let mut running = Running(Vec::new());
+    for _ in 0..sequences {
+        running.0.push(start(model, prompt, most)?);
+    }
+    let wanted = sequences as u64 * u64::from(generate);
+    let mut begin = None;
+    let (begin, end) = poll_fn(|cx| {
+        let over = match running.poll(cx) {
+            Ok(over) => over,
+            Err(why) => return Poll::Ready(Err(why)),
+        };
+        let now = running.progress();
+        let Some(begin) = begin else {
+            begin = now;
+            return if over { Poll::Ready(Err(too_short())) } else { Poll::Pending };
+        };
+        match now {
+            Some(now) if now.0 >= begin.0 + wanted => Poll::Ready(Ok((begin, now))),
+            _ if over => Poll::Ready(Err(too_short())),
+            _ => Poll::Pending,
+        }
+    })
+    .await?;
+    Ok(Speed { tokens: end.0 - begin.0, time: end.1 - begin.1 })
+}
+
+fn too_short() -> MeasureError {
+    MeasureError::Ended("a sequence has no room for more tokens".into())
+}
+
+/// Sequences, and when they were submitted.
+struct Running(Vec<(Instant, Tokens)>);
+
+impl Running {
+    /// Reads what there is; `true` if a sequence has ended.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Result<bool, MeasureError> {
+        let mut over = false;
+        for (_, tokens) in &mut self.0 {
+            loop {
+                match tokens.poll_next(cx) {
+                    Poll::Ready(Event::Text(_)) => {}
+                    Poll::Ready(Event::Finished(_)) => break over = true,
+                    Poll::Ready(Event::Fault(why)) => return Err(MeasureError::Ended(why)),
+                    Poll::Pending => break,
+                }
+            }
+        }
+        Ok(over)
+    }
+
+    /// Tokens so far and when the last of them came; `None` until each sequence has one.
+    fn progress(&self) -> Option<(u64, Instant)> {
+        let mut sum = (0, None);
+        for (submitted, tokens) in &self.0 {
+            let (usage, timing) = (tokens.usage(), tokens.timing());
+            let at = *submitted + timing.first_token? + timing.decode;
+            sum = (sum.0 + u64::from(usage.generated_tokens), sum.1.max(Some(at)));
+        }
+        Some((sum.0, sum.1?))
+    }
+}
+
+/// A new sequence of an account of its own.
+fn start(model: &Model, prompt: usize, max_tokens: u32) -> Result<(Instant, Tokens), Refusal> {
+    // Accounts of people are small numbers, or hashes.
+    static ACCOUNTS: AtomicU64 = AtomicU64::new(0xbe9c << 48);
+    let account = ACCOUNTS.fetch_add(1, Ordering::Relaxed);
+    let vocab = u64::from(model.info().vocab);
+    let tokens = (0..prompt as u64).map(|n| TokenId((mixed(account + (n << 24)) % vocab) as u32)).collect();
+    let mut ask = Ask::new(Prompt::Tokens(tokens));
+    ask.max_tokens = Some(max_tokens);
+    ask.account = account;
+    ask.logit_bias = model.end_tokens().iter().map(|id| (*id, -100.0)).collect();
+    Ok((Instant::now(), model.generate(ask)?))
+}
+
+/// SplitMix64: any two inputs have unlike outputs.
+fn mixed(n: u64) -> u64 {
+    let n = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    n ^ (n >> 31)
+}

@@ -1,0 +1,49 @@
+//! Settings of the engine that `hob run`, `hob bench` and `hob serve` share.
+
+use std::fmt::Display;
+
+use hob_gpu::{Activations, CodePath, EngineConfig, KvType, Quantize};
+
+const KV_TYPES: &[KvType] = &[KvType::F16, KvType::Q8_0, KvType::F32];
+const ACTIVATIONS: &[Activations] = &[Activations::Q8, Activations::F32];
+
+#[derive(clap::Args)]
+pub struct EngineArgs {
+    /// Threads for inference [default: one a core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Instructions to use: avx512-vnni, avx2 or portable [default: the best that the processor has]
+    #[arg(long, value_name = "PATH", value_parser = |text: &str| one_of(CodePath::ALL, text))]
+    code_path: Option<CodePath>,
+    /// How keys and values are stored: f16, q8_0 (half of that) or f32
+    #[arg(long, value_name = "TYPE", default_value_t, value_parser = |text: &str| one_of(KV_TYPES, text))]
+    kv: KvType,
+    /// What activations become before they meet quantised weights: q8, or f32, which is exact and several times slower
+    #[arg(long, value_name = "TYPE", default_value_t, value_parser = |text: &str| one_of(ACTIVATIONS, text))]
+    activations: Activations,
+    /// Make the matrices that models have as floats smaller: q8_0 or q4_0
+    #[arg(long, value_name = "TYPE")]
+    quantize: Option<Quantize>,
+}
+
+impl EngineArgs {
+    /// What they mean for the engine.
+    pub fn config(&self) -> EngineConfig {
+        let default = EngineConfig::default();
+        EngineConfig {
+            threads: self.threads.unwrap_or(default.threads),
+            code_path: self.code_path,
+            kv_type: self.kv,
+            activations: self.activations,
+            quantize: self.quantize,
+            ..default
+        }
+    }
+}
+
+/// The value whose name is `text`.
+fn one_of<T: Copy + Display>(all: &[T], text: &str) -> Result<T, String> {
+    let names: Vec<_> = all.iter().map(T::to_string).collect();
+    let found = names.iter().position(|name| name == text).map(|at| all[at]);
+    found.ok_or_else(|| format!("give {}", names.join(", ")))
+}
