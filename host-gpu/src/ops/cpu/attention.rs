@@ -4,6 +4,11 @@
 //! the keys, which gives scores, a vector of tokens at a time; and with the values, a vector of dimensions at a time.
 //! Each row's sums are made in the order of dimensions, then of tokens, whatever rows are computed beside it.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "several arrays go by one index; iterators bring closures, see `lanes`"
+)]
+
 use super::bytes::Bytes;
 use super::lanes::{LANES, Lanes};
 use super::vector::{soft_cap, softmax};

@@ -5,6 +5,11 @@
 //! computed beside it. One or two tokens: a strip is unpacked in registers and used at once. More: a chunk of strips is
 //! unpacked once into a panel that stays in cache, then multiplied with every tile of tokens.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "several arrays go by one index; iterators bring closures, see `lanes`"
+)]
+
 use super::super::bytes::{BYTES, Bytes};
 use super::super::groups::Groups;
 use super::super::lanes::{LANES, Lanes};
@@ -247,6 +252,7 @@ impl Work<'_> {
 }
 
 /// Sixteen rows.
+#[expect(clippy::large_enum_variant, reason = "it lives in registers and on the stack of one loop")]
 enum Strip<'a, B> {
     /// Row by row; where there are fewer than sixteen, the last one again.
     Rows([&'a [B]; LANES]),
