@@ -8,6 +8,7 @@ use crate::engine::{Engine, Submission};
 use crate::format::FormatError;
 use crate::format::quantize::Quantize;
 use crate::kv::KvType;
+use crate::ops::cpu::CodePath;
 use crate::residency::JoinError;
 use crate::tokens::Tokens;
 use config::Config;
@@ -198,6 +199,11 @@ impl Model {
     /// The tokens that end an answer, each once or more.
     pub fn end_tokens(&self) -> &[TokenId] {
         self.loaded.tokenizer.ends()
+    }
+
+    /// Which instructions compute it.
+    pub fn code_path(&self) -> CodePath {
+        self.engine.code_path()
     }
 
     /// The tokens of `text`; `special` says whether special tokens in it are recognised.
