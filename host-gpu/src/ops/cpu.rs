@@ -13,6 +13,8 @@ pub mod bytes;
 pub mod groups;
 pub mod lanes;
 pub mod matmul;
+#[cfg(target_arch = "aarch64")]
+pub mod neon;
 pub mod reference;
 pub mod vector;
 
@@ -24,6 +26,8 @@ pub enum CodePath {
     Avx512Vnni,
     /// AVX2, FMA and F16C.
     Avx2,
+    /// NEON, as every 64-bit ARM processor has it.
+    Neon,
     /// What the compiler makes of plain loops.
     Portable,
 }
@@ -33,6 +37,7 @@ impl fmt::Display for CodePath {
         f.write_str(match self {
             Self::Avx512Vnni => "avx512-vnni",
             Self::Avx2 => "avx2",
+            Self::Neon => "neon",
             Self::Portable => "portable",
         })
     }
@@ -40,7 +45,7 @@ impl fmt::Display for CodePath {
 
 impl CodePath {
     /// All of them, the fastest first.
-    pub const ALL: &[Self] = &[Self::Avx512Vnni, Self::Avx2, Self::Portable];
+    pub const ALL: &[Self] = &[Self::Avx512Vnni, Self::Avx2, Self::Neon, Self::Portable];
 
     /// Whether this processor can run it.
     pub fn available(self) -> bool {
@@ -60,6 +65,10 @@ impl CodePath {
             }
             #[cfg(not(target_arch = "x86_64"))]
             Self::Avx512Vnni | Self::Avx2 => false,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => cfg!(target_endian = "little") && std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Neon => false,
             Self::Portable => true,
         }
     }
@@ -132,6 +141,7 @@ impl Cpu {
         let full = match self.path {
             CodePath::Avx512Vnni => 6,
             CodePath::Avx2 | CodePath::Portable => return 2,
+            CodePath::Neon => return 3,
         };
         let places = |tile: usize| tokens.next_multiple_of(tile);
         if places(SMALL_TILE) * 11 < places(full) * 10 { SMALL_TILE } else { full }
@@ -139,7 +149,10 @@ impl Cpu {
 
     /// Runs `task` compiled for the path.
     #[inline]
-    #[expect(unsafe_code, reason = "calls code compiled for what the processor was seen to have")]
+    #[cfg_attr(
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        expect(unsafe_code, reason = "calls code compiled for what the processor was seen to have")
+    )]
     pub fn run<T: Task>(self, task: T) {
         match self.path {
             #[cfg(target_arch = "x86_64")]
@@ -148,6 +161,9 @@ impl Cpu {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             CodePath::Avx2 => unsafe { avx2(task) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: a `Cpu` with this path exists only if `available` saw the feature.
+            CodePath::Neon => unsafe { neon(task) },
             _ => task.run::<lanes::Portable, 2, 2, 1>(),
         }
     }
@@ -163,4 +179,10 @@ fn avx512<T: Task>(task: T) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn avx2<T: Task>(task: T) {
     task.run::<lanes::Avx2, 3, 2, 1>();
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+fn neon<T: Task>(task: T) {
+    task.run::<neon::Neon, 2, 3, 1>();
 }

@@ -55,7 +55,7 @@ pub struct Status {
     pub version: String,
     /// Where functions are called.
     pub listen: SocketAddr,
-    /// Which instructions the engine uses: `avx512`, `avx2`, `portable`...
+    /// Which instructions the engine uses: `avx512-vnni`, `avx2`, `neon`, `portable`...
     pub code_path: String,
 }
 

@@ -4,7 +4,10 @@
 //! holds sixteen bytes of each of four rows while it is unpacked; [`Bytes::transpose`] turns four of these into vectors
 //! that hold four neighbouring weights of each of sixteen rows, which is what [`Bytes::dot`] multiplies.
 
-#![expect(unsafe_code, reason = "vendor intrinsics; each is one instruction on values or checked arrays")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "vendor intrinsics; each is one instruction on values or checked arrays")
+)]
 
 use super::lanes::{LANES, Lanes, Portable};
 
@@ -456,6 +459,49 @@ mod x86 {
         fn floats_of(sum: Self::I) -> Self::V {
             // SAFETY: as said above.
             unsafe { [_mm256_cvtepi32_ps(sum[0]), _mm256_cvtepi32_ps(sum[1])] }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{CodePath, Cpu, Task};
+    use super::*;
+
+    #[test]
+    fn products_of_the_largest_numbers_are_exact_on_every_path() {
+        struct All;
+        impl Task for All {
+            #[inline(always)]
+            fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
+                let (weights, xs) = ([-128i8, -127, -1, 0, 1, 126, 127], [-127i8, -126, 0, 1, 127]);
+                for n in 0..weights.len() * 625 {
+                    // Each row has weights of its own, and those of a row stand in many orders.
+                    let mut w = [0i8; BYTES];
+                    for i in 0..BYTES {
+                        w[i] = weights[(n + i * i / 7) % weights.len()];
+                    }
+                    let x = [xs[n % 5], xs[n / 5 % 5], xs[n / 25 % 5], xs[n / 125 % 5]];
+                    let word = i32::from_le_bytes(x.map(|x| x as u8));
+                    let signed = L::biased(L::load_bytes(bytemuck::cast_ref(&w)));
+                    let small = L::shift_mask(L::load_bytes(bytemuck::cast_ref(&w)), 1, 127);
+                    let (mut of_signed, mut of_small) = ([0.0; LANES], [0.0; LANES]);
+                    L::store(L::floats_of(L::dot_signed(L::zero(), signed, word)), &mut of_signed);
+                    L::store(L::floats_of(L::dot(L::zero(), small, word)), &mut of_small);
+                    for r in 0..LANES {
+                        let (mut signed, mut small) = (0.0, 0.0);
+                        for j in 0..4 {
+                            let (w, x) = (w[4 * r + j], f32::from(x[j]));
+                            signed += (f32::from(w) + L::BIAS) * x;
+                            small += f32::from(w as u8 >> 1) * x;
+                        }
+                        assert!(of_signed[r] == signed && of_small[r] == small, "row {r} of {n}: {w:?} {x:?}");
+                    }
+                }
+            }
+        }
+        for cpu in CodePath::ALL.iter().filter_map(|path| Cpu::new(Some(*path))) {
+            cpu.run(All);
         }
     }
 }

@@ -1,11 +1,14 @@
 //! Sixteen floats at a time, on what the processor has.
 //!
 //! A kernel is written once over [`Lanes`] and compiled once for each code path. The methods of
-//! [`Avx512Vnni`] and [`Avx2`] may be inlined only into functions that enable those features; only
-//! `ops::cpu` names such functions, after it asked the processor. A closure does not count as such
+//! [`Avx512Vnni`], [`Avx2`] and `neon::Neon` may be inlined only into functions that enable those features;
+//! only `ops::cpu` names such functions, after it asked the processor. A closure does not count as such
 //! a function: kernels use loops where `map` or `from_fn` would read better.
 
-#![expect(unsafe_code, reason = "vendor intrinsics; each is one instruction on values or checked arrays")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "vendor intrinsics; each is one instruction on values or checked arrays")
+)]
 
 /// How many floats a vector of any path holds.
 pub const LANES: usize = 16;
@@ -538,6 +541,56 @@ mod x86 {
         fn prefetch(address: *const u8) {
             // SAFETY: as said above; a prefetch of an address that is not mapped does nothing.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bytes::Bytes;
+    use super::super::{CodePath, Cpu, Task};
+    use super::*;
+
+    #[test]
+    fn every_f16_becomes_the_same_float_on_every_path() {
+        struct All;
+        impl Task for All {
+            #[inline(always)]
+            fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
+                for first in (0..=u16::MAX).step_by(LANES) {
+                    let (mut halves, mut pairs) = ([[0; 2]; LANES], [0; LANES]);
+                    for i in 0..LANES {
+                        let bits = first + i as u16;
+                        halves[i] = bits.to_le_bytes();
+                        pairs[i] = u32::from(bits) << 16 | u32::from(!bits);
+                    }
+                    let (mut all, mut lower, mut upper) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+                    L::store(L::halves(&halves), &mut all);
+                    let [low, high] = L::pairs_of_halves(&pairs);
+                    L::store(low, &mut lower);
+                    L::store(high, &mut upper);
+                    for i in 0..LANES {
+                        let [single, next] = L::two_halves([halves[i], halves[(i + 1) % LANES]]);
+                        for (got, bits) in [
+                            (all[i], first + i as u16),
+                            (upper[i], first + i as u16),
+                            (lower[i], !(first + i as u16)),
+                            (L::half(halves[i]), first + i as u16),
+                            (single, first + i as u16),
+                            (next, first + ((i + 1) % LANES) as u16),
+                        ] {
+                            let want = half::f16::from_bits(bits).to_f32_const();
+                            assert!(
+                                got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
+                                "{bits:#x} {got}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+        for cpu in CodePath::ALL.iter().filter_map(|path| Cpu::new(Some(*path))) {
+            cpu.run(All);
         }
     }
 }
