@@ -123,15 +123,19 @@ fn check(case: &Case) {
     assert!((perplexity - f32).abs() <= (llama - f32).abs(), "perplexity {perplexity}, f32 {f32}");
     agrees_where_f32_is_sure(case, &model);
 
-    // The other paths compute the same integers; only the last bits of floats differ.
+    // Other paths add the same numbers, but a last bit can round an activation to another byte, and that spreads: each
+    // path is at a distance of its own.
     for path in CodePath::ALL.iter().filter(|path| **path != model.code_path()) {
-        let Some(other) = load(case, EngineConfig { code_path: Some(*path), ..EngineConfig::default() }) else {
-            continue;
+        let config = EngineConfig { code_path: Some(*path), ..EngineConfig::default() };
+        let Some(other) = load(case, config) else { continue };
+        // Plain loops are slow: a part of one window, too few tokens for llama.cpp's number to bind.
+        let (windows, window, most) = match path {
+            CodePath::Portable => (1, 64, 2.0 * case.divergence),
+            _ => (3, WINDOW, case.divergence),
         };
-        let window = if *path == CodePath::Portable { 64 } else { 256 };
-        let (divergence, _) = distance(case, &model, &other, 1, window);
-        println!("{} {path}: KL divergence {divergence:.2e} from {}", case.name, model.code_path());
-        assert!(divergence < case.divergence / 10.0, "{path}: KL divergence {divergence} from the fastest path");
+        let (divergence, _) = distance(case, &exact, &other, windows, window);
+        println!("{} {path}: KL divergence {divergence:.5}", case.name);
+        assert!(divergence <= most, "{path}: KL divergence {divergence}");
     }
 
     let other = load(case, EngineConfig { kv_type: KvType::Q8_0, ..EngineConfig::default() });

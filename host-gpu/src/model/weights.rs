@@ -106,8 +106,8 @@ pub struct Out {
 #[derive(Debug)]
 pub struct Weights {
     files: Arc<[Mapped]>,
-    /// Copies of the files' tensors in huge pages, once they are made.
-    huge: Arc<OnceLock<Vec<HugeCopy>>>,
+    /// Copies of the files' tensors in huge pages, once somebody makes them.
+    huge: Arc<OnceLock<Vec<CopiedPart>>>,
     made: Vec<Vec<u8>>,
     /// (vocab, width)
     pub embedding: MatrixAt,
@@ -153,7 +153,7 @@ impl Weights {
     /// The matrix at `at`.
     pub fn matrix(&self, at: &MatrixAt) -> Matrix<'_> {
         let (bytes, interleaved) = match at.place {
-            Place::File(n) => match self.huge.get().and_then(|copies| copies[n].get(&at.bytes)) {
+            Place::File(n) => match self.copied(n, &at.bytes) {
                 Some(copy) => (copy, can_interleave(at.quant, at.rows)),
                 None => (&self.files[n].bytes()[at.bytes.clone()], false),
             },
@@ -162,21 +162,29 @@ impl Weights {
         Matrix { quant: at.quant, rows: at.rows, cols: at.cols, bytes, interleaved }
     }
 
+    fn copied(&self, file: usize, bytes: &Range<usize>) -> Option<&[u8]> {
+        let part = self.huge.get()?.iter().find(|part| part.file == file && part.range.contains(&bytes.start))?;
+        part.copy.get()?.get(bytes)
+    }
+
     /// Copies what is in files to huge pages, in the order in which kernels for quantised activations read it, on a
-    /// thread that nobody waits for. Until it is done, and if there is no memory for it, matrices are read where they are.
+    /// thread that nobody waits for. Until a part is done, and if there is no memory for it, its matrices are read where
+    /// they are.
     pub(crate) fn move_to_huge_pages(&self) {
-        let mut parts = vec![Vec::new(); self.files.len()];
-        for (at, _) in self.matrices() {
-            if let Place::File(n) = at.place
-                && !parts[n].contains(at)
-            {
-                parts[n].push(at.clone());
-            }
+        let mut at: Vec<MatrixAt> = self.matrices().into_iter().map(|(at, _)| at.clone()).collect();
+        at.retain(|at| matches!(at.place, Place::File(_)));
+        let (parts, matrices): (Vec<CopiedPart>, Vec<Vec<MatrixAt>>) = parts(at).into_iter().unzip();
+        if self.huge.set(parts).is_err() {
+            return; // somebody else copies
         }
         let (files, huge) = (self.files.clone(), self.huge.clone());
-        let copy = move || match files.iter().zip(parts).map(|(file, parts)| copy_parts(file, &parts)).collect() {
-            Ok(copies) => drop(huge.set(copies)),
-            Err(error) => tracing::warn!(%error, "weights stay in small pages"),
+        let copy = move || {
+            for (part, matrices) in huge.get().into_iter().flatten().zip(matrices) {
+                match copy_part(&files[part.file], &part.range, &matrices) {
+                    Ok(copy) => drop(part.copy.set(copy)),
+                    Err(error) => return tracing::warn!(%error, "weights stay in small pages"),
+                }
+            }
         };
         if let Err(error) = std::thread::Builder::new().name("hob-huge-pages".into()).spawn(copy) {
             tracing::warn!(%error, "weights stay in small pages");
@@ -211,13 +219,50 @@ impl Weights {
     }
 }
 
-fn copy_parts(file: &Mapped, parts: &[MatrixAt]) -> std::io::Result<HugeCopy> {
-    let ranges: Vec<Range<usize>> = parts.iter().map(|at| at.bytes.clone()).collect();
-    let start = ranges.iter().map(|range| range.start).min().unwrap_or(0);
-    let end = ranges.iter().map(|range| range.end).max().unwrap_or(0);
-    HugeCopy::of(file, start..end, &ranges, |n, from, to| match can_interleave(parts[n].quant, parts[n].rows) {
-        true => interleave(parts[n].quant, from.len() / parts[n].rows, from, to),
-        false => to.copy_from_slice(from),
+/// A part of a file, and its copy once it is made: while one is copied, the rest is read where it is.
+#[derive(Debug)]
+struct CopiedPart {
+    file: usize,
+    range: Range<usize>,
+    copy: OnceLock<HugeCopy>,
+}
+
+/// Copies are made of so many bytes at a time, at least.
+const PART_BYTES: usize = 16 << 20;
+
+/// Neighbouring matrices of a file go together.
+fn parts(mut all: Vec<MatrixAt>) -> Vec<(CopiedPart, Vec<MatrixAt>)> {
+    fn file(at: &MatrixAt) -> usize {
+        match at.place {
+            Place::File(n) | Place::Made(n) => n,
+        }
+    }
+    all.sort_by_key(|at| (file(at), at.bytes.start));
+    all.dedup();
+    let mut parts: Vec<(CopiedPart, Vec<MatrixAt>)> = Vec::new();
+    for at in all {
+        match parts.last_mut() {
+            Some((part, matrices)) if part.file == file(&at) && part.range.len() < PART_BYTES => {
+                part.range.end = at.bytes.end;
+                matrices.push(at);
+            }
+            _ => {
+                let part = CopiedPart { file: file(&at), range: at.bytes.clone(), copy: OnceLock::new() };
+                parts.push((part, vec![at]));
+            }
+        }
+    }
+    parts
+}
+
+fn copy_part(file: &Mapped, range: &Range<usize>, matrices: &[MatrixAt]) -> std::io::Result<HugeCopy> {
+    let ranges: Vec<Range<usize>> = matrices.iter().map(|at| at.bytes.clone()).collect();
+    HugeCopy::of(file, range.clone(), &ranges, |n, from, to| {
+        let at = &matrices[n];
+        match can_interleave(at.quant, at.rows) {
+            true => interleave(at.quant, from.len() / at.rows, from, to),
+            false => to.copy_from_slice(from),
+        }
     })
 }
 
