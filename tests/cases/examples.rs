@@ -25,7 +25,7 @@ fn chat_streams_tokens_and_serves_its_page() {
     assert!(status == 200 && page.contains("<!doctype html>"), "{page}");
 
     let mut connection = Connection::open(hob.address());
-    connection.post("/chat", r#"{"messages":[{"role":"user","content":"What is the capital of France?"}]}"#);
+    connection.post("/chat", r#"{"messages":[{"role":"user","content":"Name the capital city of France."}]}"#);
     let head = connection.head();
     assert_eq!((head.status, head.header("content-type")), (200, Some("text/event-stream")));
     let first = connection.chunk().unwrap();
@@ -96,7 +96,7 @@ fn nn_answers_without_any_hob_import() {
     hob.deploy_with_model("nn");
     let component = std::fs::read(hob_tests::component("nn")).unwrap();
     assert!(!component.windows(9).any(|bytes| bytes == b"hob:infer"), "it imports nothing of hob's");
-    let (status, text) = post(&hob.url("/nn"), "What is the capital of France?");
+    let (status, text) = post(&hob.url("/nn"), "Name the capital city of France.");
     assert!(status == 200 && text.contains("Paris"), "{text}");
 }
 

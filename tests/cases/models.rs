@@ -159,7 +159,7 @@ fn the_engine_settings_are_checked() {
     for command in [&["bench", MODEL][..], &["run", MODEL, "x"], &["serve"]] {
         let wrong = |setting: &str, value: &str| refused(home.path(), &[command, &[setting, value]].concat());
         let error = wrong("--code-path", "sse2");
-        assert!(error.contains("'sse2'") && error.contains("avx512-vnni, avx2, portable"), "{error}");
+        assert!(error.contains("'sse2'") && error.contains("avx512-vnni, avx2, neon, portable"), "{error}");
         let error = wrong("--kv", "q4_0");
         assert!(error.contains("'q4_0'") && error.contains("f16, q8_0, f32"), "{error}");
         let error = wrong("--activations", "q4");
