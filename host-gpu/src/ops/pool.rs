@@ -187,7 +187,8 @@ impl Pool {
     }
 
     /// Runs `body(n, c, view)` for each of the ranges of rows in `rows` and each `chunk` columns of `out`: `n` says
-    /// which range it is, `c` which chunk, and row `r` of the range is `view.row(r)`.
+    /// which range it is, `c` which chunk, and row `r` of the range is `view.row(r)`. The last range comes first: put
+    /// the longest work there, so that threads end together.
     ///
     /// # Panics
     /// If ranges overlap or are not in order, or `chunk` does not divide `width`.
@@ -202,8 +203,9 @@ impl Pool {
         assert!(chunk > 0 && width.is_multiple_of(chunk) && out.len().is_multiple_of(width), "rows are whole");
         assert!(rows.windows(2).all(|pair| pair[0].end <= pair[1].start), "no row is in two ranges");
         let (columns, chunks) = (Columns::new(out, width), width / chunk);
-        self.run(rows.len() * chunks, |n| {
-            let (n, c) = (n / chunks, n % chunks);
+        let tiles = rows.len() * chunks;
+        self.run(tiles, |n| {
+            let (n, c) = ((tiles - 1 - n) / chunks, (tiles - 1 - n) % chunks);
             // Each call has a tile of its own: ranges of rows do not overlap, nor do chunks of columns.
             body(n, c, View { columns: &columns, range: c * chunk..(c + 1) * chunk, rows: rows[n].clone() });
         });

@@ -10,7 +10,7 @@
 )]
 
 use super::bytes::Bytes;
-use super::lanes::{LANES, Lanes};
+use super::lanes::{CACHE_LINE, LANES, Lanes};
 use super::vector::{soft_cap, softmax};
 use super::{Cpu, Task};
 use crate::kv::{HeadLayout, KvType, SCALED};
@@ -44,6 +44,8 @@ struct Page<'a> {
     tokens: Range<usize>,
     /// The first of these tokens, counted from the beginning of the range asked for.
     at: usize,
+    /// From this page in memory to the next one: what comes next is asked for in time, since no processor can guess it.
+    ahead: isize,
 }
 
 impl<'a> KvHead<'a> {
@@ -55,10 +57,12 @@ impl<'a> KvHead<'a> {
         let first = start / size;
         let in_use = &pages[first..end.div_ceil(size)];
         in_use.iter().zip(first..).map(move |(page, n)| {
+            let next = in_use.get(n - first + 1).unwrap_or(page);
+            let ahead = (*next as isize - *page as isize) * page_bytes as isize;
             let tokens = start.saturating_sub(n * size)..(end - n * size).min(size);
             let head = &arena[*page as usize * page_bytes + offset..];
             let (keys, values) = (&head[..side + READ_BEYOND], &head[side..2 * side]);
-            Page { keys, values, at: n * size + tokens.start - start, tokens }
+            Page { keys, values, at: n * size + tokens.start - start, tokens, ahead }
         })
     }
 }
@@ -102,6 +106,8 @@ pub struct Scoring {
 trait Stored {
     /// Whether each [`SCALED`] numbers have a scale, for [`scales`] to read.
     const HAS_SCALES: bool;
+    /// Bytes of a number.
+    const BYTES: usize;
     /// Sixteen numbers from number `at` on.
     fn read<L: Lanes>(side: &[u8], at: usize) -> L::V;
 }
@@ -118,6 +124,7 @@ struct Q8;
 
 impl Stored for F32 {
     const HAS_SCALES: bool = false;
+    const BYTES: usize = 4;
     #[inline(always)]
     fn read<L: Lanes>(side: &[u8], at: usize) -> L::V {
         L::floats(bytemuck::cast_ref(bytes_at::<64>(side, 4 * at)))
@@ -126,6 +133,7 @@ impl Stored for F32 {
 
 impl Stored for F16 {
     const HAS_SCALES: bool = false;
+    const BYTES: usize = 2;
     #[inline(always)]
     fn read<L: Lanes>(side: &[u8], at: usize) -> L::V {
         L::halves(bytemuck::cast_ref(bytes_at::<32>(side, 2 * at)))
@@ -134,6 +142,7 @@ impl Stored for F16 {
 
 impl Stored for Q8 {
     const HAS_SCALES: bool = true;
+    const BYTES: usize = 1;
     #[inline(always)]
     fn read<L: Lanes>(side: &[u8], at: usize) -> L::V {
         L::bytes(bytemuck::cast_ref(bytes_at::<16>(side, at)))
@@ -218,11 +227,11 @@ impl<C: Stored> Attend<'_, '_, C> {
             while at < end {
                 let to = page.at + at - page.tokens.start;
                 if end - at > LANES {
-                    let sums = products::<L, C, N, S>(&q, page.keys, &self.kv.layout, at);
+                    let sums = products::<L, C, N, S>(&q, &page, &self.kv.layout, at);
                     put_scores::<L, N, S>(&sums, scale, scores, stride, to);
                     at += S * LANES;
                 } else {
-                    let sums = products::<L, C, N, 1>(&q, page.keys, &self.kv.layout, at);
+                    let sums = products::<L, C, N, 1>(&q, &page, &self.kv.layout, at);
                     put_scores::<L, N, 1>(&sums, scale, scores, stride, to);
                     at += LANES;
                 }
@@ -236,8 +245,8 @@ impl<C: Stored> Attend<'_, '_, C> {
         let vectors = self.kv.layout.head_dim / LANES;
         let mut first = 0;
         while first < vectors {
-            // One row has too few sums in flight with `S` vectors.
-            if N == 1 && first + 4 <= vectors {
+            // What is read at once has whole cache lines; six rows and more have too many sums for that elsewhere.
+            if (N <= 4 || S > 1) && first + 4 <= vectors {
                 self.weigh_vectors::<L, N, 4>(row, all, stride, first);
                 first += 4;
             } else if first + S <= vectors {
@@ -269,8 +278,13 @@ impl<C: Stored> Attend<'_, '_, C> {
             for n in 0..N {
                 page_p[n] = &p[n][page.at..][..page.tokens.len()];
             }
+            let next = page.values.as_ptr().wrapping_offset(page.ahead);
             for at in 0..page.tokens.len() {
                 let t = page.tokens.start + at;
+                let from = (t * dim + first * LANES) * C::BYTES;
+                for line in 0..(S * LANES * C::BYTES).div_ceil(CACHE_LINE) {
+                    L::prefetch(next.wrapping_add(from + line * CACHE_LINE));
+                }
                 let mut v = [L::splat(0.0); S];
                 for s in 0..S {
                     v[s] = C::read::<L>(page.values, t * dim + (first + s) * LANES);
@@ -303,7 +317,7 @@ impl<C: Stored> Attend<'_, '_, C> {
 #[inline(always)]
 fn products<L: Lanes, C: Stored, const N: usize, const S: usize>(
     q: &[&[f32]; N],
-    keys: &[u8],
+    page: &Page<'_>,
     layout: &HeadLayout,
     at: usize,
 ) -> [[L::V; N]; S] {
@@ -314,8 +328,10 @@ fn products<L: Lanes, C: Stored, const N: usize, const S: usize>(
     }
     let mut sums = [[L::splat(0.0); N]; S];
     let mut totals = sums;
-    let mut from = at;
+    let (mut from, keys) = (at, page.keys);
+    let next = keys.as_ptr().wrapping_offset(page.ahead);
     for d in 0..dim {
+        L::prefetch(next.wrapping_add(from * C::BYTES));
         let mut k = [L::splat(0.0); S];
         for s in 0..S {
             k[s] = C::read::<L>(keys, from + s * LANES);

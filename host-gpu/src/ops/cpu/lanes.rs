@@ -12,6 +12,8 @@
 
 /// How many floats a vector of any path holds.
 pub const LANES: usize = 16;
+/// Bytes that a prefetch brings.
+pub const CACHE_LINE: usize = 64;
 
 /// A vector of sixteen floats and what kernels do with it.
 pub trait Lanes: Copy {
