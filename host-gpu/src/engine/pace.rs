@@ -18,7 +18,7 @@ const SHARE: f64 = 0.75;
 /// After this many prompt tokens half of the average is news.
 const MEMORY_TOKENS: f64 = 32.0;
 /// After this many steps what a step without prompts takes is measured again: contexts grow.
-const REMEASURE_STEPS: u64 = 64;
+const REMEASURE_STEPS: u64 = 16;
 /// Models of which the pace is known. Beyond that all are forgotten, and measured anew in a few steps.
 const MAX_MODELS: usize = 64;
 

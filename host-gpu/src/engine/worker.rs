@@ -44,7 +44,7 @@ impl Worker {
     ) -> Self {
         let (scheduler, paces) = (Scheduler::new(pages, config.max_running), Paces::new(config));
         let (buffers, jobs) = (Buffers::default(), HashMap::new());
-        // Only kernels for quantised activations read what is interleaved.
+        // Only kernels for quantised activations read what is woven.
         let huge_pages = config.huge_pages && config.activations == Activations::Q8 && huge::available();
         let largest_step = config.largest_step();
         Self { compute, arena, buffers, scheduler, paces, jobs, next: 0, inbox, counters, huge_pages, largest_step }

@@ -101,8 +101,11 @@ struct Slot<'a> {
     pages: &'a [PageId],
 }
 
-/// Tokens that attend together: keys and values are read once for all of them, and their scores stay in cache.
+/// Tokens that attend together, at most: keys and values are read once for all of them, and their scores stay in cache.
 const BLOCK_TOKENS: usize = 8;
+/// Blocks of a part for each thread, at least, counted for each KV head: a few tokens far into their sequence are most
+/// of a step's work, and it is to be spread.
+const BLOCKS: usize = 3;
 
 thread_local! {
     static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -122,7 +125,8 @@ pub(crate) fn step<'b>(
     let cpu = *cpu;
     let kv = KvLayout::new(c.kv_shape(), *kv_type, arena.page_bytes());
     let slots = flatten(parts);
-    let (blocks, rows): (Vec<Block<'_>>, Vec<Range<usize>>) = blocks(parts).into_iter().unzip();
+    let split = Split { kv_heads: c.kv_heads, threads: pool.threads() };
+    let (blocks, rows): (Vec<Block<'_>>, Vec<Range<usize>>) = blocks(parts, split).into_iter().unzip();
     let n = slots.len();
     let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
     let qkv_width = q_width + 2 * kv_width;
@@ -216,7 +220,8 @@ pub(crate) fn step<'b>(
         b.h.resize(wanted * c.width, 0.0);
         norm(cpu, pool, &b.x[..wanted * c.width], &w.final_norm, c.norm_eps, &mut b.h);
         let head = m(&w.head);
-        let input = Input::fine(cpu, pool, &b.h, c.width, &[head], &mut b.tiles);
+        let prepare = if w.fine_head { Input::fine } else { Input::new };
+        let input = prepare(cpu, pool, &b.h, c.width, &[head], &mut b.tiles);
         cpu.matmul(pool, &[head], &input, false, &mut b.logits);
         if let Some(cap) = c.logit_cap {
             pool.rows(&mut b.logits, c.vocab, |_, row| cpu.soft_cap(row, cap));
@@ -240,12 +245,21 @@ struct Block<'a> {
     position: usize,
 }
 
+/// What the work is split for.
+#[derive(Clone, Copy)]
+struct Split {
+    kv_heads: usize,
+    threads: usize,
+}
+
 /// The batch in blocks of at most [`BLOCK_TOKENS`], and which of its tokens each has.
-fn blocks<'a>(parts: &[Part<'a>]) -> Vec<(Block<'a>, Range<usize>)> {
+fn blocks<'a>(parts: &[Part<'a>], split: Split) -> Vec<(Block<'a>, Range<usize>)> {
     let (mut blocks, mut begin) = (Vec::new(), 0);
     for part in parts {
-        for first in (0..part.tokens.len()).step_by(BLOCK_TOKENS) {
-            let rows = begin + first..begin + part.tokens.len().min(first + BLOCK_TOKENS);
+        let fair = part.tokens.len() * split.kv_heads / (BLOCKS * split.threads);
+        let size = fair.clamp(1, BLOCK_TOKENS);
+        for first in (0..part.tokens.len()).step_by(size) {
+            let rows = begin + first..begin + part.tokens.len().min(first + size);
             blocks.push((Block { pages: part.pages, position: part.position + first }, rows));
         }
         begin += part.tokens.len();

@@ -7,7 +7,8 @@ use crate::format::huge::HugeCopy;
 use crate::format::mapped::Mapped;
 use crate::format::quant::{self, Quant};
 use crate::format::tensor::TensorInfo;
-use crate::ops::cpu::matmul::{Matrix, can_interleave, interleave};
+use crate::ops::cpu::matmul::{Matrix, can_weave};
+use crate::ops::cpu::woven::weave;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -119,7 +120,13 @@ pub struct Weights {
     pub head: MatrixAt,
     /// (rope_dims / 2): divides the frequencies of `Config::rope`
     pub rope_factors: Option<Vec<f32>>,
+    /// Whether the head is to get finer activations than the layers: nothing comes after it to even out errors. They
+    /// cost the head's products twice, so only where the head is a small part of the model.
+    pub fine_head: bool,
 }
+
+/// A head of at most this share of a model's weights is a small one.
+const SMALL_HEAD: f64 = 0.3;
 
 impl Weights {
     /// Finds every tensor and checks its shape and type.
@@ -146,20 +153,25 @@ impl Weights {
             Some(Factors::Given(factors)) => Some(factors.clone()),
         };
         f.refuse_unused()?;
-        let huge = Arc::default();
-        Ok(Self { embedding, layers, final_norm, head, rope_factors, files, huge, made: Vec::new() })
+        let (huge, made) = (Arc::default(), Vec::new());
+        let fine_head = false;
+        let mut all = Self { embedding, layers, final_norm, head, rope_factors, fine_head, files, huge, made };
+        let size = |at: &MatrixAt| (at.rows * at.cols) as f64;
+        let layers: f64 = all.matrices().into_iter().filter(|(_, end)| !end).map(|(at, _)| size(at)).sum();
+        all.fine_head = size(&all.head) <= SMALL_HEAD * (layers + size(&all.head));
+        Ok(all)
     }
 
     /// The matrix at `at`.
     pub fn matrix(&self, at: &MatrixAt) -> Matrix<'_> {
-        let (bytes, interleaved) = match at.place {
+        let (bytes, woven) = match at.place {
             Place::File(n) => match self.copied(n, &at.bytes) {
-                Some(copy) => (copy, can_interleave(at.quant, at.rows)),
+                Some(copy) => (copy, can_weave(at.quant, at.rows)),
                 None => (&self.files[n].bytes()[at.bytes.clone()], false),
             },
             Place::Made(n) => (&self.made[n][at.bytes.clone()], false),
         };
-        Matrix { quant: at.quant, rows: at.rows, cols: at.cols, bytes, interleaved }
+        Matrix { quant: at.quant, rows: at.rows, cols: at.cols, bytes, woven }
     }
 
     fn copied(&self, file: usize, bytes: &Range<usize>) -> Option<&[u8]> {
@@ -167,9 +179,8 @@ impl Weights {
         part.copy.get()?.get(bytes)
     }
 
-    /// Copies what is in files to huge pages, in the order in which kernels for quantised activations read it, on a
-    /// thread that nobody waits for. Until a part is done, and if there is no memory for it, its matrices are read where
-    /// they are.
+    /// Copies what is in files to huge pages, woven, on a thread that nobody waits for. Until a part is done, and if there
+    /// is no memory for it, its matrices are read where they are.
     pub(crate) fn move_to_huge_pages(&self) {
         let mut at: Vec<MatrixAt> = self.matrices().into_iter().map(|(at, _)| at.clone()).collect();
         at.retain(|at| matches!(at.place, Place::File(_)));
@@ -259,8 +270,8 @@ fn copy_part(file: &Mapped, range: &Range<usize>, matrices: &[MatrixAt]) -> std:
     let ranges: Vec<Range<usize>> = matrices.iter().map(|at| at.bytes.clone()).collect();
     HugeCopy::of(file, range.clone(), &ranges, |n, from, to| {
         let at = &matrices[n];
-        match can_interleave(at.quant, at.rows) {
-            true => interleave(at.quant, from.len() / at.rows, from, to),
+        match can_weave(at.quant, at.rows) {
+            true => weave(at.quant, from.len() / at.rows, from, to),
             false => to.copy_from_slice(from),
         }
     })

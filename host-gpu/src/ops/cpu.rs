@@ -17,6 +17,7 @@ pub mod matmul;
 pub mod neon;
 pub mod reference;
 pub mod vector;
+pub mod woven;
 
 /// Which instructions the kernels use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

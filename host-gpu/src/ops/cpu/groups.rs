@@ -6,8 +6,10 @@
 use super::blocks::{Scales, halves, scaled, scales_and_minima};
 use super::bytes::Bytes;
 use super::lanes::LANES;
+use super::woven::Woven;
 use crate::format::quant::*;
 use bytemuck::Pod;
+use std::mem::offset_of;
 
 /// A block of one or more groups of 32 weights, `w = s * q + b`.
 pub trait Groups: Pod + Sync {
@@ -26,6 +28,10 @@ pub trait Groups: Pod + Sync {
     fn part<L: Bytes>(affine: &Self::Affine<L>, n: usize) -> [L::V; 2];
     /// `q` of sixteen weights of group `g` of four rows: the first ones or the others.
     fn quad<L: Bytes>(rows: [&Self; 4], g: usize, half: usize) -> L::B;
+    /// The same as [`Groups::affine`], of woven blocks.
+    fn woven_affine<L: Bytes>(strip: Woven<'_>) -> Self::Affine<L>;
+    /// Weights `4 j..4 j + 4` of group `g` of woven blocks.
+    fn woven_four<L: Bytes>(strip: Woven<'_>, g: usize, j: usize) -> L::B;
 }
 
 /// The sixteen bytes that `$bytes` finds in each of four rows.
@@ -51,6 +57,42 @@ fn and_times<L: Bytes>(s: L::V, by: f32) -> [L::V; 2] {
     [s, L::mul(s, L::splat(by))]
 }
 
+/// Weights `4 j..4 j + 4` of 32 nibbles at `at` of woven blocks: the low ones come first.
+#[inline(always)]
+fn nibble<L: Bytes>(strip: Woven<'_>, at: usize, j: usize) -> L::B {
+    L::shift_mask(strip.word::<L>(at, j % 4), j as u32 / 4 * 4, 15)
+}
+
+/// Byte `k` of each word, 0 to 127, as a float.
+#[inline(always)]
+fn small<L: Bytes>(words: L::B, k: usize) -> L::V {
+    L::floats_of(L::dot(L::zero(), words, 1 << (8 * k)))
+}
+
+/// `(byte k of word i - less) * by` for each of the bytes of `words`, the scales of woven superblocks.
+#[inline(always)]
+fn scale_words<L: Bytes, const N: usize>(words: [L::B; N], less: f32, by: L::V, out: &mut [Scales]) {
+    for i in 0..N {
+        for k in 0..4 {
+            let scale = L::add(small::<L>(words[i], k), L::splat(-less));
+            L::store(L::mul(scale, by), &mut out[4 * i + k]);
+        }
+    }
+}
+
+/// `d * s`, then `-dmin * m`, of the six-bit scales of woven superblocks.
+#[inline(always)]
+fn woven_six_bits<L: Bytes>(strip: Woven<'_>, d: usize, dmin: usize, scales: usize) -> [Scales; LANES] {
+    let [low, high, rest] = [strip.word::<L>(scales, 0), strip.word::<L>(scales, 1), strip.word::<L>(scales, 2)];
+    let minus = L::mul(strip.halves::<L>(dmin), L::splat(-1.0));
+    let s = [L::shift_mask(low, 0, 63), L::join(L::shift_mask(rest, 0, 15), L::shift_mask(low, 6, 3), 4)];
+    let m = [L::shift_mask(high, 0, 63), L::join(L::shift_mask(rest, 4, 15), L::shift_mask(high, 6, 3), 4)];
+    let mut out = [[0.0; LANES]; LANES];
+    scale_words::<L, 2>(s, 0.0, strip.halves::<L>(d), &mut out[..8]);
+    scale_words::<L, 2>(m, 0.0, minus, &mut out[8..]);
+    out
+}
+
 /// Adds fifth bits: bit `16 half + i` of a row's `h` is weight `i`'s.
 #[inline(always)]
 fn add_fifths<L: Bytes>(low: L::B, h: [[u8; 4]; 4], half: usize) -> L::B {
@@ -63,7 +105,8 @@ fn add_fifths<L: Bytes>(low: L::B, h: [[u8; 4]; 4], half: usize) -> L::B {
 
 /// Blocks of 32 weights with one f16: `w = d * (q - $offset)`.
 macro_rules! one_scale {
-    ($block:ty, signed: $signed:expr, offset: $offset:expr, |$L:ident, $rows:ident, $half:ident| $quad:expr) => {
+    ($block:ty, signed: $signed:expr, offset: $offset:expr, |$L:ident, $rows:ident, $half:ident| $quad:expr,
+     woven: |$W:ident, $strip:ident, $j:ident| $four:expr) => {
         impl Groups for $block {
             const SIGNED: bool = $signed;
             type Affine<L: Bytes> = L::V;
@@ -87,28 +130,43 @@ macro_rules! one_scale {
             fn quad<$L: Bytes>($rows: [&Self; 4], _: usize, $half: usize) -> $L::B {
                 $quad
             }
+
+            #[inline(always)]
+            fn woven_affine<L: Bytes>(strip: Woven<'_>) -> L::V {
+                strip.halves::<L>(offset_of!($block, d))
+            }
+
+            #[inline(always)]
+            fn woven_four<$W: Bytes>($strip: Woven<'_>, _: usize, $j: usize) -> $W::B {
+                $four
+            }
         }
     };
 }
 
 one_scale!(BlockQ4_0, signed: false, offset: 8.0, |L, rows, half| {
     L::shift_mask(gather!(L, rows, |row| &row.q), 4 * half as u32, 15)
-});
+}, woven: |L, strip, j| nibble::<L>(strip, offset_of!(BlockQ4_0, q), j));
 one_scale!(BlockQ5_0, signed: false, offset: 16.0, |L, rows, half| {
     let h = [rows[0].h, rows[1].h, rows[2].h, rows[3].h];
     add_fifths::<L>(L::shift_mask(gather!(L, rows, |row| &row.q), 4 * half as u32, 15), h, half)
+}, woven: |L, strip, j| {
+    let fifths = L::shift_mask(strip.word::<L>(offset_of!(BlockQ5_0, h), 0), j as u32, 1);
+    L::join(nibble::<L>(strip, offset_of!(BlockQ5_0, q), j), fifths, 4)
 });
 one_scale!(BlockIq4Nl, signed: true, offset: 0.0, |L, rows, half| {
     let names = L::shift_mask(gather!(L, rows, |row| &row.q), 4 * half as u32, 15);
     L::biased(L::entries(&CODEBOOK, names))
+}, woven: |L, strip, j| {
+    L::biased(L::entries(&CODEBOOK, nibble::<L>(strip, offset_of!(BlockIq4Nl, q), j)))
 });
 one_scale!(BlockQ8_0, signed: true, offset: 0.0, |L, rows, half| {
     L::biased(gather!(L, rows, |row| half_of(bytemuck::cast_ref(&row.q), half)))
-});
+}, woven: |L, strip, j| L::biased(strip.word::<L>(offset_of!(BlockQ8_0, q), j)));
 
 /// Blocks of 32 weights with two f16: `w = d * q + m`.
 macro_rules! scale_and_minimum {
-    ($block:ty, |$L:ident, $rows:ident, $half:ident| $quad:expr) => {
+    ($block:ty, |$L:ident, $rows:ident, $half:ident| $quad:expr, woven: |$W:ident, $strip:ident, $j:ident| $four:expr) => {
         impl Groups for $block {
             type Affine<L: Bytes> = [L::V; 2];
 
@@ -130,14 +188,31 @@ macro_rules! scale_and_minimum {
             fn quad<$L: Bytes>($rows: [&Self; 4], _: usize, $half: usize) -> $L::B {
                 $quad
             }
+
+            #[inline(always)]
+            fn woven_affine<L: Bytes>(strip: Woven<'_>) -> [L::V; 2] {
+                [strip.halves::<L>(offset_of!($block, d)), strip.halves::<L>(offset_of!($block, m))]
+            }
+
+            #[inline(always)]
+            fn woven_four<$W: Bytes>($strip: Woven<'_>, _: usize, $j: usize) -> $W::B {
+                $four
+            }
         }
     };
 }
 
-scale_and_minimum!(BlockQ4_1, |L, rows, half| L::shift_mask(gather!(L, rows, |row| &row.q), 4 * half as u32, 15));
+scale_and_minimum!(
+    BlockQ4_1,
+    |L, rows, half| L::shift_mask(gather!(L, rows, |row| &row.q), 4 * half as u32, 15),
+    woven: |L, strip, j| nibble::<L>(strip, offset_of!(BlockQ4_1, q), j)
+);
 scale_and_minimum!(BlockQ5_1, |L, rows, half| {
     let h = [rows[0].h, rows[1].h, rows[2].h, rows[3].h];
     add_fifths::<L>(L::shift_mask(gather!(L, rows, |row| &row.q), 4 * half as u32, 15), h, half)
+}, woven: |L, strip, j| {
+    let fifths = L::shift_mask(strip.word::<L>(offset_of!(BlockQ5_1, h), 0), j as u32, 1);
+    L::join(nibble::<L>(strip, offset_of!(BlockQ5_1, q), j), fifths, 4)
 });
 
 /// The sixteen floats that `$floats` gives for each row of a strip, turned so that a lane is a row.
@@ -158,7 +233,9 @@ macro_rules! superblock {
         $block:ty, parts: $parts:expr, signed: $signed:expr,
         affine: |$A:ident, $strip:ident| -> $affine:ty { $read:expr },
         part: |$P:ident, $all:ident, $n:ident| $part:expr,
-        quad: |$L:ident, $rows:ident, $g:ident, $half:ident| $quad:expr
+        quad: |$L:ident, $rows:ident, $g:ident, $half:ident| $quad:expr,
+        woven_affine: |$B:ident, $blocks:ident| $woven:expr,
+        woven_four: |$W:ident, $four_of:ident, $group:ident, $j:ident| $four:expr
     ) => {
         impl Groups for $block {
             const GROUPS: usize = 8;
@@ -180,6 +257,16 @@ macro_rules! superblock {
             fn quad<$L: Bytes>($rows: [&Self; 4], $g: usize, $half: usize) -> $L::B {
                 $quad
             }
+
+            #[inline(always)]
+            fn woven_affine<$B: Bytes>($blocks: Woven<'_>) -> Self::Affine<$B> {
+                $woven
+            }
+
+            #[inline(always)]
+            fn woven_four<$W: Bytes>($four_of: Woven<'_>, $group: usize, $j: usize) -> $W::B {
+                $four
+            }
         }
     };
 }
@@ -190,7 +277,25 @@ superblock!(
         [columns!(L, strip, |row| row.affine::<L>()[0]), columns!(L, strip, |row| row.affine::<L>()[1])]
     },
     part: |L, all, n| [L::load(&all[0][n]), L::load(&all[1][n])],
-    quad: |L, rows, g, half| L::shift_mask(gather!(L, rows, |row| half_of(&row.q[g / 4], half)), g as u32 % 4 * 2, 3)
+    quad: |L, rows, g, half| L::shift_mask(gather!(L, rows, |row| half_of(&row.q[g / 4], half)), g as u32 % 4 * 2, 3),
+    woven_affine: |L, strip| {
+        let mut out = [[[0.0; LANES]; LANES]; 2];
+        let mut words = [strip.word::<L>(offset_of!(BlockQ2K, scales), 0); 4];
+        for i in 1..4 {
+            words[i] = strip.word::<L>(offset_of!(BlockQ2K, scales), i);
+        }
+        let (mut s, mut m) = (words, words);
+        for i in 0..4 {
+            (s[i], m[i]) = (L::shift_mask(words[i], 0, 15), L::shift_mask(words[i], 4, 15));
+        }
+        let minus = L::mul(strip.halves::<L>(offset_of!(BlockQ2K, dmin)), L::splat(-1.0));
+        scale_words::<L, 4>(s, 0.0, strip.halves::<L>(offset_of!(BlockQ2K, d)), &mut out[0]);
+        scale_words::<L, 4>(m, 0.0, minus, &mut out[1]);
+        out
+    },
+    woven_four: |L, strip, g, j| {
+        L::shift_mask(strip.word::<L>(offset_of!(BlockQ2K, q), g / 4 * 8 + j), g as u32 % 4 * 2, 3)
+    }
 );
 
 superblock!(
@@ -200,6 +305,23 @@ superblock!(
     quad: |L, rows, g, half| {
         let low = L::shift_mask(gather!(L, rows, |row| half_of(&row.q[g / 4], half)), g as u32 % 4 * 2, 3);
         L::join(low, L::shift_mask(gather!(L, rows, |row| half_of(&row.h, half)), g as u32, 1), 2)
+    },
+    woven_affine: |L, strip| {
+        let at = offset_of!(BlockQ3K, scales);
+        let [first, second, upper] = [strip.word::<L>(at, 0), strip.word::<L>(at, 1), strip.word::<L>(at, 2)];
+        let s = [
+            L::join(L::shift_mask(first, 0, 15), L::shift_mask(upper, 0, 3), 4),
+            L::join(L::shift_mask(second, 0, 15), L::shift_mask(upper, 2, 3), 4),
+            L::join(L::shift_mask(first, 4, 15), L::shift_mask(upper, 4, 3), 4),
+            L::join(L::shift_mask(second, 4, 15), L::shift_mask(upper, 6, 3), 4),
+        ];
+        let mut out = [[0.0; LANES]; LANES];
+        scale_words::<L, 4>(s, 32.0, strip.halves::<L>(offset_of!(BlockQ3K, d)), &mut out);
+        out
+    },
+    woven_four: |L, strip, g, j| {
+        let low = L::shift_mask(strip.word::<L>(offset_of!(BlockQ3K, q), g / 4 * 8 + j), g as u32 % 4 * 2, 3);
+        L::join(low, L::shift_mask(strip.word::<L>(offset_of!(BlockQ3K, h), j), g as u32, 1), 2)
     }
 );
 
@@ -209,7 +331,14 @@ superblock!(
         columns!(L, strip, |row| scales_and_minima::<L>(row.d, row.dmin, &row.scales))
     },
     part: |L, all, n| [L::load(&all[n]), L::load(&all[8 + n])],
-    quad: |L, rows, g, half| L::shift_mask(gather!(L, rows, |row| half_of(&row.q[g / 2], half)), g as u32 % 2 * 4, 15)
+    quad: |L, rows, g, half| L::shift_mask(gather!(L, rows, |row| half_of(&row.q[g / 2], half)), g as u32 % 2 * 4, 15),
+    woven_affine: |L, strip| {
+        let [d, dmin, scales] = [offset_of!(BlockQ4K, d), offset_of!(BlockQ4K, dmin), offset_of!(BlockQ4K, scales)];
+        woven_six_bits::<L>(strip, d, dmin, scales)
+    },
+    woven_four: |L, strip, g, j| {
+        L::shift_mask(strip.word::<L>(offset_of!(BlockQ4K, q), g / 2 * 8 + j), g as u32 % 2 * 4, 15)
+    }
 );
 
 superblock!(
@@ -221,6 +350,14 @@ superblock!(
     quad: |L, rows, g, half| {
         let low = L::shift_mask(gather!(L, rows, |row| half_of(&row.q[g / 2], half)), g as u32 % 2 * 4, 15);
         L::join(low, L::shift_mask(gather!(L, rows, |row| half_of(&row.h, half)), g as u32, 1), 4)
+    },
+    woven_affine: |L, strip| {
+        let [d, dmin, scales] = [offset_of!(BlockQ5K, d), offset_of!(BlockQ5K, dmin), offset_of!(BlockQ5K, scales)];
+        woven_six_bits::<L>(strip, d, dmin, scales)
+    },
+    woven_four: |L, strip, g, j| {
+        let low = L::shift_mask(strip.word::<L>(offset_of!(BlockQ5K, q), g / 2 * 8 + j), g as u32 % 2 * 4, 15);
+        L::join(low, L::shift_mask(strip.word::<L>(offset_of!(BlockQ5K, h), j), g as u32, 1), 4)
     }
 );
 
@@ -233,6 +370,24 @@ superblock!(
         let nibbles = gather!(L, rows, |row| half_of(&row.q[part].as_chunks::<32>().0[g % 2], half));
         let upper = gather!(L, rows, |row| half_of(&row.h[part], half));
         L::join(L::shift_mask(nibbles, j / 2 * 4, 15), L::shift_mask(upper, 2 * j, 3), 4)
+    },
+    woven_affine: |L, strip| {
+        let d = strip.halves::<L>(offset_of!(BlockQ6K, d));
+        let mut out = [[0.0; LANES]; LANES];
+        for i in 0..4 {
+            let word = L::biased(strip.word::<L>(offset_of!(BlockQ6K, scales), i));
+            for k in 0..4 {
+                let raised = L::floats_of(L::dot_signed(L::zero(), word, 1 << (8 * k)));
+                L::store(L::mul(L::add(raised, L::splat(-L::BIAS)), d), &mut out[4 * i + k]);
+            }
+        }
+        out
+    },
+    woven_four: |L, strip, g, j| {
+        let (part, n) = (g / 4, g as u32 % 4);
+        let nibbles = strip.word::<L>(offset_of!(BlockQ6K, q), 16 * part + g % 2 * 8 + j);
+        let upper = strip.word::<L>(offset_of!(BlockQ6K, h), 8 * part + j);
+        L::join(L::shift_mask(nibbles, n / 2 * 4, 15), L::shift_mask(upper, 2 * n, 3), 4)
     }
 );
 
@@ -243,5 +398,22 @@ superblock!(
     quad: |L, rows, g, half| {
         let names = L::shift_mask(gather!(L, rows, |row| &row.q[g]), 4 * half as u32, 15);
         L::biased(L::entries(&CODEBOOK, names))
+    },
+    woven_affine: |L, strip| {
+        let at = offset_of!(BlockIq4Xs, scales_low);
+        let low = [L::shift_mask(strip.word::<L>(at, 0), 0, 15), L::shift_mask(strip.word::<L>(at, 0), 4, 15)];
+        // The scale and the upper bits of scales are one word.
+        let high = strip.word::<L>(offset_of!(BlockIq4Xs, d), 0);
+        let [d, _] = L::pairs_of_halves(&strip.fours(offset_of!(BlockIq4Xs, d)));
+        let mut out = [[0.0; LANES]; LANES];
+        for g in 0..8 {
+            let upper = small::<L>(L::shift_mask(high, g as u32 % 4 * 2, 3), 2 + g / 4);
+            let lower = L::add(small::<L>(low[g % 2], g / 2), L::splat(-32.0));
+            L::store(L::mul(L::fma(upper, L::splat(16.0), lower), d), &mut out[g]);
+        }
+        out
+    },
+    woven_four: |L, strip, g, j| {
+        L::biased(L::entries(&CODEBOOK, nibble::<L>(strip, offset_of!(BlockIq4Xs, q) + 16 * g, j)))
     }
 );

@@ -5,7 +5,7 @@
 //! any weights with floats. Both unpack the weights as they go: in registers for few tokens, into a panel that stays in
 //! cache for many. Nothing is packed in advance, so a model costs no memory beyond its file and no time before its first token.
 
-use super::lanes::LANES;
+use super::lanes::{CACHE_LINE, LANES};
 use super::{Activations, Cpu};
 use crate::format::quant::Quant;
 use crate::ops::pool::{Pool, View};
@@ -23,8 +23,6 @@ const CHUNK_WEIGHTS_MAX: usize = 512 * 1024;
 const CHUNKS: usize = 3;
 /// Rows of a chunk are a multiple of this: two strips of sixteen.
 const CHUNK_ROWS: usize = 32;
-/// Bytes that a prefetch brings.
-const CACHE_LINE: usize = 64;
 
 /// A weight matrix: its bytes lie in the mapped file.
 #[derive(Clone, Copy, Debug)]
@@ -37,25 +35,13 @@ pub struct Matrix<'a> {
     pub cols: usize,
     /// `rows` rows of blocks.
     pub bytes: &'a [u8],
-    /// Whether [`interleave`] has put the blocks of each sixteen rows in the order in which kernels for quantised
-    /// activations use them: memory is then read in one go.
-    pub interleaved: bool,
+    /// Whether `bytes` were [woven](super::woven::weave): for kernels that multiply quantised activations.
+    pub woven: bool,
 }
 
-/// Whether a matrix of `rows` rows can be interleaved: whole strips, whatever chunks it is worked on in.
-pub fn can_interleave(quant: Quant, rows: usize) -> bool {
+/// Whether a matrix of `rows` rows can be woven: whole strips, whatever chunks it is worked on in.
+pub fn can_weave(quant: Quant, rows: usize) -> bool {
     is_quantised(quant) && rows.is_multiple_of(CHUNK_ROWS)
-}
-
-/// Copies a matrix, the first blocks of sixteen rows first, then their second ones, and so on. `row_bytes` is the
-/// length of a row; both have the same number of rows, a multiple of sixteen.
-pub fn interleave(quant: Quant, row_bytes: usize, from: &[u8], to: &mut [u8]) {
-    let block = quant.row().bytes;
-    for (from, to) in from.chunks_exact(LANES * row_bytes).zip(to.chunks_exact_mut(LANES * row_bytes)) {
-        for (n, to) in to.chunks_exact_mut(block).enumerate() {
-            to.copy_from_slice(&from[n % LANES * row_bytes + n / LANES * block..][..block]);
-        }
-    }
 }
 
 fn is_quantised(quant: Quant) -> bool {
@@ -180,7 +166,7 @@ impl Cpu {
     fn product(self, w: Matrix<'_>, rows: Range<usize>, x: &Input<'_>, panels: &mut Panels, part: &mut Vec<f32>) {
         assert!(w.cols == x.cols && w.bytes.len() == w.rows * w.row_bytes(), "shapes agree");
         let strips = rows.start.is_multiple_of(LANES) && rows.len().is_multiple_of(LANES);
-        assert!(!w.interleaved || strips && self.multiplies_bytes(w.quant), "interleaved strips stay whole");
+        assert!(!w.woven || strips && self.multiplies_bytes(w.quant), "woven strips stay whole");
         let (split, width) = (x.split, rows.len());
         part.resize(if split { 2 } else { 1 } * x.tokens * width, 0.0);
         let Panels { floats, lines } = panels;

@@ -8,6 +8,7 @@
 use super::super::blocks::Block;
 use super::super::bytes::Bytes;
 use super::super::lanes::{LANES, Lanes};
+use super::super::woven::unweave;
 use super::super::{Cpu, SMALL_TILE, Task};
 use super::{CACHE_LINE, Matrix};
 use crate::format::quant::*;
@@ -326,11 +327,10 @@ pub(super) fn decode(cpu: Cpu, w: Matrix<'_>, row: usize, out: &mut [f32]) {
 }
 
 fn decode_as<B: Block>(cpu: Cpu, w: Matrix<'_>, row: usize, out: &mut [f32]) {
-    if w.interleaved {
+    if w.woven {
         let (strip, r) = (row / LANES * LANES, row % LANES);
-        let strip: &[B] = bytemuck::cast_slice(w.rows_bytes(&(strip..strip + LANES)));
-        let blocks: Vec<B> = strip.iter().skip(r).step_by(LANES).copied().collect();
-        return cpu.run(Decode { blocks: &blocks, out });
+        let row = unweave(w.quant, w.rows_bytes(&(strip..strip + LANES)), r);
+        return cpu.run(Decode::<B> { blocks: bytemuck::cast_slice(&row), out });
     }
     let blocks: &[B] = bytemuck::cast_slice(w.rows_bytes(&(row..row + 1)));
     cpu.run(Decode { blocks, out });

@@ -13,6 +13,7 @@
 use super::super::bytes::{BYTES, Bytes};
 use super::super::groups::Groups;
 use super::super::lanes::{LANES, Lanes};
+use super::super::woven::Woven;
 use super::super::{Cpu, SMALL_TILE, Task};
 use super::{CACHE_LINE, Matrix};
 use crate::format::quant::*;
@@ -160,8 +161,8 @@ pub(super) struct Product<'a, B, const N: usize> {
     /// (rows, per_row)
     pub(super) blocks: &'a [B],
     pub(super) per_row: usize,
-    /// See [`Matrix::interleaved`].
-    pub(super) interleaved: bool,
+    /// See [`Matrix::woven`].
+    pub(super) woven: bool,
     pub(super) x: Tiles<'a>,
     pub(super) panel: &'a mut Vec<Line>,
     /// (tokens, rows)
@@ -171,15 +172,17 @@ pub(super) struct Product<'a, B, const N: usize> {
 impl<B: Groups, const N: usize> Task for Product<'_, B, N> {
     #[inline(always)]
     fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
-        let Self { blocks, per_row, interleaved, x, panel, part } = self;
-        let strips = blocks.chunks(LANES * per_row).map(|blocks| Strip::new(blocks, per_row, interleaved));
-        if x.direct() {
-            match x.tile {
-                1 => direct_all::<L, B, 1>(strips, per_row, x.words, part),
-                _ => direct_all::<L, B, 2>(strips, per_row, x.words, part),
+        let Self { blocks, per_row, woven, x, panel, part } = self;
+        let strips = blocks.chunks(LANES * per_row);
+        match woven {
+            true => {
+                let strips = strips.map(|strip| WovenRows(bytemuck::cast_slice(strip)));
+                all_strips::<L, B, _, N>(strips, per_row, x, panel, part);
             }
-        } else {
-            pack_all::<L, B, N>(strips, blocks.len().div_ceil(LANES * per_row), per_row, panel);
+            false => {
+                let strips = strips.map(|strip| Rows::new(strip, per_row));
+                all_strips::<L, B, _, N>(strips, per_row, x, panel, part);
+            }
         }
     }
 }
@@ -240,7 +243,7 @@ impl Work<'_> {
         let Self { w, rows, x, panel, part } = self;
         let blocks: &[B] = bytemuck::cast_slice(w.rows_bytes(&rows));
         let per_row = w.cols / (32 * B::GROUPS);
-        cpu.run(Product::<B, N> { blocks, per_row, interleaved: w.interleaved, x, panel, part });
+        cpu.run(Product::<B, N> { blocks, per_row, woven: w.woven, x, panel, part });
         if !x.direct() {
             let (rows, groups) = (rows.len(), per_row * B::GROUPS);
             match B::SIGNED {
@@ -251,78 +254,110 @@ impl Work<'_> {
     }
 }
 
-/// Sixteen rows.
-#[expect(clippy::large_enum_variant, reason = "it lives in registers and on the stack of one loop")]
-enum Strip<'a, B> {
-    /// Row by row; where there are fewer than sixteen, the last one again.
-    Rows([&'a [B]; LANES]),
-    /// Block by block, sixteen rows' first blocks first.
-    Interleaved(&'a [[B; LANES]]),
+/// Sixteen rows of blocks.
+trait Strip<B: Groups> {
+    /// One block of each row.
+    type Blocks<'b>: Copy
+    where
+        Self: 'b;
+    /// Blocks `k`. Asks for what comes next.
+    fn blocks<L: Lanes>(&self, k: usize) -> Self::Blocks<'_>;
+    /// See [`Groups::affine`].
+    fn affine<L: Bytes>(blocks: Self::Blocks<'_>) -> B::Affine<L>;
+    /// Group `g`: vectors of four weights of each row, in order.
+    fn unpack<L: Bytes>(blocks: Self::Blocks<'_>, g: usize) -> [L::B; 8];
 }
 
-impl<'a, B> Strip<'a, B> {
+/// Row by row; where there are fewer than sixteen, the last one again.
+struct Rows<'a, B>([&'a [B]; LANES]);
+
+impl<'a, B> Rows<'a, B> {
     #[inline(always)]
-    fn new(blocks: &'a [B], per_row: usize, interleaved: bool) -> Self {
-        if interleaved {
-            return Self::Interleaved(&blocks.as_chunks::<LANES>().0[..per_row]);
-        }
+    fn new(blocks: &'a [B], per_row: usize) -> Self {
         let last = blocks.len() / per_row - 1;
         let mut rows = [&blocks[..per_row]; LANES];
         for r in 1..LANES {
             rows[r] = &blocks[r.min(last) * per_row..][..per_row];
         }
-        Self::Rows(rows)
-    }
-
-    /// Block `k` of each row.
-    #[inline(always)]
-    fn blocks(&self, k: usize) -> [&'a B; LANES] {
-        match self {
-            Self::Rows(rows) => {
-                let mut blocks = [&rows[0][k]; LANES];
-                for r in 1..LANES {
-                    blocks[r] = &rows[r][k];
-                }
-                blocks
-            }
-            Self::Interleaved(strip) => {
-                let all = &strip[k];
-                let mut blocks = [&all[0]; LANES];
-                for r in 1..LANES {
-                    blocks[r] = &all[r];
-                }
-                blocks
-            }
-        }
+        Self(rows)
     }
 
     /// Asks for what follows the strip in memory, a part of it for each `k`: rows are so short that the processor does
-    /// not see that others follow. It sees where interleaved blocks go on.
+    /// not see that others follow.
     #[inline(always)]
     fn prefetch<L: Lanes>(&self, k: usize) {
-        if let Self::Rows(rows) = self {
-            let step = LANES * size_of::<B>();
-            let ahead = rows[LANES - 1].as_ptr_range().end.cast::<u8>().wrapping_add(k * step);
-            for line in 0..step.div_ceil(CACHE_LINE) {
-                L::prefetch(ahead.wrapping_add(line * CACHE_LINE));
-            }
+        let step = LANES * size_of::<B>();
+        let ahead = self.0[LANES - 1].as_ptr_range().end.cast::<u8>().wrapping_add(k * step);
+        for line in 0..step.div_ceil(CACHE_LINE) {
+            L::prefetch(ahead.wrapping_add(line * CACHE_LINE));
         }
     }
 }
 
-/// Group `g` of a strip's blocks: vectors of four weights of each row, in order.
-#[inline(always)]
-fn unpack<L: Bytes, B: Groups>(strip: &[&B; LANES], g: usize) -> [L::B; 8] {
-    let mut halves = [[L::gather([&[0; 16]; 4]); 4]; 2];
-    for half in 0..2 {
-        let mut quads = halves[half];
-        for q in 0..4 {
-            quads[q] = B::quad::<L>([strip[q], strip[4 + q], strip[8 + q], strip[12 + q]], g, half);
+impl<B: Groups> Strip<B> for Rows<'_, B> {
+    type Blocks<'b>
+        = [&'b B; LANES]
+    where
+        Self: 'b;
+
+    #[inline(always)]
+    fn blocks<L: Lanes>(&self, k: usize) -> [&B; LANES] {
+        self.prefetch::<L>(k);
+        let mut blocks = [&self.0[0][k]; LANES];
+        for r in 1..LANES {
+            blocks[r] = &self.0[r][k];
         }
-        halves[half] = L::transpose(quads);
+        blocks
     }
-    let [[a, b, c, d], [e, f, i, j]] = halves;
-    [a, b, c, d, e, f, i, j]
+
+    #[inline(always)]
+    fn affine<L: Bytes>(blocks: [&B; LANES]) -> B::Affine<L> {
+        B::affine::<L>(&blocks)
+    }
+
+    #[inline(always)]
+    fn unpack<L: Bytes>(strip: [&B; LANES], g: usize) -> [L::B; 8] {
+        let mut halves = [[L::gather([&[0; 16]; 4]); 4]; 2];
+        for half in 0..2 {
+            let mut quads = halves[half];
+            for q in 0..4 {
+                quads[q] = B::quad::<L>([strip[q], strip[4 + q], strip[8 + q], strip[12 + q]], g, half);
+            }
+            halves[half] = L::transpose(quads);
+        }
+        let [[a, b, c, d], [e, f, i, j]] = halves;
+        [a, b, c, d, e, f, i, j]
+    }
+}
+
+/// Woven rows, see [`woven`](super::super::woven). Memory is read in one go, which the processor sees.
+struct WovenRows<'a>(&'a [u8]);
+
+impl<B: Groups> Strip<B> for WovenRows<'_> {
+    type Blocks<'b>
+        = Woven<'b>
+    where
+        Self: 'b;
+
+    #[inline(always)]
+    fn blocks<L: Lanes>(&self, k: usize) -> Woven<'_> {
+        let size = LANES * size_of::<B>();
+        Woven(&self.0[k * size..][..size])
+    }
+
+    #[inline(always)]
+    fn affine<L: Bytes>(blocks: Woven<'_>) -> B::Affine<L> {
+        B::woven_affine::<L>(blocks)
+    }
+
+    #[inline(always)]
+    fn unpack<L: Bytes>(blocks: Woven<'_>, g: usize) -> [L::B; 8] {
+        let mut fours = [B::woven_four::<L>(blocks, g, 0); 8];
+        for j in 1..8 {
+            fours[j] = B::woven_four::<L>(blocks, g, j);
+        }
+        fours
+    }
 }
 
 /// Adds four weights of each row times four activations.
@@ -344,10 +379,26 @@ fn sum_at(n: usize, parts: usize) -> usize {
     if parts == 1 { SUM } else { HALF_SUM + n }
 }
 
+/// Multiplies strips at once, or unpacks them.
+#[inline(always)]
+fn all_strips<L: Bytes, B: Groups, S: Strip<B>, const N: usize>(
+    strips: impl ExactSizeIterator<Item = S>,
+    per_row: usize,
+    x: Tiles<'_>,
+    panel: &mut Vec<Line>,
+    part: &mut [f32],
+) {
+    match (x.direct(), x.tile) {
+        (true, 1) => direct_all::<L, B, S, 1>(strips, per_row, x.words, part),
+        (true, _) => direct_all::<L, B, S, 2>(strips, per_row, x.words, part),
+        (false, _) => pack_all::<L, B, S, N>(strips, per_row, panel),
+    }
+}
+
 /// `T` tokens, one or two; `part` (T, rows).
 #[inline(always)]
-fn direct_all<'a, L: Bytes, B: Groups + 'a, const T: usize>(
-    strips: impl Iterator<Item = Strip<'a, B>>,
+fn direct_all<L: Bytes, B: Groups, S: Strip<B>, const T: usize>(
+    strips: impl Iterator<Item = S>,
     per_row: usize,
     x: &[u32],
     part: &mut [f32],
@@ -356,8 +407,8 @@ fn direct_all<'a, L: Bytes, B: Groups + 'a, const T: usize>(
     let x = &x.as_chunks::<T>().0.as_chunks::<WORDS>().0[..per_row * B::GROUPS];
     for (n, strip) in strips.enumerate() {
         let sums = match B::SIGNED {
-            true => direct::<L, B, true, T>(&strip, per_row, x),
-            false => direct::<L, B, false, T>(&strip, per_row, x),
+            true => direct::<L, B, S, true, T>(&strip, per_row, x),
+            false => direct::<L, B, S, false, T>(&strip, per_row, x),
         };
         for t in 0..T {
             put::<L>(sums[t], &mut part[t * rows..(t + 1) * rows][n * LANES..]);
@@ -380,18 +431,17 @@ fn put<L: Lanes>(v: L::V, out: &mut [f32]) {
 
 /// A strip times `T` tokens.
 #[inline(always)]
-fn direct<L: Bytes, B: Groups, const SIGNED: bool, const T: usize>(
-    strip: &Strip<'_, B>,
+fn direct<L: Bytes, B: Groups, S: Strip<B>, const SIGNED: bool, const T: usize>(
+    strip: &S,
     per_row: usize,
     x: &[[[u32; T]; WORDS]],
 ) -> [L::V; T] {
     let mut sums = [L::splat(0.0); T];
     for k in 0..per_row {
-        strip.prefetch::<L>(k);
-        let blocks = strip.blocks(k);
-        let affine = B::affine::<L>(&blocks);
+        let blocks = strip.blocks::<L>(k);
+        let affine = S::affine::<L>(blocks);
         for g in 0..B::GROUPS {
-            let w = unpack::<L, B>(&blocks, g);
+            let w = S::unpack::<L>(blocks, g);
             let x = &x[k * B::GROUPS + g];
             for n in 0..B::PARTS {
                 let part = B::part::<L>(&affine, g * B::PARTS + n);
@@ -410,25 +460,23 @@ fn direct<L: Bytes, B: Groups, const SIGNED: bool, const T: usize>(
 
 /// Unpacks a chunk of rows: (strips, groups, N lines).
 #[inline(always)]
-fn pack_all<'a, L: Bytes, B: Groups + 'a, const N: usize>(
-    strips: impl Iterator<Item = Strip<'a, B>>,
-    count: usize,
+fn pack_all<L: Bytes, B: Groups, S: Strip<B>, const N: usize>(
+    strips: impl ExactSizeIterator<Item = S>,
     per_row: usize,
     panel: &mut Vec<Line>,
 ) {
-    let size = per_row * B::GROUPS * N;
+    let (count, size) = (strips.len(), per_row * B::GROUPS * N);
     if panel.len() < count * size {
         panel.resize(count * size, Line::zeroed());
     }
     for (strip, lines) in strips.zip(panel.chunks_exact_mut(size)) {
         let groups = lines.as_chunks_mut::<N>().0;
         for k in 0..per_row {
-            strip.prefetch::<L>(k);
-            let blocks = strip.blocks(k);
-            let affine = B::affine::<L>(&blocks);
+            let blocks = strip.blocks::<L>(k);
+            let affine = S::affine::<L>(blocks);
             for g in 0..B::GROUPS {
                 let group = &mut groups[k * B::GROUPS + g];
-                let w = unpack::<L, B>(&blocks, g);
+                let w = S::unpack::<L>(blocks, g);
                 for j in 0..8 {
                     L::store_bytes(w[j], group[j].bytes_mut());
                 }

@@ -1,3 +1,4 @@
+use super::super::woven::weave;
 use super::super::{CodePath, reference};
 use super::*;
 use crate::format::quant::TYPES;
@@ -69,7 +70,7 @@ fn every_type_path_and_shape_agrees_with_the_reference() {
         for (rows, cols) in [(1, 32), (7, 64), (19, 96), (61, 576), (112, 160)] {
             let cols = whole(quant, cols);
             let bytes = random_weights(quant, rows, cols);
-            let w = Matrix { quant, rows, cols, bytes: &bytes, interleaved: false };
+            let w = Matrix { quant, rows, cols, bytes: &bytes, woven: false };
             for tokens in [1, 2, 3, 4, 5, 6, 7, 13] {
                 let x = activations(tokens, cols);
                 for cpu in cpus() {
@@ -93,16 +94,16 @@ fn every_type_path_and_shape_agrees_with_the_reference() {
 }
 
 #[test]
-fn interleaving_changes_no_bit() {
+fn weaving_changes_no_bit() {
     let mut pool = Pool::new(2).unwrap();
-    for quant in all().filter(|quant| can_interleave(*quant, 96)) {
+    for quant in all().filter(|quant| can_weave(*quant, 96)) {
         let (rows, cols) = (96, whole(quant, 288));
         let bytes = random_weights(quant, rows, cols);
-        let plain = Matrix { quant, rows, cols, bytes: &bytes, interleaved: false };
+        let plain = Matrix { quant, rows, cols, bytes: &bytes, woven: false };
         let mut other = vec![0; bytes.len()];
-        interleave(quant, plain.row_bytes(), &bytes, &mut other);
+        weave(quant, plain.row_bytes(), &bytes, &mut other);
         assert!(other != bytes);
-        let interleaved = Matrix { bytes: &other, interleaved: true, ..plain };
+        let woven = Matrix { bytes: &other, woven: true, ..plain };
         for cpu in cpus().filter(|cpu| cpu.activations() == Activations::Q8) {
             for tokens in [1, 2, 7] {
                 let x = activations(tokens, cols);
@@ -112,12 +113,12 @@ fn interleaving_changes_no_bit() {
                     cpu.matmul(&mut pool, &[w], &input, false, &mut out);
                     out
                 };
-                assert!(run(plain) == run(interleaved), "{quant:?} {} {tokens}", cpu.path());
+                assert!(run(plain) == run(woven), "{quant:?} {} {tokens}", cpu.path());
             }
             for row in [0, 17, 95] {
                 let (mut a, mut b) = (vec![0.0; cols], vec![1.0; cols]);
                 cpu.decode(plain, row, &mut a);
-                cpu.decode(interleaved, row, &mut b);
+                cpu.decode(woven, row, &mut b);
                 assert!(a == b, "{quant:?} row {row}");
             }
         }
@@ -129,7 +130,7 @@ fn fine_activations_come_a_hundred_times_closer_to_floats() {
     let mut pool = Pool::new(2).unwrap();
     let (quant, rows, cols) = (Quant::Q8_0, 40, 576);
     let bytes = random_weights(quant, rows, cols);
-    let w = Matrix { quant, rows, cols, bytes: &bytes, interleaved: false };
+    let w = Matrix { quant, rows, cols, bytes: &bytes, woven: false };
     for tokens in [1, 2, 3, 9] {
         let x = activations(tokens, cols);
         let mut want = vec![0.0; tokens * rows];
@@ -160,7 +161,7 @@ fn a_token_gets_the_same_bits_in_any_batch() {
     for quant in all() {
         let (rows, cols) = (75, whole(quant, 160));
         let bytes = random_weights(quant, rows, cols);
-        let w = Matrix { quant, rows, cols, bytes: &bytes, interleaved: false };
+        let w = Matrix { quant, rows, cols, bytes: &bytes, woven: false };
         let x = activations(33, cols);
         for cpu in cpus() {
             let mut run = |x: &[f32]| {
@@ -185,13 +186,13 @@ fn stacked_matrices_are_one_product() {
     let cpu = Cpu::new(None).unwrap();
     let cols = 1024; // chunks of 32 rows: they straddle the matrices
     let bytes = random_weights(Quant::Q8_0, 50 + 9 + 33, cols);
-    let size = Matrix { quant: Quant::Q8_0, rows: 1, cols, bytes: &bytes, interleaved: false }.row_bytes();
+    let size = Matrix { quant: Quant::Q8_0, rows: 1, cols, bytes: &bytes, woven: false }.row_bytes();
     let part = |from: usize, rows: usize| Matrix {
         quant: Quant::Q8_0,
         rows,
         cols,
         bytes: &bytes[from * size..(from + rows) * size],
-        interleaved: false,
+        woven: false,
     };
     let x = activations(5, cols);
     let mut scratch = Tiles::default();
@@ -207,7 +208,7 @@ fn decoding_is_exact() {
     for quant in all() {
         let cols = whole(quant, 96);
         let bytes = random_weights(quant, 3, cols);
-        let w = Matrix { quant, rows: 3, cols, bytes: &bytes, interleaved: false };
+        let w = Matrix { quant, rows: 3, cols, bytes: &bytes, woven: false };
         for cpu in cpus() {
             let mut out = vec![0.0; cols];
             cpu.decode(w, 2, &mut out);
@@ -243,7 +244,7 @@ fn every_type_and_path_decodes_the_golden_blocks_exactly() {
         let golden = &golden[quant.row().name];
         let (bytes, want) = (unhex(&golden.bytes), unhex(&golden.weights));
         let want: Vec<f32> = want.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-        let w = Matrix { quant, rows: 1, cols: want.len(), bytes: &bytes, interleaved: false };
+        let w = Matrix { quant, rows: 1, cols: want.len(), bytes: &bytes, woven: false };
         let reference = reference::decode(&w, 0);
         for (i, want) in want.iter().enumerate() {
             assert!(same(reference[i], *want), "{quant:?} reference {i}: {} {want}", reference[i]);

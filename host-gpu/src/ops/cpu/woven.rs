@@ -1,0 +1,183 @@
+//! Blocks of sixteen rows, woven: where a row's block has a word of four bytes, sixteen rows' words stand side by side.
+//!
+//! That is how kernels for quantised activations use weights, a lane for each row, so a load gives them what they would
+//! otherwise gather from sixteen places and turn. It takes no more memory: bytes only change places.
+//!
+//! The fields of a block keep their order. A field of `n` bytes becomes sixteen times that: its first words of all rows,
+//! then its second ones, and so on; fields of two bytes are words of two bytes.
+
+use super::bytes::{BYTES, Bytes};
+use super::lanes::{LANES, Lanes};
+use crate::format::quant::Quant;
+
+/// Blocks of sixteen rows that stand at one place in their rows.
+#[derive(Clone, Copy)]
+pub struct Woven<'a>(pub(super) &'a [u8]);
+
+impl Woven<'_> {
+    /// Word `n` of the field at byte `at` of a block.
+    #[inline(always)]
+    pub fn word<L: Bytes>(self, at: usize, n: usize) -> L::B {
+        L::load_bytes(self.part::<BYTES>(at, n))
+    }
+
+    /// The f16 at byte `at` of a block.
+    #[inline(always)]
+    pub fn halves<L: Lanes>(self, at: usize) -> L::V {
+        L::halves(bytemuck::cast_ref(self.part::<{ 2 * LANES }>(at, 0)))
+    }
+
+    /// The field of four bytes at byte `at` of a block.
+    #[inline(always)]
+    pub fn fours(self, at: usize) -> [u32; LANES] {
+        let mut out = [0; LANES];
+        for (out, four) in out.iter_mut().zip(self.part::<BYTES>(at, 0).as_chunks::<4>().0) {
+            *out = u32::from_le_bytes(*four);
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn part<const N: usize>(&self, at: usize, n: usize) -> &[u8; N] {
+        self.0[LANES * at + N * n..].first_chunk().expect("a field of the block")
+    }
+}
+
+/// The lengths of the fields of a block, in order.
+fn fields(quant: Quant) -> &'static [usize] {
+    match quant {
+        Quant::F32 | Quant::F16 | Quant::Bf16 => unreachable!("only what is quantised is woven"),
+        Quant::Q4_0 | Quant::Iq4Nl => &[2, 16],
+        Quant::Q4_1 => &[2, 2, 16],
+        Quant::Q5_0 => &[2, 4, 16],
+        Quant::Q5_1 => &[2, 2, 4, 16],
+        Quant::Q8_0 => &[2, 32],
+        Quant::Q2K => &[16, 64, 2, 2],
+        Quant::Q3K => &[32, 64, 12, 2],
+        Quant::Q4K => &[2, 2, 12, 128],
+        Quant::Q5K => &[2, 2, 12, 32, 128],
+        Quant::Q6K => &[128, 64, 16, 2],
+        // The scale and the upper bits of scales go together.
+        Quant::Iq4Xs => &[4, 4, 128],
+    }
+}
+
+/// Where each word of a block stands in it, and its length.
+fn words(quant: Quant) -> impl Iterator<Item = (usize, usize)> {
+    let mut at = 0;
+    fields(quant).iter().flat_map(move |len| {
+        let (first, word) = (at, if len % 4 == 0 { 4 } else { 2 });
+        at += len;
+        (first..at).step_by(word).map(move |at| (at, word))
+    })
+}
+
+/// Where the fifth bits of 32 weights stand in a block: they change places, too.
+fn fifths(quant: Quant) -> Option<usize> {
+    match quant {
+        Quant::Q5_0 => Some(2),
+        Quant::Q5_1 => Some(4),
+        _ => None,
+    }
+}
+
+/// Bit `4 j + k` to bit `j` of byte `k`: then a shift gives each byte of a word of weights its fifth bit.
+fn spread(bits: u32) -> u32 {
+    (0..32).fold(0, |out, i| out | (bits >> i & 1) << (i % 4 * 8 + i / 4))
+}
+
+/// What [`spread`] was given.
+fn gathered(bits: u32) -> u32 {
+    (0..32).fold(0, |out, i| out | (bits >> (i % 4 * 8 + i / 4) & 1) << i)
+}
+
+/// Replaces the word at `at`.
+fn change(block: &mut [u8], at: usize, change: impl Fn(u32) -> u32) {
+    let word = block[at..].first_chunk_mut::<4>().expect("a block has its bits");
+    *word = change(u32::from_le_bytes(*word)).to_le_bytes();
+}
+
+/// Weaves a matrix. `row_bytes` is the length of a row; `from` and `to` have the same number of rows, a multiple of sixteen.
+pub fn weave(quant: Quant, row_bytes: usize, from: &[u8], to: &mut [u8]) {
+    let size = quant.row().bytes;
+    let words: Vec<(usize, usize)> = words(quant).collect();
+    let mut rows = vec![0; LANES * size];
+    for (from, to) in from.chunks_exact(LANES * row_bytes).zip(to.chunks_exact_mut(LANES * row_bytes)) {
+        for (k, to) in to.chunks_exact_mut(LANES * size).enumerate() {
+            for (row, block) in from.chunks_exact(row_bytes).zip(rows.chunks_exact_mut(size)) {
+                block.copy_from_slice(&row[k * size..][..size]);
+                if let Some(at) = fifths(quant) {
+                    change(block, at, spread);
+                }
+            }
+            for (at, word) in &words {
+                let to = &mut to[LANES * at..][..LANES * word];
+                for (block, to) in rows.chunks_exact(size).zip(to.chunks_exact_mut(*word)) {
+                    to.copy_from_slice(&block[*at..][..*word]);
+                }
+            }
+        }
+    }
+}
+
+/// Row `row` of sixteen woven rows, as it was.
+pub fn unweave(quant: Quant, strip: &[u8], row: usize) -> Vec<u8> {
+    let size = quant.row().bytes;
+    let mut out = vec![0; strip.len() / LANES];
+    for (from, block) in strip.chunks_exact(LANES * size).zip(out.chunks_exact_mut(size)) {
+        for (at, word) in words(quant) {
+            block[at..][..word].copy_from_slice(&from[LANES * at + row * word..][..word]);
+        }
+        if let Some(at) = fifths(quant) {
+            change(block, at, gathered);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::quant::TYPES;
+
+    #[test]
+    fn every_byte_of_a_block_is_in_one_word() {
+        for row in TYPES {
+            let Some(quant) = row.quant.filter(|q| !matches!(q, Quant::F32 | Quant::F16 | Quant::Bf16)) else {
+                continue;
+            };
+            let mut next = 0;
+            for (at, word) in words(quant) {
+                assert_eq!(at, next, "{}", row.name);
+                next += word;
+            }
+            assert_eq!(next, row.bytes, "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn what_is_woven_comes_back() {
+        for row in TYPES {
+            let Some(quant) = row.quant.filter(|q| !matches!(q, Quant::F32 | Quant::F16 | Quant::Bf16)) else {
+                continue;
+            };
+            let row_bytes = 3 * row.bytes;
+            let from: Vec<u8> = (0..32 * row_bytes).map(|i| (i * i / 7 + i) as u8).collect();
+            let mut to = vec![0; from.len()];
+            weave(quant, row_bytes, &from, &mut to);
+            for (n, row) in from.chunks_exact(row_bytes).enumerate() {
+                let strip = &to[n / LANES * LANES * row_bytes..][..LANES * row_bytes];
+                assert_eq!(unweave(quant, strip, n % LANES), row, "{quant:?} row {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn fifth_bits_stand_where_a_shift_finds_them() {
+        for i in 0..32 {
+            let (j, k) = (i / 4, i % 4);
+            assert_eq!((spread(1 << i) >> j).to_le_bytes()[k], 1, "bit {i}");
+        }
+        assert_eq!(gathered(spread(0x1234_5678)), 0x1234_5678);
+    }
+}
