@@ -7,6 +7,7 @@
 use super::mapped::Mapped;
 use memmap2::{Advice, MmapMut};
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 /// The size of a huge page.
 const HUGE: usize = 2 << 20;
@@ -19,7 +20,7 @@ pub(crate) fn available() -> bool {
 
 /// A copy of a part of a file.
 #[derive(Debug)]
-pub(crate) struct HugeCopy {
+struct HugeCopy {
     map: MmapMut,
     /// Where in the map the copy begins.
     start: usize,
@@ -27,34 +28,86 @@ pub(crate) struct HugeCopy {
     range: Range<usize>,
 }
 
-impl HugeCopy {
-    /// A copy of `range` of `file`, which `copy(part, from, to)` makes for each of `parts`, ranges inside `range`.
-    /// Mapped pages are let go.
+/// A part of a file that gets a copy.
+#[derive(Debug)]
+pub(crate) struct Part {
+    range: Range<usize>,
+    copy: OnceLock<HugeCopy>,
+}
+
+impl Part {
+    /// `range` of a file.
+    pub(crate) fn new(range: Range<usize>) -> Arc<Self> {
+        Arc::new(Self { range, copy: OnceLock::new() })
+    }
+
+    /// Makes the copy: `copy(n, from, to)` makes that of number `n` of `ranges`, ranges of `file` inside the part's. The
+    /// mapped pages are let go.
     ///
     /// # Errors
     /// If the system has no memory for it.
-    pub(crate) fn of(
+    pub(crate) fn copy(
+        &self,
         file: &Mapped,
-        range: Range<usize>,
-        parts: &[Range<usize>],
+        ranges: &[Range<usize>],
         mut copy: impl FnMut(usize, &[u8], &mut [u8]),
-    ) -> std::io::Result<Self> {
-        let mut map = MmapMut::map_anon(range.len() + HUGE)?;
+    ) -> std::io::Result<()> {
+        let mut map = MmapMut::map_anon(self.range.len() + HUGE)?;
         let start = map.as_ptr().align_offset(HUGE);
         #[cfg(target_os = "linux")]
         map.advise(Advice::HugePage)?;
-        for (n, part) in parts.iter().enumerate() {
-            let at = start + part.start - range.start;
-            copy(n, &file.bytes()[part.clone()], &mut map[at..at + part.len()]);
-            file.let_go(part.clone());
+        for (n, range) in ranges.iter().enumerate() {
+            let at = start + range.start - self.range.start;
+            copy(n, &file.bytes()[range.clone()], &mut map[at..at + range.len()]);
         }
-        Ok(Self { map, start, range })
+        // Whoever reads from now on reads the copy: only then do pages that are let go stay away.
+        let _ = self.copy.set(HugeCopy { map, start, range: self.range.clone() });
+        self.let_go(file);
+        Ok(())
     }
 
-    /// The bytes `range` of the file, if they are all here.
-    pub(crate) fn get(&self, range: &Range<usize>) -> Option<&[u8]> {
-        let at = self.start + range.start.checked_sub(self.range.start)?;
-        (range.end <= self.range.end).then(|| &self.map[at..at + range.len()])
+    /// Lets the mapped pages go once more, if there is a copy: who began to read before it was made may have brought
+    /// some back.
+    pub(crate) fn let_go(&self, file: &Mapped) {
+        if self.copy.get().is_some() {
+            file.let_go(self.range.clone());
+        }
+    }
+}
+
+/// Some rows of a matrix, in a part of its file that gets a copy.
+#[derive(Debug)]
+pub struct Piece {
+    part: Arc<Part>,
+    /// Which bytes of the file.
+    range: Range<usize>,
+}
+
+impl Piece {
+    /// `range`, which lies in that of `part`.
+    pub(crate) fn new(part: Arc<Part>, range: Range<usize>) -> Self {
+        Self { part, range }
+    }
+
+    /// One whose copy has `bytes`, or none yet.
+    #[cfg(test)]
+    pub(crate) fn of(bytes: Option<&[u8]>) -> Self {
+        let range = 0..bytes.map_or(0, <[u8]>::len);
+        let part = Part::new(range.clone());
+        if let Some(bytes) = bytes {
+            let mut map = MmapMut::map_anon(bytes.len()).unwrap();
+            map.copy_from_slice(bytes);
+            part.copy.set(HugeCopy { map, start: 0, range: range.clone() }).unwrap();
+        }
+        Self::new(part, range)
+    }
+
+    /// The copy, once it is there.
+    #[inline]
+    pub fn copy(&self) -> Option<&[u8]> {
+        let HugeCopy { map, start, range } = self.part.copy.get()?;
+        let at = start + self.range.start - range.start;
+        Some(&map[at..at + self.range.len()])
     }
 }
 
@@ -69,12 +122,14 @@ mod tests {
         let bytes: Vec<u8> = (0..3 * HUGE + 12_345).map(|i| (i * 31 % 251) as u8).collect();
         std::fs::write(&path, &bytes).unwrap();
         let file = Mapped::open(&path).unwrap();
-        let parts = [100..HUGE, HUGE + 7..bytes.len()];
-        let copy = HugeCopy::of(&file, 100..bytes.len(), &parts, |_, from, to| to.copy_from_slice(from)).unwrap();
-        for range in [100..101, 100..HUGE, HUGE + 7..bytes.len(), 2 * HUGE - 1..2 * HUGE + 200] {
-            assert_eq!(copy.get(&range).unwrap(), &bytes[range.clone()], "{range:?}");
+        let ranges = [100..HUGE, HUGE + 7..bytes.len()];
+        let part = Part::new(100..bytes.len());
+        let pieces: Vec<Piece> = ranges.iter().map(|range| Piece::new(part.clone(), range.clone())).collect();
+        assert!(pieces.iter().all(|piece| piece.copy().is_none()), "not yet");
+        part.copy(&file, &ranges, |_, from, to| to.copy_from_slice(from)).unwrap();
+        for (piece, range) in pieces.iter().zip(ranges) {
+            assert_eq!(piece.copy().unwrap(), &bytes[range.clone()], "{range:?}");
         }
-        assert!(copy.get(&(99..101)).is_none() && copy.get(&(100..bytes.len() + 1)).is_none());
         assert_eq!(file.bytes(), bytes, "what was let go comes back when it is read");
     }
 }

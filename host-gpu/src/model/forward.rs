@@ -5,7 +5,7 @@
 
 use super::architecture::Gate;
 use super::config::{Config, Rope};
-use super::weights::{MatrixAt, Out, Weights};
+use super::weights::{Out, Weights};
 use crate::ask::TokenId;
 use crate::kv::{Arena, KvLayout, KvType, PageId};
 use crate::ops::cpu::Cpu;
@@ -140,7 +140,7 @@ pub(crate) fn step<'b>(
     b.qkv.resize(n * qkv_width, 0.0);
     b.attended.resize(n * q_width, 0.0);
     b.ff.resize(n * c.ff, 0.0);
-    let m = |at: &MatrixAt| w.matrix(at);
+    let m = |at| w.matrix(at);
 
     // x = embedding[token], scaled
     let tokens = parts.iter().flat_map(|p| p.tokens);

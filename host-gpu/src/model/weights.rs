@@ -3,27 +3,30 @@
 
 use super::config::{Config, Factors};
 use crate::format::FormatError;
-use crate::format::huge::HugeCopy;
+use crate::format::huge::{Part, Piece};
 use crate::format::mapped::Mapped;
 use crate::format::quant::{self, Quant};
 use crate::format::tensor::TensorInfo;
-use crate::ops::cpu::matmul::{Matrix, can_weave};
+use crate::ops::cpu::matmul::{Matrix, can_weave, piece_rows};
 use crate::ops::cpu::woven::weave;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 mod quantized;
 
 /// A matrix's place.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct MatrixAt {
     quant: Quant,
     rows: usize,
     cols: usize,
     place: Place,
     bytes: Range<usize>,
+    /// See [`Matrix::woven`]; one for each [`piece_rows`] rows, once somebody makes copies.
+    pieces: Arc<OnceLock<Vec<Piece>>>,
 }
 
 /// What a matrix's bytes are in.
@@ -57,11 +60,16 @@ pub const GGUF: Naming = Naming {
 };
 
 impl MatrixAt {
+    /// Whether both are one place.
+    fn is(&self, other: &Self) -> bool {
+        (self.place, &self.bytes) == (other.place, &other.bytes)
+    }
+
     /// Some of its rows.
     fn slice(&self, rows: Range<usize>) -> Self {
         let row = self.bytes.len() / self.rows;
         let bytes = self.bytes.start + rows.start * row..self.bytes.start + rows.end * row;
-        Self { rows: rows.len(), bytes, ..self.clone() }
+        Self { rows: rows.len(), bytes, pieces: Arc::default(), ..self.clone() }
     }
 }
 
@@ -107,8 +115,8 @@ pub struct Out {
 #[derive(Debug)]
 pub struct Weights {
     files: Arc<[Mapped]>,
-    /// Copies of the files' tensors in huge pages, once somebody makes them.
-    huge: Arc<OnceLock<Vec<CopiedPart>>>,
+    /// Whether somebody copies the files' tensors to huge pages, or has.
+    copied: AtomicBool,
     made: Vec<Vec<u8>>,
     /// (vocab, width)
     pub embedding: MatrixAt,
@@ -153,9 +161,8 @@ impl Weights {
             Some(Factors::Given(factors)) => Some(factors.clone()),
         };
         f.refuse_unused()?;
-        let (huge, made) = (Arc::default(), Vec::new());
-        let fine_head = false;
-        let mut all = Self { embedding, layers, final_norm, head, rope_factors, fine_head, files, huge, made };
+        let (copied, made, fine_head) = (AtomicBool::new(false), Vec::new(), false);
+        let mut all = Self { embedding, layers, final_norm, head, rope_factors, fine_head, files, copied, made };
         let size = |at: &MatrixAt| (at.rows * at.cols) as f64;
         let layers: f64 = all.matrices().into_iter().filter(|(_, end)| !end).map(|(at, _)| size(at)).sum();
         all.fine_head = size(&all.head) <= SMALL_HEAD * (layers + size(&all.head));
@@ -163,43 +170,74 @@ impl Weights {
     }
 
     /// The matrix at `at`.
-    pub fn matrix(&self, at: &MatrixAt) -> Matrix<'_> {
-        let (bytes, woven) = match at.place {
-            Place::File(n) => match self.copied(n, &at.bytes) {
-                Some(copy) => (copy, can_weave(at.quant, at.rows)),
-                None => (&self.files[n].bytes()[at.bytes.clone()], false),
-            },
-            Place::Made(n) => (&self.made[n][at.bytes.clone()], false),
+    pub fn matrix<'a>(&'a self, at: &'a MatrixAt) -> Matrix<'a> {
+        let bytes = match at.place {
+            Place::File(n) => &self.files[n].bytes()[at.bytes.clone()],
+            Place::Made(n) => &self.made[n][at.bytes.clone()],
         };
+        let woven = at.pieces.get().map_or(&[][..], Vec::as_slice);
         Matrix { quant: at.quant, rows: at.rows, cols: at.cols, bytes, woven }
     }
 
-    fn copied(&self, file: usize, bytes: &Range<usize>) -> Option<&[u8]> {
-        let part = self.huge.get()?.iter().find(|part| part.file == file && part.range.contains(&bytes.start))?;
-        part.copy.get()?.get(bytes)
-    }
-
-    /// Copies what is in files to huge pages, woven, on a thread that nobody waits for. Until a part is done, and if there
-    /// is no memory for it, its matrices are read where they are.
+    /// Copies the matrices that kernels for quantised activations read from files to huge pages, woven, on a thread that
+    /// nobody waits for. Until a part is done, and if there is no memory for it, it is read where it is.
     pub(crate) fn move_to_huge_pages(&self) {
-        let mut at: Vec<MatrixAt> = self.matrices().into_iter().map(|(at, _)| at.clone()).collect();
-        at.retain(|at| matches!(at.place, Place::File(_)));
-        let (parts, matrices): (Vec<CopiedPart>, Vec<Vec<MatrixAt>>) = parts(at).into_iter().unzip();
-        if self.huge.set(parts).is_err() {
-            return; // somebody else copies
+        if self.copied.swap(true, Ordering::Relaxed) {
+            return;
         }
-        let (files, huge) = (self.files.clone(), self.huge.clone());
+        let (files, moves) = (self.files.clone(), self.moves());
         let copy = move || {
-            for (part, matrices) in huge.get().into_iter().flatten().zip(matrices) {
-                match copy_part(&files[part.file], &part.range, &matrices) {
-                    Ok(copy) => drop(part.copy.set(copy)),
-                    Err(error) => return tracing::warn!(%error, "weights stay in small pages"),
+            for Move { file, part, rows } in &moves {
+                let ranges: Vec<Range<usize>> = rows.iter().map(|rows| rows.range.clone()).collect();
+                let weave = |n: usize, from: &[u8], to: &mut [u8]| weave(rows[n].quant, rows[n].row_bytes, from, to);
+                if let Err(error) = part.copy(&files[*file], &ranges, weave) {
+                    return tracing::warn!(%error, "weights stay in small pages");
                 }
             }
+            moves.iter().for_each(|Move { file, part, .. }| part.let_go(&files[*file]));
         };
         if let Err(error) = std::thread::Builder::new().name("hob-huge-pages".into()).spawn(copy) {
             tracing::warn!(%error, "weights stay in small pages");
         }
+    }
+
+    /// What there is to copy, in the order of the files; matrices know their pieces from now on.
+    fn moves(&self) -> Vec<Move> {
+        let mut all: Vec<(usize, &MatrixAt)> = Vec::new();
+        for (at, _) in self.matrices() {
+            if let Place::File(file) = at.place
+                && can_weave(at.quant, at.rows)
+            {
+                all.push((file, at));
+            }
+        }
+        all.sort_by_key(|(file, at)| (*file, at.bytes.start));
+        let mut moves: Vec<Move> = Vec::new();
+        // Where the pieces of each matrix are: which move, and which of its rows.
+        let mut places: Vec<Vec<(usize, usize)>> = Vec::new();
+        for (file, at) in &all {
+            let row_bytes = at.bytes.len() / at.rows;
+            places.push(Vec::new());
+            for first in (0..at.rows).step_by(piece_rows(at.cols)) {
+                let last = at.rows.min(first + piece_rows(at.cols));
+                let range = at.bytes.start + first * row_bytes..at.bytes.start + last * row_bytes;
+                if !moves.last().is_some_and(|last| last.takes(*file, &range)) {
+                    moves.push(Move { file: *file, part: Part::new(0..0), rows: Vec::new() });
+                }
+                let n = moves.len() - 1;
+                places.last_mut().expect("just pushed").push((n, moves[n].rows.len()));
+                moves[n].rows.push(MovedRows { quant: at.quant, row_bytes, range });
+            }
+        }
+        for Move { part, rows, .. } in &mut moves {
+            *part = Part::new(rows[0].range.start..rows[rows.len() - 1].range.end);
+        }
+        for ((_, at), places) in all.iter().zip(places) {
+            let piece =
+                |(n, rows): (usize, usize)| Piece::new(moves[n].part.clone(), moves[n].rows[rows].range.clone());
+            let _ = at.pieces.set(places.into_iter().map(piece).collect());
+        }
+        moves
     }
 
     /// Bytes of all matrices and vectors, in files or in memory.
@@ -225,56 +263,35 @@ impl Weights {
     /// All matrices but a head that is the embedding; of each, whether it is an end of the model.
     fn matrices(&self) -> Vec<(&MatrixAt, bool)> {
         let inner = self.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o.w, &l.gate, &l.up, &l.down.w]);
-        let head = Some(&self.head).filter(|head| **head != self.embedding);
+        let head = Some(&self.head).filter(|head| !head.is(&self.embedding));
         inner.map(|at| (at, false)).chain([&self.embedding].into_iter().chain(head).map(|at| (at, true))).collect()
     }
 }
 
-/// A part of a file, and its copy once it is made: while one is copied, the rest is read where it is.
-#[derive(Debug)]
-struct CopiedPart {
+/// Neighbouring rows of matrices that are copied together.
+struct Move {
     file: usize,
+    part: Arc<Part>,
+    rows: Vec<MovedRows>,
+}
+
+/// Rows of a matrix.
+struct MovedRows {
+    quant: Quant,
+    row_bytes: usize,
     range: Range<usize>,
-    copy: OnceLock<HugeCopy>,
 }
 
-/// Copies are made of so many bytes at a time, at least.
-const PART_BYTES: usize = 16 << 20;
+/// Copies are made of so many bytes at a time, at least, if as many follow each other.
+const PART_BYTES: usize = 8 << 20;
 
-/// Neighbouring matrices of a file go together.
-fn parts(mut all: Vec<MatrixAt>) -> Vec<(CopiedPart, Vec<MatrixAt>)> {
-    fn file(at: &MatrixAt) -> usize {
-        match at.place {
-            Place::File(n) | Place::Made(n) => n,
-        }
+impl Move {
+    /// Whether `range`, which comes next, goes with the others: they are few, and little lies between.
+    fn takes(&self, file: usize, range: &Range<usize>) -> bool {
+        let (Some(first), Some(last)) = (self.rows.first(), self.rows.last()) else { return false };
+        let near = range.start >= last.range.end && range.start - last.range.end < PART_BYTES / 8;
+        self.file == file && near && range.start - first.range.start < PART_BYTES
     }
-    all.sort_by_key(|at| (file(at), at.bytes.start));
-    all.dedup();
-    let mut parts: Vec<(CopiedPart, Vec<MatrixAt>)> = Vec::new();
-    for at in all {
-        match parts.last_mut() {
-            Some((part, matrices)) if part.file == file(&at) && part.range.len() < PART_BYTES => {
-                part.range.end = at.bytes.end;
-                matrices.push(at);
-            }
-            _ => {
-                let part = CopiedPart { file: file(&at), range: at.bytes.clone(), copy: OnceLock::new() };
-                parts.push((part, vec![at]));
-            }
-        }
-    }
-    parts
-}
-
-fn copy_part(file: &Mapped, range: &Range<usize>, matrices: &[MatrixAt]) -> std::io::Result<HugeCopy> {
-    let ranges: Vec<Range<usize>> = matrices.iter().map(|at| at.bytes.clone()).collect();
-    HugeCopy::of(file, range.clone(), &ranges, |n, from, to| {
-        let at = &matrices[n];
-        match can_weave(at.quant, at.rows) {
-            true => weave(at.quant, from.len() / at.rows, from, to),
-            false => to.copy_from_slice(from),
-        }
-    })
 }
 
 struct Finder<'a> {
@@ -397,7 +414,8 @@ impl Finder<'_> {
                 supported: format!("multiples of {whole}"),
             });
         }
-        Ok(MatrixAt { quant, rows, cols, place: Place::File(tensor.file), bytes: tensor.bytes.clone() })
+        let (place, bytes, pieces) = (Place::File(tensor.file), tensor.bytes.clone(), Arc::default());
+        Ok(MatrixAt { quant, rows, cols, place, bytes, pieces })
     }
 
     /// The weights of a norm.

@@ -14,7 +14,7 @@ impl Weights {
     /// # Errors
     /// `Corrupt` for a matrix with weights that no block can hold.
     pub fn quantize(&mut self, to: Quantize, threads: usize) -> Result<(), FormatError> {
-        let tied = self.head == self.embedding;
+        let tied = self.head.is(&self.embedding);
         let mut made = std::mem::take(&mut self.made);
         let mut replaced: HashMap<usize, MatrixAt> = HashMap::new();
         for (n, (at, ends)) in self.matrices().into_iter().enumerate() {
@@ -22,7 +22,7 @@ impl Weights {
             if matches!(at.quant, Quant::F32 | Quant::F16 | Quant::Bf16) {
                 let bytes = self.blocks(at, to, threads)?;
                 let place = Place::Made(made.len());
-                replaced.insert(n, MatrixAt { quant: to, place, bytes: 0..bytes.len(), ..*at });
+                replaced.insert(n, MatrixAt { quant: to, place, bytes: 0..bytes.len(), pieces: Arc::default(), ..*at });
                 made.push(bytes);
             }
         }
@@ -63,7 +63,7 @@ impl Weights {
 
     /// As `matrices`, in the same order.
     fn matrices_mut(&mut self) -> Vec<&mut MatrixAt> {
-        let head = Some(&mut self.head).filter(|head| **head != self.embedding);
+        let head = Some(&mut self.head).filter(|head| !head.is(&self.embedding));
         let inner = self.layers.iter_mut();
         let inner =
             inner.flat_map(|l| [&mut l.q, &mut l.k, &mut l.v, &mut l.o.w, &mut l.gate, &mut l.up, &mut l.down.w]);

@@ -5,8 +5,9 @@
 //! any weights with floats. Both unpack the weights as they go: in registers for few tokens, into a panel that stays in
 //! cache for many. Nothing is packed in advance, so a model costs no memory beyond its file and no time before its first token.
 
-use super::lanes::{CACHE_LINE, LANES};
+use super::lanes::CACHE_LINE;
 use super::{Activations, Cpu};
+use crate::format::huge::Piece;
 use crate::format::quant::Quant;
 use crate::ops::pool::{Pool, View};
 use std::cell::RefCell;
@@ -21,6 +22,8 @@ const CHUNK_WEIGHTS: usize = 32 * 1024;
 const CHUNK_WEIGHTS_MAX: usize = 512 * 1024;
 /// Chunks of few tokens' work for each thread, at least: threads that come late find some left.
 const CHUNKS: usize = 3;
+/// Weights of about so many entries are one piece of a matrix.
+const PIECE_WEIGHTS: usize = 8 << 20;
 /// Rows of a chunk are a multiple of this: two strips of sixteen.
 const CHUNK_ROWS: usize = 32;
 
@@ -35,13 +38,27 @@ pub struct Matrix<'a> {
     pub cols: usize,
     /// `rows` rows of blocks.
     pub bytes: &'a [u8],
-    /// Whether `bytes` were [woven](super::woven::weave): for kernels that multiply quantised activations.
-    pub woven: bool,
+    /// Copies of each [`piece_rows`] rows, [woven](super::woven::weave): kernels for quantised activations read those that
+    /// are there instead of `bytes`.
+    pub woven: &'a [Piece],
 }
 
 /// Whether a matrix of `rows` rows can be woven: whole strips, whatever chunks it is worked on in.
 pub fn can_weave(quant: Quant, rows: usize) -> bool {
     is_quantised(quant) && rows.is_multiple_of(CHUNK_ROWS)
+}
+
+/// How many rows of a matrix of `cols` columns are copied at a time: megabytes, so that there never is much of it twice.
+pub const fn piece_rows(cols: usize) -> usize {
+    let strips = PIECE_WEIGHTS / cols / CHUNK_ROWS;
+    CHUNK_ROWS * if strips > 0 { strips } else { 1 }
+}
+
+/// The parts of `rows` that lie in one piece each.
+fn by_piece(rows: Range<usize>, cols: usize) -> impl Iterator<Item = Range<usize>> {
+    let size = piece_rows(cols);
+    let pieces = rows.start / size..rows.end.div_ceil(size);
+    pieces.map(move |n| rows.start.max(n * size)..rows.end.min((n + 1) * size)).filter(|rows| !rows.is_empty())
 }
 
 fn is_quantised(quant: Quant) -> bool {
@@ -58,6 +75,13 @@ impl<'a> Matrix<'a> {
     fn rows_bytes(&self, rows: &Range<usize>) -> &'a [u8] {
         let size = self.row_bytes();
         &self.bytes[rows.start * size..rows.end * size]
+    }
+
+    /// `rows`, which lie in one piece, if it is there; they are whole strips.
+    fn woven_bytes(&self, rows: &Range<usize>) -> Option<&'a [u8]> {
+        let (size, first) = (self.row_bytes(), rows.start / piece_rows(self.cols) * piece_rows(self.cols));
+        let piece = self.woven.get(rows.start / piece_rows(self.cols))?.copy()?;
+        Some(&piece[(rows.start - first) * size..(rows.end - first) * size])
     }
 }
 
@@ -165,8 +189,6 @@ impl Cpu {
 
     fn product(self, w: Matrix<'_>, rows: Range<usize>, x: &Input<'_>, panels: &mut Panels, part: &mut Vec<f32>) {
         assert!(w.cols == x.cols && w.bytes.len() == w.rows * w.row_bytes(), "shapes agree");
-        let strips = rows.start.is_multiple_of(LANES) && rows.len().is_multiple_of(LANES);
-        assert!(!w.woven || strips && self.multiplies_bytes(w.quant), "woven strips stay whole");
         let (split, width) = (x.split, rows.len());
         part.resize(if split { 2 } else { 1 } * x.tokens * width, 0.0);
         let Panels { floats, lines } = panels;
@@ -189,8 +211,7 @@ impl Cpu {
             SCRATCH.with_borrow_mut(|Scratch { panels, first: part, .. }| {
                 let mut begin = 0;
                 for w in weights {
-                    let rows = overlap(view.range(), begin, w.rows);
-                    if !rows.is_empty() {
+                    for rows in by_piece(overlap(view.range(), begin, w.rows), w.cols) {
                         self.product(*w, rows.clone(), x, panels, part);
                         let at = begin + rows.start - view.range().start;
                         put(&mut view, at, rows.len(), part, add);
@@ -207,12 +228,14 @@ impl Cpu {
         let chunk = chunk_rows(pool, gate.rows, x);
         pool.columns(out, gate.rows, chunk, |mut view| {
             SCRATCH.with_borrow_mut(|Scratch { panels, first, second }| {
-                let rows = view.range();
-                self.product(gate, rows.clone(), x, panels, first);
-                self.product(up, rows.clone(), x, panels, second);
-                let parts = first.chunks_exact(rows.len()).zip(second.chunks_exact(rows.len()));
-                for (token, (gate, up)) in parts.enumerate() {
-                    self.silu_mul(gate, up, view.row(token));
+                let begin = view.range().start;
+                for rows in by_piece(view.range(), gate.cols) {
+                    self.product(gate, rows.clone(), x, panels, first);
+                    self.product(up, rows.clone(), x, panels, second);
+                    let parts = first.chunks_exact(rows.len()).zip(second.chunks_exact(rows.len()));
+                    for (token, (gate, up)) in parts.enumerate() {
+                        self.silu_mul(gate, up, &mut view.row(token)[rows.start - begin..rows.end - begin]);
+                    }
                 }
             });
         });

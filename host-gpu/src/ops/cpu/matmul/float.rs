@@ -327,9 +327,9 @@ pub(super) fn decode(cpu: Cpu, w: Matrix<'_>, row: usize, out: &mut [f32]) {
 }
 
 fn decode_as<B: Block>(cpu: Cpu, w: Matrix<'_>, row: usize, out: &mut [f32]) {
-    if w.woven {
-        let (strip, r) = (row / LANES * LANES, row % LANES);
-        let row = unweave(w.quant, w.rows_bytes(&(strip..strip + LANES)), r);
+    let strip = row / LANES * LANES;
+    if let Some(strip) = w.woven_bytes(&(strip..strip + LANES)) {
+        let row = unweave(w.quant, strip, row % LANES);
         return cpu.run(Decode::<B> { blocks: bytemuck::cast_slice(&row), out });
     }
     let blocks: &[B] = bytemuck::cast_slice(w.rows_bytes(&(row..row + 1)));

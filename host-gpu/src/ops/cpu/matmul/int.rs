@@ -161,7 +161,7 @@ pub(super) struct Product<'a, B, const N: usize> {
     /// (rows, per_row)
     pub(super) blocks: &'a [B],
     pub(super) per_row: usize,
-    /// See [`Matrix::woven`].
+    /// Whether these are [`woven`](Matrix::woven).
     pub(super) woven: bool,
     pub(super) x: Tiles<'a>,
     pub(super) panel: &'a mut Vec<Line>,
@@ -241,9 +241,12 @@ impl Work<'_> {
 
     fn of<B: Groups, const N: usize>(self, cpu: Cpu) {
         let Self { w, rows, x, panel, part } = self;
-        let blocks: &[B] = bytemuck::cast_slice(w.rows_bytes(&rows));
-        let per_row = w.cols / (32 * B::GROUPS);
-        cpu.run(Product::<B, N> { blocks, per_row, woven: w.woven, x, panel, part });
+        let (bytes, woven) = match w.woven_bytes(&rows) {
+            Some(woven) => (woven, true),
+            None => (w.rows_bytes(&rows), false),
+        };
+        let (blocks, per_row): (&[B], usize) = (bytemuck::cast_slice(bytes), w.cols / (32 * B::GROUPS));
+        cpu.run(Product::<B, N> { blocks, per_row, woven, x, panel, part });
         if !x.direct() {
             let (rows, groups) = (rows.len(), per_row * B::GROUPS);
             match B::SIGNED {

@@ -70,7 +70,7 @@ fn every_type_path_and_shape_agrees_with_the_reference() {
         for (rows, cols) in [(1, 32), (7, 64), (19, 96), (61, 576), (112, 160)] {
             let cols = whole(quant, cols);
             let bytes = random_weights(quant, rows, cols);
-            let w = Matrix { quant, rows, cols, bytes: &bytes, woven: false };
+            let w = Matrix { quant, rows, cols, bytes: &bytes, woven: &[] };
             for tokens in [1, 2, 3, 4, 5, 6, 7, 13] {
                 let x = activations(tokens, cols);
                 for cpu in cpus() {
@@ -99,11 +99,12 @@ fn weaving_changes_no_bit() {
     for quant in all().filter(|quant| can_weave(*quant, 96)) {
         let (rows, cols) = (96, whole(quant, 288));
         let bytes = random_weights(quant, rows, cols);
-        let plain = Matrix { quant, rows, cols, bytes: &bytes, woven: false };
+        let plain = Matrix { quant, rows, cols, bytes: &bytes, woven: &[] };
         let mut other = vec![0; bytes.len()];
         weave(quant, plain.row_bytes(), &bytes, &mut other);
         assert!(other != bytes);
-        let woven = Matrix { bytes: &other, woven: true, ..plain };
+        let pieces = [Piece::of(Some(&other))];
+        let woven = Matrix { woven: &pieces, ..plain };
         for cpu in cpus().filter(|cpu| cpu.activations() == Activations::Q8) {
             for tokens in [1, 2, 7] {
                 let x = activations(tokens, cols);
@@ -126,11 +127,43 @@ fn weaving_changes_no_bit() {
 }
 
 #[test]
+fn pieces_that_are_there_are_read_and_the_rest_is_where_it_was() {
+    let mut pool = Pool::new(2).unwrap();
+    let cpu = Cpu::new(None).unwrap();
+    let (quant, rows, cols) = (Quant::Q4_0, 96, 1 << 18);
+    assert_eq!(piece_rows(cols), 32, "the matrix has three pieces");
+    let bytes = random_weights(quant, rows, cols);
+    let plain = Matrix { quant, rows, cols, bytes: &bytes, woven: &[] };
+    let mut other = vec![0; bytes.len()];
+    weave(quant, plain.row_bytes(), &bytes, &mut other);
+    let x = activations(1, cols);
+    let mut run = |w: Matrix<'_>| {
+        let (mut scratch, mut out) = (Tiles::default(), vec![0.0; 2 * rows + 32]);
+        let input = Input::new(cpu, &mut pool, &x, cols, &[w], &mut scratch);
+        // Chunks begin where the matrix before has ended, not where pieces do.
+        let first = Matrix { rows: 32, bytes: &bytes[..32 * plain.row_bytes()], woven: &[], ..w };
+        cpu.matmul(&mut pool, &[first, w, w], &input, false, &mut out[..2 * rows + 32]);
+        let mut gated = vec![0.0; rows];
+        cpu.matmul_gated(&mut pool, w, w, &input, &mut gated);
+        let mut row = vec![0.0; cols];
+        cpu.decode(w, 70, &mut row);
+        (out, gated, row)
+    };
+    let want = run(plain);
+    for there in [[true, true, true], [true, false, true], [false, true, false]] {
+        let size = 32 * plain.row_bytes();
+        let pieces: Vec<Piece> =
+            there.iter().enumerate().map(|(n, there)| Piece::of(there.then_some(&other[n * size..][..size]))).collect();
+        assert!(run(Matrix { woven: &pieces, ..plain }) == want, "{there:?}");
+    }
+}
+
+#[test]
 fn fine_activations_come_a_hundred_times_closer_to_floats() {
     let mut pool = Pool::new(2).unwrap();
     let (quant, rows, cols) = (Quant::Q8_0, 40, 576);
     let bytes = random_weights(quant, rows, cols);
-    let w = Matrix { quant, rows, cols, bytes: &bytes, woven: false };
+    let w = Matrix { quant, rows, cols, bytes: &bytes, woven: &[] };
     for tokens in [1, 2, 3, 9] {
         let x = activations(tokens, cols);
         let mut want = vec![0.0; tokens * rows];
@@ -161,7 +194,7 @@ fn a_token_gets_the_same_bits_in_any_batch() {
     for quant in all() {
         let (rows, cols) = (75, whole(quant, 160));
         let bytes = random_weights(quant, rows, cols);
-        let w = Matrix { quant, rows, cols, bytes: &bytes, woven: false };
+        let w = Matrix { quant, rows, cols, bytes: &bytes, woven: &[] };
         let x = activations(33, cols);
         for cpu in cpus() {
             let mut run = |x: &[f32]| {
@@ -186,13 +219,13 @@ fn stacked_matrices_are_one_product() {
     let cpu = Cpu::new(None).unwrap();
     let cols = 1024; // chunks of 32 rows: they straddle the matrices
     let bytes = random_weights(Quant::Q8_0, 50 + 9 + 33, cols);
-    let size = Matrix { quant: Quant::Q8_0, rows: 1, cols, bytes: &bytes, woven: false }.row_bytes();
+    let size = Matrix { quant: Quant::Q8_0, rows: 1, cols, bytes: &bytes, woven: &[] }.row_bytes();
     let part = |from: usize, rows: usize| Matrix {
         quant: Quant::Q8_0,
         rows,
         cols,
         bytes: &bytes[from * size..(from + rows) * size],
-        woven: false,
+        woven: &[],
     };
     let x = activations(5, cols);
     let mut scratch = Tiles::default();
@@ -208,7 +241,7 @@ fn decoding_is_exact() {
     for quant in all() {
         let cols = whole(quant, 96);
         let bytes = random_weights(quant, 3, cols);
-        let w = Matrix { quant, rows: 3, cols, bytes: &bytes, woven: false };
+        let w = Matrix { quant, rows: 3, cols, bytes: &bytes, woven: &[] };
         for cpu in cpus() {
             let mut out = vec![0.0; cols];
             cpu.decode(w, 2, &mut out);
@@ -244,7 +277,7 @@ fn every_type_and_path_decodes_the_golden_blocks_exactly() {
         let golden = &golden[quant.row().name];
         let (bytes, want) = (unhex(&golden.bytes), unhex(&golden.weights));
         let want: Vec<f32> = want.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-        let w = Matrix { quant, rows: 1, cols: want.len(), bytes: &bytes, woven: false };
+        let w = Matrix { quant, rows: 1, cols: want.len(), bytes: &bytes, woven: &[] };
         let reference = reference::decode(&w, 0);
         for (i, want) in want.iter().enumerate() {
             assert!(same(reference[i], *want), "{quant:?} reference {i}: {} {want}", reference[i]);
