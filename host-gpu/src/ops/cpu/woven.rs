@@ -100,22 +100,37 @@ fn change(block: &mut [u8], at: usize, change: impl Fn(u32) -> u32) {
 /// Weaves a matrix. `row_bytes` is the length of a row; `from` and `to` have the same number of rows, a multiple of sixteen.
 pub fn weave(quant: Quant, row_bytes: usize, from: &[u8], to: &mut [u8]) {
     let size = quant.row().bytes;
-    let words: Vec<(usize, usize)> = words(quant).collect();
-    let mut rows = vec![0; LANES * size];
     for (from, to) in from.chunks_exact(LANES * row_bytes).zip(to.chunks_exact_mut(LANES * row_bytes)) {
         for (k, to) in to.chunks_exact_mut(LANES * size).enumerate() {
-            for (row, block) in from.chunks_exact(row_bytes).zip(rows.chunks_exact_mut(size)) {
-                block.copy_from_slice(&row[k * size..][..size]);
-                if let Some(at) = fifths(quant) {
-                    change(block, at, spread);
+            let (mut at, block) = (0, &from[k * size..]);
+            for len in fields(quant) {
+                let to = &mut to[LANES * at..][..LANES * len];
+                match len % 4 {
+                    0 if fifths(quant) == Some(at) => {
+                        weave_field(block, row_bytes, at, to, |word| spread(u32::from_le_bytes(word)).to_le_bytes())
+                    }
+                    0 => weave_field(block, row_bytes, at, to, |word: [u8; 4]| word),
+                    _ => weave_field(block, row_bytes, at, to, |word: [u8; 2]| word),
                 }
+                at += len;
             }
-            for (at, word) in &words {
-                let to = &mut to[LANES * at..][..LANES * word];
-                for (block, to) in rows.chunks_exact(size).zip(to.chunks_exact_mut(*word)) {
-                    to.copy_from_slice(&block[*at..][..*word]);
-                }
-            }
+        }
+    }
+}
+
+/// The field of sixteen blocks that begins at byte `at` of each; `blocks` begins with the first row's.
+#[inline]
+fn weave_field<const N: usize>(
+    blocks: &[u8],
+    row_bytes: usize,
+    at: usize,
+    to: &mut [u8],
+    word: impl Fn([u8; N]) -> [u8; N],
+) {
+    for (n, words) in to.as_chunks_mut::<N>().0.chunks_exact_mut(LANES).enumerate() {
+        for (row, to) in words.iter_mut().enumerate() {
+            let from = blocks[row * row_bytes + at + n * N..].first_chunk::<N>();
+            *to = word(*from.expect("sixteen rows of blocks"));
         }
     }
 }
