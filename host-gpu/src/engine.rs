@@ -66,7 +66,7 @@ impl Default for EngineConfig {
             kv_type: KvType::default(),
             max_running: 32,
             max_waiting: 256,
-            prefill_tokens: 512,
+            prefill_tokens: 256,
             max_stall: Duration::from_millis(10),
             quantize: None,
             huge_pages: true,

@@ -6,7 +6,9 @@
 use crate::ask::{Ask, Prompt, Refusal, TokenId};
 use crate::model::Model;
 use crate::tokens::{Event, Tokens};
+use memmap2::MmapMut;
 use std::future::poll_fn;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -37,6 +39,54 @@ pub enum MeasureError {
     /// They ended early; the text is for the operator.
     #[error("generation ended early: {0}; measure fewer tokens or sequences")]
     Ended(String),
+}
+
+/// Bytes a second that `threads` threads read from memory, each a part of its own, huge pages where there are any: the
+/// limit of decoding, which reads all weights for each token. The best of some passes over 256 MiB.
+///
+/// # Errors
+/// If there is no memory for it, or no thread.
+pub fn read_rate(threads: usize) -> std::io::Result<f64> {
+    const BYTES: usize = 256 << 20;
+    const PASSES: usize = 8;
+    let mut map = MmapMut::map_anon(BYTES)?;
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    map.chunks_mut(4096).for_each(|page| page[0] = 1);
+    let words: &[u64] = bytemuck::cast_slice(&map);
+    let parts: Vec<&[u64]> = words.chunks(words.len().div_ceil(threads.max(1))).collect();
+    let barrier = Barrier::new(parts.len() + 1);
+    let pass = |part: &[u64]| {
+        for _ in 0..PASSES {
+            barrier.wait();
+            std::hint::black_box(sum(part));
+            barrier.wait();
+        }
+    };
+    let mut best = f64::MAX;
+    std::thread::scope(|scope| {
+        for part in &parts {
+            scope.spawn(|| pass(part));
+        }
+        for _ in 0..PASSES {
+            barrier.wait();
+            let started = Instant::now();
+            barrier.wait();
+            best = best.min(started.elapsed().as_secs_f64());
+        }
+    });
+    Ok(BYTES as f64 / best)
+}
+
+/// In eight sums, which the compiler makes vectors of.
+fn sum(words: &[u64]) -> u64 {
+    let mut sums = [0u64; 8];
+    for eight in words.as_chunks::<8>().0 {
+        for (sum, word) in sums.iter_mut().zip(eight) {
+            *sum = sum.wrapping_add(*word);
+        }
+    }
+    sums.iter().fold(0, |all, sum| all.wrapping_add(*sum))
 }
 
 /// Processes a prompt of `tokens`, alone.
@@ -147,4 +197,16 @@ fn mixed(n: u64) -> u64 {
     let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     n ^ (n >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_at_some_rate() {
+        let rate = read_rate(2).unwrap();
+        assert!((1e8..1e13).contains(&rate), "{rate} bytes a second");
+        assert_eq!(sum(&[3; 24]), 72);
+    }
 }

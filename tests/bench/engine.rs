@@ -38,6 +38,9 @@ pub fn run(report: &mut Report) -> Result<()> {
         batched: Peer::find("llama-batched-bench", "HOB_PEER_LLAMA_BATCHED"),
         server: Peer::find("llama-server", "HOB_PEER_LLAMA_SERVER"),
     };
+    let threads = EngineConfig::default().threads;
+    let read_rate = measure::read_rate(threads)?;
+    report.add(Measure::new(format!("memory read rate, {threads} threads"), read_rate / 1e9, "GB/s"));
     for model in MODELS {
         match weights_of(model) {
             Some(file) => self::model(report, &peers, model, &file)?,
@@ -149,6 +152,10 @@ fn rates(
         let target = (sequences == 32).then_some(2.5);
         add(&format!("decode, {sequences} at once, total"), ours, peer(&peers.batched, theirs), target);
     }
+    // Each token reads all weights. Measured again here, since machines that others share change.
+    let allowed = measure::read_rate(threads)? / model.info().weight_bytes as f64;
+    let share = 100.0 * quantile(&mut rounds.decode, 0.5) / allowed;
+    report.add(Measure::new(name("decode, 1 sequence, of what reading the weights allows"), share, "%"));
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 /// The size of a huge page.
-const HUGE: usize = 2 << 20;
+pub(crate) const HUGE: usize = 2 << 20;
 
 /// Whether the system gives huge pages to who asks.
 pub(crate) fn available() -> bool {
@@ -81,17 +81,23 @@ pub struct Piece {
     part: Arc<Part>,
     /// Which bytes of the file.
     range: Range<usize>,
+    rows: Range<usize>,
 }
 
 impl Piece {
-    /// `range`, which lies in that of `part`.
-    pub(crate) fn new(part: Arc<Part>, range: Range<usize>) -> Self {
-        Self { part, range }
+    /// `rows`, whose bytes are `range` of the file, which lies in that of `part`.
+    pub(crate) fn new(part: Arc<Part>, range: Range<usize>, rows: Range<usize>) -> Self {
+        Self { part, range, rows }
+    }
+
+    /// Which rows of the matrix.
+    pub fn rows(&self) -> &Range<usize> {
+        &self.rows
     }
 
     /// One whose copy has `bytes`, or none yet.
     #[cfg(test)]
-    pub(crate) fn of(bytes: Option<&[u8]>) -> Self {
+    pub(crate) fn of(rows: Range<usize>, bytes: Option<&[u8]>) -> Self {
         let range = 0..bytes.map_or(0, <[u8]>::len);
         let part = Part::new(range.clone());
         if let Some(bytes) = bytes {
@@ -99,7 +105,7 @@ impl Piece {
             map.copy_from_slice(bytes);
             part.copy.set(HugeCopy { map, start: 0, range: range.clone() }).unwrap();
         }
-        Self::new(part, range)
+        Self::new(part, range, rows)
     }
 
     /// The copy, once it is there.
@@ -124,7 +130,7 @@ mod tests {
         let file = Mapped::open(&path).unwrap();
         let ranges = [100..HUGE, HUGE + 7..bytes.len()];
         let part = Part::new(100..bytes.len());
-        let pieces: Vec<Piece> = ranges.iter().map(|range| Piece::new(part.clone(), range.clone())).collect();
+        let pieces: Vec<Piece> = ranges.iter().map(|range| Piece::new(part.clone(), range.clone(), 0..1)).collect();
         assert!(pieces.iter().all(|piece| piece.copy().is_none()), "not yet");
         part.copy(&file, &ranges, |_, from, to| to.copy_from_slice(from)).unwrap();
         for (piece, range) in pieces.iter().zip(ranges) {

@@ -3,11 +3,11 @@
 
 use super::config::{Config, Factors};
 use crate::format::FormatError;
-use crate::format::huge::{Part, Piece};
+use crate::format::huge::{HUGE, Part, Piece};
 use crate::format::mapped::Mapped;
 use crate::format::quant::{self, Quant};
 use crate::format::tensor::TensorInfo;
-use crate::ops::cpu::matmul::{Matrix, can_weave, piece_rows};
+use crate::ops::cpu::matmul::{CHUNK_ROWS, Matrix, can_weave};
 use crate::ops::cpu::woven::weave;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -25,7 +25,7 @@ pub struct MatrixAt {
     cols: usize,
     place: Place,
     bytes: Range<usize>,
-    /// See [`Matrix::woven`]; one for each [`piece_rows`] rows, once somebody makes copies.
+    /// See [`Matrix::woven`]; there once somebody makes copies.
     pieces: Arc<OnceLock<Vec<Piece>>>,
 }
 
@@ -213,28 +213,37 @@ impl Weights {
         }
         all.sort_by_key(|(file, at)| (*file, at.bytes.start));
         let mut moves: Vec<Move> = Vec::new();
-        // Where the pieces of each matrix are: which move, and which of its rows.
+        // Of each matrix, which move its pieces are in, and their place there.
         let mut places: Vec<Vec<(usize, usize)>> = Vec::new();
         for (file, at) in &all {
             let row_bytes = at.bytes.len() / at.rows;
-            places.push(Vec::new());
-            for first in (0..at.rows).step_by(piece_rows(at.cols)) {
-                let last = at.rows.min(first + piece_rows(at.cols));
-                let range = at.bytes.start + first * row_bytes..at.bytes.start + last * row_bytes;
-                if !moves.last().is_some_and(|last| last.takes(*file, &range)) {
-                    moves.push(Move { file: *file, part: Part::new(0..0), rows: Vec::new() });
-                }
+            let (mut places_of, mut first) = (Vec::new(), 0);
+            while first < at.rows {
+                let begin = at.bytes.start + first * row_bytes;
+                let fit = match moves.last().map_or(0, |last| last.room(*file, begin)) / row_bytes / CHUNK_ROWS {
+                    0 => {
+                        moves.push(Move { file: *file, part: Part::new(begin..begin), rows: Vec::new() });
+                        (PART_BYTES / row_bytes / CHUNK_ROWS).max(1)
+                    }
+                    chunks => chunks,
+                };
+                let rows = first..at.rows.min(first + fit * CHUNK_ROWS);
+                let range = begin..begin + rows.len() * row_bytes;
                 let n = moves.len() - 1;
-                places.last_mut().expect("just pushed").push((n, moves[n].rows.len()));
-                moves[n].rows.push(MovedRows { quant: at.quant, row_bytes, range });
+                places_of.push((n, moves[n].rows.len()));
+                first = rows.end;
+                moves[n].rows.push(MovedRows { quant: at.quant, row_bytes, range, rows });
             }
+            places.push(places_of);
         }
         for Move { part, rows, .. } in &mut moves {
             *part = Part::new(rows[0].range.start..rows[rows.len() - 1].range.end);
         }
         for ((_, at), places) in all.iter().zip(places) {
-            let piece =
-                |(n, rows): (usize, usize)| Piece::new(moves[n].part.clone(), moves[n].rows[rows].range.clone());
+            let piece = |(n, i): (usize, usize)| {
+                let MovedRows { range, rows, .. } = &moves[n].rows[i];
+                Piece::new(moves[n].part.clone(), range.clone(), rows.clone())
+            };
             let _ = at.pieces.set(places.into_iter().map(piece).collect());
         }
         moves
@@ -279,18 +288,22 @@ struct Move {
 struct MovedRows {
     quant: Quant,
     row_bytes: usize,
+    /// Their bytes in the file.
     range: Range<usize>,
+    rows: Range<usize>,
 }
 
-/// Copies are made of so many bytes at a time, at least, if as many follow each other.
-const PART_BYTES: usize = 8 << 20;
+/// So many bytes are copied at a time, at most, but for the widest matrices: that much is there twice. Parts are filled
+/// well, since the last huge page of each is whole.
+const PART_BYTES: usize = 4 * HUGE;
 
 impl Move {
-    /// Whether `range`, which comes next, goes with the others: they are few, and little lies between.
-    fn takes(&self, file: usize, range: &Range<usize>) -> bool {
-        let (Some(first), Some(last)) = (self.rows.first(), self.rows.last()) else { return false };
-        let near = range.start >= last.range.end && range.start - last.range.end < PART_BYTES / 8;
-        self.file == file && near && range.start - first.range.start < PART_BYTES
+    /// Bytes that can still go with the others from byte `begin` of `file` on.
+    fn room(&self, file: usize, begin: usize) -> usize {
+        let (Some(first), Some(last)) = (self.rows.first(), self.rows.last()) else { return 0 };
+        // What lies between is in memory, too.
+        let near = self.file == file && begin >= last.range.end && begin - last.range.end < HUGE / 8;
+        if near { PART_BYTES.saturating_sub(begin - first.range.start) } else { 0 }
     }
 }
 

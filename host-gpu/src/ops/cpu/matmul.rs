@@ -22,10 +22,8 @@ const CHUNK_WEIGHTS: usize = 32 * 1024;
 const CHUNK_WEIGHTS_MAX: usize = 512 * 1024;
 /// Chunks of few tokens' work for each thread, at least: threads that come late find some left.
 const CHUNKS: usize = 3;
-/// Weights of about so many entries are one piece of a matrix.
-const PIECE_WEIGHTS: usize = 8 << 20;
 /// Rows of a chunk are a multiple of this: two strips of sixteen.
-const CHUNK_ROWS: usize = 32;
+pub(crate) const CHUNK_ROWS: usize = 32;
 
 /// A weight matrix: its bytes lie in the mapped file.
 #[derive(Clone, Copy, Debug)]
@@ -38,8 +36,8 @@ pub struct Matrix<'a> {
     pub cols: usize,
     /// `rows` rows of blocks.
     pub bytes: &'a [u8],
-    /// Copies of each [`piece_rows`] rows, [woven](super::woven::weave): kernels for quantised activations read those that
-    /// are there instead of `bytes`.
+    /// Pieces that together have all rows, in order, or none. Kernels for quantised activations read the copies of those
+    /// that have one, which are [woven](super::woven::weave), and the rest in `bytes`.
     pub woven: &'a [Piece],
 }
 
@@ -48,17 +46,18 @@ pub fn can_weave(quant: Quant, rows: usize) -> bool {
     is_quantised(quant) && rows.is_multiple_of(CHUNK_ROWS)
 }
 
-/// How many rows of a matrix of `cols` columns are copied at a time: megabytes, so that there never is much of it twice.
-pub const fn piece_rows(cols: usize) -> usize {
-    let strips = PIECE_WEIGHTS / cols / CHUNK_ROWS;
-    CHUNK_ROWS * if strips > 0 { strips } else { 1 }
-}
-
-/// The parts of `rows` that lie in one piece each.
-fn by_piece(rows: Range<usize>, cols: usize) -> impl Iterator<Item = Range<usize>> {
-    let size = piece_rows(cols);
-    let pieces = rows.start / size..rows.end.div_ceil(size);
-    pieces.map(move |n| rows.start.max(n * size)..rows.end.min((n + 1) * size)).filter(|rows| !rows.is_empty())
+/// The parts of `rows` that lie in one piece of `w` each.
+fn by_piece(rows: Range<usize>, w: &Matrix<'_>) -> impl Iterator<Item = Range<usize>> {
+    // Without pieces it is one.
+    let count = w.woven.len().max(1);
+    let first = w.piece_of(rows.start);
+    let woven = w.woven;
+    (first..count)
+        .map(move |n| match woven.get(n) {
+            Some(piece) => rows.start.max(piece.rows().start)..rows.end.min(piece.rows().end),
+            None => rows.clone(),
+        })
+        .take_while(|rows| !rows.is_empty())
 }
 
 fn is_quantised(quant: Quant) -> bool {
@@ -77,11 +76,16 @@ impl<'a> Matrix<'a> {
         &self.bytes[rows.start * size..rows.end * size]
     }
 
-    /// `rows`, which lie in one piece, if it is there; they are whole strips.
+    /// The number of the piece that has row `row`.
+    fn piece_of(&self, row: usize) -> usize {
+        self.woven.partition_point(|piece| piece.rows().end <= row)
+    }
+
+    /// `rows`, which are whole strips of one piece, if it has a copy.
     fn woven_bytes(&self, rows: &Range<usize>) -> Option<&'a [u8]> {
-        let (size, first) = (self.row_bytes(), rows.start / piece_rows(self.cols) * piece_rows(self.cols));
-        let piece = self.woven.get(rows.start / piece_rows(self.cols))?.copy()?;
-        Some(&piece[(rows.start - first) * size..(rows.end - first) * size])
+        let piece = self.woven.get(self.piece_of(rows.start))?;
+        let (size, first) = (self.row_bytes(), piece.rows().start);
+        Some(&piece.copy()?[(rows.start - first) * size..(rows.end - first) * size])
     }
 }
 
@@ -211,7 +215,7 @@ impl Cpu {
             SCRATCH.with_borrow_mut(|Scratch { panels, first: part, .. }| {
                 let mut begin = 0;
                 for w in weights {
-                    for rows in by_piece(overlap(view.range(), begin, w.rows), w.cols) {
+                    for rows in by_piece(overlap(view.range(), begin, w.rows), w) {
                         self.product(*w, rows.clone(), x, panels, part);
                         let at = begin + rows.start - view.range().start;
                         put(&mut view, at, rows.len(), part, add);
@@ -229,7 +233,8 @@ impl Cpu {
         pool.columns(out, gate.rows, chunk, |mut view| {
             SCRATCH.with_borrow_mut(|Scratch { panels, first, second }| {
                 let begin = view.range().start;
-                for rows in by_piece(view.range(), gate.cols) {
+                let both = by_piece(view.range(), &gate).flat_map(|rows| by_piece(rows, &up));
+                for rows in both {
                     self.product(gate, rows.clone(), x, panels, first);
                     self.product(up, rows.clone(), x, panels, second);
                     let parts = first.chunks_exact(rows.len()).zip(second.chunks_exact(rows.len()));

@@ -103,7 +103,7 @@ fn weaving_changes_no_bit() {
         let mut other = vec![0; bytes.len()];
         weave(quant, plain.row_bytes(), &bytes, &mut other);
         assert!(other != bytes);
-        let pieces = [Piece::of(Some(&other))];
+        let pieces = [Piece::of(0..rows, Some(&other))];
         let woven = Matrix { woven: &pieces, ..plain };
         for cpu in cpus().filter(|cpu| cpu.activations() == Activations::Q8) {
             for tokens in [1, 2, 7] {
@@ -130,8 +130,7 @@ fn weaving_changes_no_bit() {
 fn pieces_that_are_there_are_read_and_the_rest_is_where_it_was() {
     let mut pool = Pool::new(2).unwrap();
     let cpu = Cpu::new(None).unwrap();
-    let (quant, rows, cols) = (Quant::Q4_0, 96, 1 << 18);
-    assert_eq!(piece_rows(cols), 32, "the matrix has three pieces");
+    let (quant, rows, cols) = (Quant::Q4_0, 192, 288);
     let bytes = random_weights(quant, rows, cols);
     let plain = Matrix { quant, rows, cols, bytes: &bytes, woven: &[] };
     let mut other = vec![0; bytes.len()];
@@ -151,9 +150,11 @@ fn pieces_that_are_there_are_read_and_the_rest_is_where_it_was() {
     };
     let want = run(plain);
     for there in [[true, true, true], [true, false, true], [false, true, false]] {
-        let size = 32 * plain.row_bytes();
+        let size = plain.row_bytes();
+        let rows = [0..32, 32..128, 128..192];
+        let bytes = |rows: &Range<usize>| &other[rows.start * size..rows.end * size];
         let pieces: Vec<Piece> =
-            there.iter().enumerate().map(|(n, there)| Piece::of(there.then_some(&other[n * size..][..size]))).collect();
+            rows.iter().zip(there).map(|(rows, there)| Piece::of(rows.clone(), there.then_some(bytes(rows)))).collect();
         assert!(run(Matrix { woven: &pieces, ..plain }) == want, "{there:?}");
     }
 }
