@@ -29,6 +29,8 @@ const SUM: usize = 9;
 const HALF_SUM: usize = 10;
 /// Up to this many tokens are multiplied without a panel.
 const DIRECT_TOKENS: usize = 2;
+/// Woven blocks of one scale are unpacked as they are multiplied for so many tiles, too: that takes less than a panel does.
+const STRAIGHT_TILES: usize = 6;
 /// Activations are these many steps at most, so that a product of two and a sum of pairs fit the paths' instructions.
 const STEPS: f32 = 127.0;
 
@@ -57,6 +59,12 @@ impl<'a> Tiles<'a> {
     /// Whether weights are unpacked in registers.
     pub(super) fn direct(&self) -> bool {
         self.tokens <= DIRECT_TOKENS
+    }
+
+    /// Whether woven blocks of type `B` need no panel.
+    #[inline(always)]
+    fn straight<B: Groups>(&self) -> bool {
+        B::GROUPS == 1 && self.tokens <= STRAIGHT_TILES * self.tile
     }
 }
 
@@ -176,6 +184,13 @@ impl<B: Groups, const N: usize> Task for Product<'_, B, N> {
         let strips = blocks.chunks(LANES * per_row);
         match woven {
             true => {
+                if B::GROUPS == 1 && !x.direct() && x.straight::<B>() {
+                    let woven = WovenStrips { blocks: bytemuck::cast_slice(blocks), per_row };
+                    return match x.tile {
+                        SMALL_TILE => woven.multiply::<L, B, SMALL_TILE, S>(x, part),
+                        _ => woven.multiply::<L, B, T, S>(x, part),
+                    };
+                }
                 let strips = strips.map(|strip| WovenRows(bytemuck::cast_slice(strip)));
                 all_strips::<L, B, _, N>(strips, per_row, x, panel, part);
             }
@@ -247,7 +262,7 @@ impl Work<'_> {
         };
         let (blocks, per_row): (&[B], usize) = (bytemuck::cast_slice(bytes), w.cols / (32 * B::GROUPS));
         cpu.run(Product::<B, N> { blocks, per_row, woven, x, panel, part });
-        if !x.direct() {
+        if !x.direct() && !(woven && x.straight::<B>()) {
             let (rows, groups) = (rows.len(), per_row * B::GROUPS);
             match B::SIGNED {
                 true => cpu.run(PanelProduct::<true, N> { rows, groups, x, panel, part }),
@@ -493,6 +508,101 @@ fn pack_all<L: Bytes, B: Groups, S: Strip<B>, const N: usize>(
     }
 }
 
+/// Woven strips of blocks of one scale.
+struct WovenStrips<'a> {
+    /// (strips, per_row, sixteen blocks)
+    blocks: &'a [u8],
+    per_row: usize,
+}
+
+impl WovenStrips<'_> {
+    /// Multiplies every strip with every tile, `S` strips at a time; `part` (tokens, rows).
+    #[inline(always)]
+    fn multiply<L: Bytes, B: Groups, const T: usize, const S: usize>(&self, x: Tiles<'_>, part: &mut [f32]) {
+        let size = self.per_row * LANES * size_of::<B>();
+        let (strips, groups) = (self.blocks.len() / size, self.per_row * B::GROUPS);
+        let rows = strips * LANES;
+        for (n, tile) in x.words.as_chunks::<T>().0.as_chunks::<WORDS>().0.chunks_exact(groups).enumerate() {
+            let tokens = T.min(x.tokens - n * T);
+            let part = &mut part[n * T * rows..];
+            let mut strip = 0;
+            while strip < strips {
+                let left = &self.blocks[strip * size..];
+                if strip + S <= strips {
+                    let sums = match B::SIGNED {
+                        true => woven_product::<L, B, true, T, S>(left, size, tile),
+                        false => woven_product::<L, B, false, T, S>(left, size, tile),
+                    };
+                    put_all::<L, T, S>(&sums, (rows, strip), tokens, part);
+                    strip += S;
+                } else {
+                    let sums = match B::SIGNED {
+                        true => woven_product::<L, B, true, T, 1>(left, size, tile),
+                        false => woven_product::<L, B, false, T, 1>(left, size, tile),
+                    };
+                    put_all::<L, T, 1>(&sums, (rows, strip), tokens, part);
+                    strip += 1;
+                }
+            }
+        }
+    }
+}
+
+/// The first `S` strips of `size` bytes in `blocks` times a tile of `T` tokens.
+#[inline(always)]
+fn woven_product<L: Bytes, B: Groups, const SIGNED: bool, const T: usize, const S: usize>(
+    blocks: &[u8],
+    size: usize,
+    tile: &[[[u32; T]; WORDS]],
+) -> [[L::V; T]; S] {
+    let block = LANES * size_of::<B>();
+    let mut strips = [&blocks[..size]; S];
+    for s in 1..S {
+        strips[s] = &blocks[s * size..][..size];
+    }
+    let mut sums = [[L::splat(0.0); T]; S];
+    for (k, x) in tile.iter().enumerate() {
+        let mut at = [Woven(&strips[0][k * block..][..block]); S];
+        for s in 1..S {
+            at[s] = Woven(&strips[s][k * block..][..block]);
+        }
+        let mut ints = [[L::zero(); T]; S];
+        for j in 0..8 {
+            let mut w = [B::woven_four::<L>(at[0], 0, j); S];
+            for s in 1..S {
+                w[s] = B::woven_four::<L>(at[s], 0, j);
+            }
+            for t in 0..T {
+                for s in 0..S {
+                    ints[s][t] = dot::<L, SIGNED>(ints[s][t], w[s], x[j][t]);
+                }
+            }
+        }
+        for s in 0..S {
+            let part = B::part::<L>(&B::woven_affine::<L>(at[s]), 0);
+            for t in 0..T {
+                sums[s][t] = scale::<L>(sums[s][t], ints[s][t], part, x[SCALE][t], x[SUM][t]);
+            }
+        }
+    }
+    sums
+}
+
+/// Stores the sums of `tokens` tokens from strip `strip` on; `part` (tokens, rows).
+#[inline(always)]
+fn put_all<L: Lanes, const T: usize, const S: usize>(
+    sums: &[[L::V; T]; S],
+    (rows, strip): (usize, usize),
+    tokens: usize,
+    part: &mut [f32],
+) {
+    for s in 0..S {
+        for t in 0..tokens {
+            put::<L>(sums[s][t], &mut part[t * rows..(t + 1) * rows][(strip + s) * LANES..]);
+        }
+    }
+}
+
 /// Unpacked strips.
 struct Panel<'a> {
     /// (strips, groups, N)
@@ -518,29 +628,13 @@ impl Panel<'_> {
                 let left = &lines[strip * self.groups..];
                 if strip + S <= strips {
                     let sums = product::<L, SIGNED, N, T, S>(left, tile);
-                    self.put_all::<L, T, S>(&sums, strip, tokens, &mut part[n * T * self.rows..]);
+                    put_all::<L, T, S>(&sums, (self.rows, strip), tokens, &mut part[n * T * self.rows..]);
                     strip += S;
                 } else {
                     let sums = product::<L, SIGNED, N, T, 1>(left, tile);
-                    self.put_all::<L, T, 1>(&sums, strip, tokens, &mut part[n * T * self.rows..]);
+                    put_all::<L, T, 1>(&sums, (self.rows, strip), tokens, &mut part[n * T * self.rows..]);
                     strip += 1;
                 }
-            }
-        }
-    }
-
-    /// Stores the sums of `tokens` tokens from strip `strip` on.
-    #[inline(always)]
-    fn put_all<L: Lanes, const T: usize, const S: usize>(
-        &self,
-        sums: &[[L::V; T]; S],
-        strip: usize,
-        tokens: usize,
-        part: &mut [f32],
-    ) {
-        for s in 0..S {
-            for t in 0..tokens {
-                put::<L>(sums[s][t], &mut part[t * self.rows..(t + 1) * self.rows][(strip + s) * LANES..]);
             }
         }
     }
