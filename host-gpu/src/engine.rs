@@ -39,7 +39,7 @@ pub struct EngineConfig {
     pub max_running: usize,
     /// Sequences that wait beyond those; default 256.
     pub max_waiting: usize,
-    /// Prompt tokens in a step, at most; default 512.
+    /// Prompt tokens in a step, at most; default 256.
     pub prefill_tokens: usize,
     /// How long others' prompts may delay a token, about; default 10 ms. While sequences
     /// generate, a step takes as many prompt tokens as fit in half of this, or in three quarters of the
