@@ -1,36 +1,15 @@
 //! With the settings that users have, on real quantised models: however a sequence is scheduled, and wherever the weights
 //! are, what it says is the same, to the last bit of its log-probabilities.
 
-use hob_gpu::{
-    Activations, Ask, Engine, EngineConfig, Event, Finish, KvType, Logprob, Model, ModelSource, Prompt, Tokens, Usage,
-};
+use hob_gpu::{Activations, Ask, Engine, EngineConfig, KvType, Model, ModelSource, Prompt, Tokens, Usage};
 use std::time::Duration;
+use support::read::{Answer, read};
 use support::{golden_path, model_path, wait};
 
 mod support;
 
 const SMOLLM2: (&str, &str) = ("HOB_TEST_SMOLLM2", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53");
 const GEMMA: (&str, &str) = ("HOB_TEST_GEMMA3", "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818");
-
-/// All that a reader gets.
-#[derive(Debug, PartialEq)]
-struct Answer {
-    text: String,
-    finish: Finish,
-    logprobs: Vec<Logprob>,
-}
-
-fn read(mut tokens: Tokens) -> (Answer, Usage) {
-    let mut text = String::new();
-    let finish = loop {
-        match wait(tokens.next()) {
-            Event::Text(more) => text += &more,
-            Event::Finished(finish) => break finish,
-            Event::Fault(why) => panic!("{why}"),
-        }
-    };
-    (Answer { text, finish, logprobs: tokens.take_logprobs() }, tokens.usage())
-}
 
 fn start(config: EngineConfig, (variable, sha256): (&str, &str)) -> (Engine, Model) {
     assert_eq!(config.activations, Activations::Q8, "what users have");

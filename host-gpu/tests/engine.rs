@@ -6,10 +6,12 @@ use hob_gpu::{
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Waker};
-use toy::{Bench, Toy, VOCAB, ask, finish, small, wait};
+use support::wait;
+use toy::{Bench, Toy, VOCAB, ask, finish, small};
 
 #[path = "engine/batching.rs"]
 mod batching;
+mod support;
 #[path = "engine/toy.rs"]
 mod toy;
 

@@ -1,28 +1,9 @@
 //! However a sequence is scheduled, what it says is the same, to the last bit of its log-probabilities.
 
-use crate::toy::{Bench, VOCAB, ask, finish, small, wait};
-use hob_gpu::{Ask, EngineConfig, Event, Finish, Logprob, Model, Prompt, TokenId, Tokens, Usage};
+use crate::support::read::{Answer, read};
+use crate::toy::{Bench, VOCAB, ask, finish, small};
+use hob_gpu::{Ask, EngineConfig, Model, Prompt, TokenId, Tokens, Usage};
 use std::time::Duration;
-
-/// All that a reader gets.
-#[derive(Debug, PartialEq)]
-struct Answer {
-    text: String,
-    finish: Finish,
-    logprobs: Vec<Logprob>,
-}
-
-fn read(mut tokens: Tokens) -> (Answer, Usage) {
-    let mut text = String::new();
-    let finish = loop {
-        match wait(tokens.next()) {
-            Event::Text(more) => text += &more,
-            Event::Finished(finish) => break finish,
-            Event::Fault(why) => panic!("{why}"),
-        }
-    };
-    (Answer { text, finish, logprobs: tokens.take_logprobs() }, tokens.usage())
-}
 
 fn alone(model: &Model, asks: &[Ask]) -> Vec<Answer> {
     asks.iter().map(|ask| read(model.generate(ask.clone()).unwrap()).0).collect()

@@ -1,12 +1,9 @@
 //! A toy model, and an engine that runs it.
 
+use crate::support::wait;
 use hob_gpu::{Ask, Engine, EngineConfig, Finish, KvType, Model, ModelSource, Prompt, Sampling, TokenId, Tokens};
-use std::future::Future;
 use std::path::Path;
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{Thread, yield_now};
+use std::thread::yield_now;
 use tempfile::TempDir;
 
 const WIDTH: u64 = 64;
@@ -106,24 +103,6 @@ impl Toy {
         file.resize(file.len().next_multiple_of(32), 0);
         file.extend(toy.data);
         std::fs::write(path, file).expect("the temporary folder can be written");
-    }
-}
-
-/// Waits for a future on this thread.
-pub fn wait<F: Future>(future: F) -> F::Output {
-    struct Unpark(Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => std::thread::park(),
-        }
     }
 }
 

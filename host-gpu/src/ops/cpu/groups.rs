@@ -281,8 +281,8 @@ superblock!(
     woven_affine: |L, strip| {
         let mut out = [[[0.0; LANES]; LANES]; 2];
         let mut words = [strip.word::<L>(offset_of!(BlockQ2K, scales), 0); 4];
-        for i in 1..4 {
-            words[i] = strip.word::<L>(offset_of!(BlockQ2K, scales), i);
+        for (i, word) in words.iter_mut().enumerate().skip(1) {
+            *word = strip.word::<L>(offset_of!(BlockQ2K, scales), i);
         }
         let (mut s, mut m) = (words, words);
         for i in 0..4 {

@@ -1,0 +1,160 @@
+//! Many tokens: a chunk of strips is unpacked once into a panel that stays in cache, then multiplied with every tile.
+
+use super::super::super::bytes::{BYTES, Bytes};
+use super::super::super::groups::Groups;
+use super::super::super::lanes::LANES;
+use super::super::super::{SMALL_TILE, Task};
+use super::activations::{SCALE, Tiles, WORDS};
+use super::strips::Strip;
+use super::{dot, put_all, scale, sum_at};
+use bytemuck::{Pod, Zeroable};
+
+/// A cache line of a panel: 64 bytes of weights, or sixteen floats.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub(in super::super) struct Line([f32; LANES]);
+
+impl Line {
+    #[inline(always)]
+    fn bytes(&self) -> &[u8; BYTES] {
+        bytemuck::cast_ref(&self.0)
+    }
+
+    #[inline(always)]
+    fn bytes_mut(&mut self) -> &mut [u8; BYTES] {
+        bytemuck::cast_mut(&mut self.0)
+    }
+}
+
+/// Lines of a strip's group with one pair of `s` and `b`, and with two: eight of weights, the `s`, the `b`.
+pub(super) const LINES: usize = 10;
+pub(super) const LINES_OF_TWO: usize = 12;
+
+/// The same for weights that [`Product`] has unpacked into `panel`.
+pub(super) struct PanelProduct<'a, const SIGNED: bool, const N: usize> {
+    pub(super) rows: usize,
+    pub(super) groups: usize,
+    pub(super) x: Tiles<'a>,
+    pub(super) panel: &'a [Line],
+    /// (tokens, rows)
+    pub(super) part: &'a mut [f32],
+}
+
+impl<const SIGNED: bool, const N: usize> Task for PanelProduct<'_, SIGNED, N> {
+    #[inline(always)]
+    fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
+        let Self { rows, groups, x, panel: lines, part } = self;
+        let panel = Panel { lines, groups, rows };
+        match x.tile {
+            SMALL_TILE => panel.multiply::<L, SIGNED, N, SMALL_TILE, S>(x, part),
+            _ => panel.multiply::<L, SIGNED, N, T, S>(x, part),
+        }
+    }
+}
+
+/// Unpacks a chunk of rows: (strips, groups, N lines).
+#[inline(always)]
+pub(super) fn pack_all<L: Bytes, B: Groups, S: Strip<B>, const N: usize>(
+    strips: impl ExactSizeIterator<Item = S>,
+    per_row: usize,
+    panel: &mut Vec<Line>,
+) {
+    let (count, size) = (strips.len(), per_row * B::GROUPS * N);
+    if panel.len() < count * size {
+        panel.resize(count * size, Line::zeroed());
+    }
+    for (strip, lines) in strips.zip(panel.chunks_exact_mut(size)) {
+        let groups = lines.as_chunks_mut::<N>().0;
+        for k in 0..per_row {
+            let blocks = strip.blocks::<L>(k);
+            let affine = S::affine::<L>(blocks);
+            for g in 0..B::GROUPS {
+                let group = &mut groups[k * B::GROUPS + g];
+                let w = S::unpack::<L>(blocks, g);
+                for j in 0..8 {
+                    L::store_bytes(w[j], group[j].bytes_mut());
+                }
+                for n in 0..B::PARTS {
+                    let [s, b] = B::part::<L>(&affine, g * B::PARTS + n);
+                    L::store(s, &mut group[8 + n].0);
+                    L::store(b, &mut group[8 + B::PARTS + n].0);
+                }
+            }
+        }
+    }
+}
+
+/// Unpacked strips.
+struct Panel<'a> {
+    /// (strips, groups, N)
+    lines: &'a [Line],
+    groups: usize,
+    rows: usize,
+}
+
+impl Panel<'_> {
+    /// Multiplies every strip with every tile, `S` strips at a time; `part` (tokens, rows).
+    #[inline(always)]
+    fn multiply<L: Bytes, const SIGNED: bool, const N: usize, const T: usize, const S: usize>(
+        &self,
+        x: Tiles<'_>,
+        part: &mut [f32],
+    ) {
+        let strips = self.rows.div_ceil(LANES);
+        let lines = self.lines.as_chunks::<N>().0;
+        for (n, tile) in x.words.as_chunks::<T>().0.as_chunks::<WORDS>().0.chunks_exact(self.groups).enumerate() {
+            let tokens = T.min(x.tokens - n * T);
+            let mut strip = 0;
+            while strip < strips {
+                let left = &lines[strip * self.groups..];
+                if strip + S <= strips {
+                    let sums = product::<L, SIGNED, N, T, S>(left, tile);
+                    put_all::<L, T, S>(&sums, (self.rows, strip), tokens, &mut part[n * T * self.rows..]);
+                    strip += S;
+                } else {
+                    let sums = product::<L, SIGNED, N, T, 1>(left, tile);
+                    put_all::<L, T, 1>(&sums, (self.rows, strip), tokens, &mut part[n * T * self.rows..]);
+                    strip += 1;
+                }
+            }
+        }
+    }
+}
+
+/// The first `S` of the strips in `lines` times a tile of `T` tokens.
+#[inline(always)]
+fn product<L: Bytes, const SIGNED: bool, const N: usize, const T: usize, const S: usize>(
+    lines: &[[Line; N]],
+    tile: &[[[u32; T]; WORDS]],
+) -> [[L::V; T]; S] {
+    let parts = (N - 8) / 2;
+    let groups = tile.len();
+    let mut strips = [&lines[..groups]; S];
+    for s in 1..S {
+        strips[s] = &lines[s * groups..][..groups];
+    }
+    let mut sums = [[L::splat(0.0); T]; S];
+    for (g, x) in tile.iter().enumerate() {
+        for n in 0..parts {
+            let mut ints = [[L::zero(); T]; S];
+            for j in n * 8 / parts..(n + 1) * 8 / parts {
+                let mut w = [L::load_bytes(strips[0][g][j].bytes()); S];
+                for s in 1..S {
+                    w[s] = L::load_bytes(strips[s][g][j].bytes());
+                }
+                for t in 0..T {
+                    for s in 0..S {
+                        ints[s][t] = dot::<L, SIGNED>(ints[s][t], w[s], x[j][t]);
+                    }
+                }
+            }
+            for s in 0..S {
+                let part = [L::load(&strips[s][g][8 + n].0), L::load(&strips[s][g][8 + parts + n].0)];
+                for t in 0..T {
+                    sums[s][t] = scale::<L>(sums[s][t], ints[s][t], part, x[SCALE][t], x[sum_at(n, parts)][t]);
+                }
+            }
+        }
+    }
+    sums
+}
