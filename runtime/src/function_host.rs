@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use wasmtime::component::{Component, Linker};
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
+use crate::config::Limits;
 use crate::data::{DataDir, DataError};
 use crate::digest::Digest;
 use crate::host::{self, Grant, State};
@@ -20,7 +21,7 @@ use crate::instance::engine::{PoolConfig, WasmEngine};
 use crate::models::Library;
 use crate::models::store::{ModelStore, StoreError};
 use crate::names::{FunctionName, ModelName, Route};
-use crate::records::{FunctionRecord, Limits, Records, RecordsError};
+use crate::records::{FunctionRecord, Records, RecordsError};
 use crate::request::router::Router;
 use crate::request::{self, Body, Callable, Invocation, Recent, RequestError, Summary};
 
@@ -92,9 +93,6 @@ pub enum DeployError {
     #[error("the component cannot be kept: {0}; is the disk full?")]
     Disk(#[from] std::io::Error),
 }
-
-/// Longest wall-clock limit, in seconds.
-const MAX_WALL_S: u32 = 24 * 3600;
 
 /// What to deploy.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -282,7 +280,7 @@ impl Host {
         let check = |what, asked, most| {
             if (1..=most).contains(&asked) { Ok(()) } else { Err(DeployError::Limit { what, asked, most }) }
         };
-        check("the time limit in seconds", limits.wall_s, MAX_WALL_S)?;
+        check("the time limit in milliseconds", limits.wall_ms, 24 * 3_600_000)?;
         check("the memory limit in MiB", limits.memory_mib, self.pool.memory_mib)
     }
 

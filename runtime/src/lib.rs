@@ -21,6 +21,7 @@
 pub mod api;
 pub mod cli;
 pub mod client;
+pub mod config;
 pub mod data;
 pub mod digest;
 pub mod function_host;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError};
 use serde::{Deserialize, Serialize};
 
+use crate::config::Limits;
 use crate::digest::Digest;
 use crate::names::{FunctionName, ModelName, Route};
 
@@ -29,22 +30,6 @@ pub struct FunctionRecord {
     pub limits: Limits,
     /// When it was deployed, in seconds since 1970.
     pub deployed_at: u64,
-}
-
-/// What one invocation may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Wall-clock time from the request to the last byte of the answer, in seconds.
-    pub wall_s: u32,
-    /// Linear memory, in MiB.
-    pub memory_mib: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { wall_s: 300, memory_mib: 128 }
-    }
 }
 
 /// Why records cannot be read or written.

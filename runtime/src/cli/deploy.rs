@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 use crate::client::Client;
+use crate::config::Limits;
 use crate::data::DataDir;
 use crate::function_host::DeployRequest;
 use crate::names::{FunctionName, ModelName, Route};
-use crate::records::Limits;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(long = "model", value_name = "MODEL")]
     models: Vec<ModelName>,
     /// Longest time for one request, in seconds
-    #[arg(long, default_value_t = Limits::default().wall_s, value_name = "SECONDS")]
+    #[arg(long, default_value_t = Limits::default().wall_ms / 1000, value_name = "SECONDS")]
     timeout: u32,
     /// Most memory for one instance, in MiB
     #[arg(long, default_value_t = Limits::default().memory_mib, value_name = "MIB")]
@@ -45,7 +45,7 @@ pub fn run(data: &DataDir, args: Args) -> anyhow::Result<()> {
     let client = Client::find(data)?;
     let refused = || format!("{} was not deployed", args.component.display());
     let component = client.upload(&bytes).with_context(refused)?;
-    let limits = Limits { wall_s: args.timeout, memory_mib: args.memory };
+    let limits = Limits { wall_ms: args.timeout.saturating_mul(1000), memory_mib: args.memory, ..Limits::default() };
     let request = DeployRequest { component, route, models: args.models, limits };
     let record = client.deploy(&name, &request).with_context(refused)?;
     let status = client.status()?;

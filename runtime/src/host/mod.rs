@@ -20,9 +20,9 @@ use wasmtime_wasi_http::{
     Error, RequestOptions, WasiBody, WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
 };
 
+use crate::config::Limits;
 use crate::models::Library;
 use crate::names::ModelName;
-use crate::records::Limits;
 use crate::request::Invocation;
 
 /// Most host resources (streams, headers, tensors, models...) that one instance can hold at once. Some of them keep up

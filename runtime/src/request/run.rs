@@ -7,7 +7,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
@@ -23,8 +23,8 @@ use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
 
 use super::{Invocation, RequestError};
+use crate::config::Limits;
 use crate::host::{Grant, State};
-use crate::records::Limits;
 
 /// The body of an answer.
 pub type Body = UnsyncBoxBody<Bytes, wasmtime_wasi_http::Error>;
@@ -100,7 +100,7 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<wasmtime_wasi_http::Error>,
 {
-    let wall = Duration::from_secs(callable.limits.wall_s.into());
+    let wall = callable.limits.wall();
     let deadline = invocation.started + wall;
     let run = invoke(&callable, request, send, invocation.clone(), deadline);
     // Two guards: the timer for a guest that waits, the epoch for one that computes and so lets no timer fire.
@@ -110,7 +110,7 @@ where
         Err(_) => Err(RequestError::Deadline(wall)),
     };
     if let Err(RequestError::Deadline(_)) = result {
-        tracing::warn!(function = %invocation.function, id = %invocation.id, wall_s = wall.as_secs(), "deadline");
+        tracing::warn!(function = %invocation.function, id = %invocation.id, wall_ms = wall.as_millis() as u64, "deadline");
     }
     invocation.mark(|marks| marks.outcome = result.as_ref().err().map_or("ok", RequestError::code));
     result
@@ -159,7 +159,7 @@ fn explain(error: wasmtime::Error, callable: &Callable, invocation: &Invocation)
         return RequestError::Busy(callable.instances);
     }
     if let Some(Trap::Interrupt) = error.downcast_ref() {
-        return RequestError::Deadline(Duration::from_secs(callable.limits.wall_s.into()));
+        return RequestError::Deadline(callable.limits.wall());
     }
     if let Some(I32Exit(0)) = error.downcast_ref() {
         return RequestError::NoAnswer;
