@@ -108,6 +108,13 @@ impl fmt::Display for ModelRef {
     }
 }
 
+impl FunctionName {
+    /// Where its requests come in when nobody says: `/` and the name.
+    pub fn default_route(&self) -> Route {
+        Route(format!("/{}", self.0))
+    }
+}
+
 impl Route {
     /// Whether `path` lies under this route.
     pub fn takes(&self, path: &str) -> bool {
