@@ -19,10 +19,10 @@ use tokio::task::{AbortHandle, JoinHandle};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::WasiHttpView as _;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
 
 use super::{Invocation, RequestError};
+use crate::components::Linked;
 use crate::config::Limits;
 use crate::host::{Grant, State};
 
@@ -33,8 +33,8 @@ type Head = Result<Response<Body>, ErrorCode>;
 
 /// A component ready to be instantiated, and what its instances get.
 pub struct Callable {
-    /// Linked, checked.
-    pub pre: ProxyPre<State>,
+    /// Linked, checked; it stays mapped while this lives.
+    pub linked: Arc<Linked>,
     /// What one invocation may use.
     pub limits: Limits,
     /// The models it may use.
@@ -131,7 +131,7 @@ where
     let request = store.data_mut().http().new_incoming_request(Scheme::Http, request)?;
     let out = store.data_mut().http().new_response_outparam(send)?;
     let accepted = invocation.started.elapsed();
-    let proxy = callable.pre.instantiate_async(&mut store).await?;
+    let proxy = callable.linked.pre.instantiate_async(&mut store).await?;
     let instantiated = invocation.started.elapsed();
     invocation.mark(|marks| (marks.accept, marks.instantiate) = (accepted, instantiated - accepted));
     proxy.wasi_http_incoming_handler().call_handle(&mut store, request, out).await
@@ -139,7 +139,7 @@ where
 
 fn store(callable: &Callable, invocation: Arc<Invocation>, deadline: Instant) -> Store<State> {
     let state = State::new(callable.limits, callable.models.clone(), invocation);
-    let mut store = Store::new(callable.pre.engine(), state);
+    let mut store = Store::new(callable.linked.pre.engine(), state);
     store.limiter(|state| &mut state.limits);
     store.set_hostcall_fuel(crate::host::MAX_TRANSFER_BYTES);
     store.set_epoch_deadline(1);
