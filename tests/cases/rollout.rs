@@ -98,7 +98,7 @@ fn requests_end_in_the_revision_they_began_in_and_then_it_is_let_go() {
         maps.contains(&digest.hex())
     };
     let mut connection = Connection::open(hob.address());
-    connection.get("/f");
+    connection.get("/f?n=1000");
     let head = connection.head();
     assert_eq!((head.status, head.header("hob-revision")), (200, Some("r1")));
     let first = connection.chunk().unwrap();
@@ -245,12 +245,13 @@ impl Known {
     }
 
     /// What the server knows after it died must be this, with or without the change that was under way.
-    fn check(&mut self, hob: &Hob, client: &Client, name: &FunctionName) {
+    /// Whether that change happened.
+    fn check(&mut self, hob: &Hob, client: &Client, name: &FunctionName) -> bool {
         let functions = client.functions().unwrap();
         let Some(function) = functions.iter().find(|function| function.name == *name) else {
             assert!(self.latest.is_none(), "{name} was acknowledged and is lost");
             self.open = None;
-            return;
+            return false;
         };
         assert_eq!(function.state, FunctionState::Ready);
         let revisions = client.revisions(name).unwrap();
@@ -278,6 +279,7 @@ impl Known {
         }
         let (status, answered) = ask(hob, &format!("/{name}"), &[]);
         assert!(status == 200 && function.traffic.has(answered.parse().unwrap()), "{status} {answered}");
+        !old
     }
 }
 
@@ -286,19 +288,32 @@ fn request(name: &FunctionName, component: Digest) -> DeployRequest {
     DeployRequest::new(component, FunctionConfig { routes, ..FunctionConfig::default() })
 }
 
+/// How the ends of a server found its clients.
+#[derive(Default)]
+struct Ends {
+    /// Something had been acknowledged since the start.
+    acknowledged: usize,
+    /// What was under way did not happen.
+    lost: usize,
+}
+
 /// One server, killed `rounds` times while two clients change a function each.
-fn kill_over_and_over(rounds: u64, seed: u64) -> (usize, usize) {
+fn kill_over_and_over(rounds: u64, seed: u64) -> Ends {
     let mut hob = Hob::start();
     let names: [FunctionName; 2] = ["one".parse().unwrap(), "two".parse().unwrap()];
     let mut known = [Known::default(), Known::default()];
+    let mut ends = Ends::default();
     let hello = std::fs::read(component("hello")).unwrap();
-    let (mut whole, mut acknowledged) = (0, 0);
+    let compiled: Vec<_> = (0..2_u8).map(|n| hob.client().upload(&distinct(&hello, &[n])).unwrap()).collect();
+    for component in &compiled {
+        hob.client().check_deploy(&names[0], &request(&names[0], *component)).unwrap();
+    }
     for round in 0..rounds {
-        let client = hob.client();
-        // Some that are compiled already, and in some rounds one that is not.
-        let mut components: Vec<_> = (0..2_u8).map(|n| client.upload(&distinct(&hello, &[n])).unwrap()).collect();
-        if round % 8 == 5 {
-            components.push(client.upload(&distinct(&hello, &round.to_le_bytes())).unwrap());
+        let mut components = compiled.clone();
+        // In some rounds there is one to compile.
+        let compiles = round % 8 == 5;
+        if compiles {
+            components.push(hob.client().upload(&distinct(&hello, &round.to_le_bytes())).unwrap());
         }
         let before: Vec<_> = known.iter().map(|known| (known.latest, known.traffic.clone())).collect();
         std::thread::scope(|scope| {
@@ -306,25 +321,30 @@ fn kill_over_and_over(rounds: u64, seed: u64) -> (usize, usize) {
                 let (client, components) = (hob.client(), &components);
                 scope.spawn(move || known.work(&client, name, components, round * 7));
             }
-            // Any moment of several changes: about one takes as long.
-            std::thread::sleep(Duration::from_micros((round * 7919 + seed * 131) % 23_000));
+            // At any moment of the first few changes.
+            let most = if compiles { 200_000 } else { 30_000 };
+            std::thread::sleep(Duration::from_micros((round * 7919 + seed * 131) % most));
             hob.kill();
         });
-        whole +=
-            known.iter().zip(before).filter(|(known, before)| (known.latest, known.traffic.clone()) != *before).count();
-        acknowledged += known.iter().filter(|known| known.open.is_none()).count();
+        let changed = |(known, before): &(&Known, _)| (known.latest, known.traffic.clone()) != *before;
+        ends.acknowledged += known.iter().zip(before).filter(changed).count();
         hob.restart();
         let client = hob.client();
-        known.iter_mut().zip(&names).for_each(|(known, name)| known.check(&hob, &client, name));
+        for (known, name) in known.iter_mut().zip(&names) {
+            ends.lost += usize::from(!known.check(&hob, &client, name));
+        }
     }
-    (whole, acknowledged)
+    ends
 }
 
 #[test]
 fn a_change_is_whole_or_did_not_happen_however_often_the_server_is_killed() {
     let servers: Vec<_> = (0..4).map(|seed| std::thread::spawn(move || kill_over_and_over(50, seed))).collect();
-    let whole: usize = servers.into_iter().map(|server| server.join().unwrap().0).sum();
-    assert!(whole > 50, "only in {whole} of 400 chances was something acknowledged before the end");
+    let ends: Vec<_> = servers.into_iter().map(|server| server.join().unwrap()).collect();
+    let acknowledged: usize = ends.iter().map(|ends| ends.acknowledged).sum();
+    let lost: usize = ends.iter().map(|ends| ends.lost).sum();
+    assert!(acknowledged > 40, "only in {acknowledged} of 400 chances was something acknowledged before the end");
+    assert!(lost > 10, "only in {lost} of 400 chances was something lost");
 }
 
 #[test]
