@@ -9,14 +9,15 @@ use bytes::Bytes;
 use hob_gpu::{Engine, EngineConfig};
 use http::{Request, Response};
 use serde::{Deserialize, Serialize};
-use wasmtime::component::{Component, Linker};
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use tokio::sync::Semaphore;
 
-use crate::config::Limits;
+use crate::config::{FunctionConfig, Limits, Secrets};
 use crate::data::{DataDir, DataError};
 use crate::digest::Digest;
-use crate::host::{self, Grant, State};
+use crate::host::egress::{Tls, TlsError};
+use crate::host::keyvalue::Stores;
 use crate::instance::component::{self, ComponentError};
+use crate::instance::{Linked, Services};
 use crate::instance::engine::{PoolConfig, WasmEngine};
 use crate::models::Library;
 use crate::models::store::{ModelStore, StoreError};
@@ -32,6 +33,8 @@ pub struct HostConfig {
     pub pool: PoolConfig,
     /// The inference engine.
     pub engine: EngineConfig,
+    /// Files in PEM form with more certificate authorities that outgoing connections trust, beside those of the web.
+    pub egress_roots: Vec<std::path::PathBuf>,
 }
 
 /// Why a host does not start.
@@ -46,6 +49,9 @@ pub enum HostError {
     /// The instance pool.
     #[error("the instance pool cannot be reserved: {0:#}; lower --instances")]
     Pool(wasmtime::Error),
+    /// The certificates for outgoing connections.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The inference engine.
     #[error("the inference engine does not start: {0}")]
     Engine(#[from] hob_gpu::StartError),
@@ -108,6 +114,9 @@ pub struct DeployRequest {
     /// What one invocation may use.
     #[serde(default)]
     pub limits: Limits,
+    /// The rest of what it is given and held to.
+    #[serde(default)]
+    pub config: FunctionConfig,
 }
 
 /// A deployed function, as shown.
@@ -134,7 +143,7 @@ pub struct Host {
     wasm: WasmEngine,
     pool: PoolConfig,
     records: Records,
-    library: Arc<Library>,
+    services: Services,
     functions: Mutex<BTreeMap<FunctionName, Arc<Function>>>,
     router: ArcSwap<Router<Arc<Function>>>,
     recent: Arc<Recent>,
@@ -153,12 +162,19 @@ impl Host {
         let wasm = WasmEngine::start(config.pool).map_err(HostError::Pool)?;
         let engine = Engine::start(config.engine)?;
         let library = Arc::new(Library::new(ModelStore::new(data.clone()), engine));
+        let stores = Arc::new(Stores::new(data.root().join("stores")));
         let host = Self {
             data,
             wasm,
             pool: config.pool,
             records,
-            library,
+            services: Services {
+                library,
+                stores,
+                tls: Tls::new(&config.egress_roots)?,
+                instances: config.pool.instances,
+                idle: Arc::new(Semaphore::new(config.pool.instances as usize / 2)),
+            },
             functions: Mutex::default(),
             router: ArcSwap::from_pointee(Router::new([])),
             recent: Arc::default(),
@@ -175,7 +191,7 @@ impl Host {
 
     /// The models.
     pub fn library(&self) -> &Arc<Library> {
-        &self.library
+        &self.services.library
     }
 
     /// The data directory.
@@ -220,13 +236,13 @@ impl Host {
     /// # Errors
     /// See [`DeployError`]; the functions in service are as they were then.
     pub fn deploy(&self, name: FunctionName, request: DeployRequest) -> Result<FunctionRecord, DeployError> {
-        let DeployRequest { component, route, models, limits } = request;
+        let DeployRequest { component, route, models, limits, config } = request;
         self.check_limits(limits)?;
         for model in &models {
-            self.library.store().get(model)?;
+            self.services.library.store().get(model)?;
         }
         let deployed_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let record = FunctionRecord { name, route, component, models, limits, deployed_at };
+        let record = FunctionRecord { name, route, component, models, limits, config, deployed_at };
         let callable = self.load(&record)?;
         // One at a time from here: the record and the router must change in the same order.
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
@@ -290,19 +306,12 @@ impl Host {
         if !self.data.component(&digest).exists() {
             return Err(DeployError::NotUploaded(digest));
         }
-        let has_model = !record.models.is_empty();
+        let config =
+            FunctionConfig { models: record.models.clone(), limits: record.limits, ..record.config.clone() };
         let fail = |source| DeployError::Component { digest, source };
         let component = component::load(&self.wasm, &self.data, &digest).map_err(fail)?;
-        component::check_world(&self.wasm, &component, has_model).map_err(fail)?;
-        let pre = self.link(&component, has_model).map_err(|error| fail(ComponentError::Unlinkable(error)))?;
-        let models = Grant { names: record.models.clone().into(), library: self.library.clone() };
-        Ok(Arc::new(Callable { pre, limits: record.limits, models, instances: self.pool.instances }))
-    }
-
-    fn link(&self, component: &Component, has_model: bool) -> wasmtime::Result<ProxyPre<State>> {
-        let mut linker = Linker::new(self.wasm.wasmtime());
-        host::link(&mut linker, has_model)?;
-        ProxyPre::new(linker.instantiate_pre(component)?)
+        let linked = Arc::new(Linked::new(&self.wasm, &component, config.grants()).map_err(fail)?);
+        Ok(Callable::new(&record.name, linked, &config, &Secrets::default(), &self.services))
     }
 
     fn serve(&self, record: FunctionRecord, callable: Result<Arc<Callable>, String>) {

@@ -28,6 +28,9 @@ pub struct FunctionRecord {
     /// What one invocation may use.
     #[serde(default)]
     pub limits: Limits,
+    /// The rest of what it is given and held to.
+    #[serde(default)]
+    pub config: crate::config::FunctionConfig,
     /// When it was deployed, in seconds since 1970.
     pub deployed_at: u64,
 }
@@ -175,6 +178,7 @@ mod tests {
             component: Digest::of(name.as_bytes()),
             models: vec!["smollm2:135m".parse().unwrap()],
             limits: Limits::default(),
+            config: Default::default(),
             deployed_at: 1,
         }
     }

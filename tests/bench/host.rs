@@ -29,7 +29,7 @@ fn in_process(report: &mut Report) -> Result<()> {
     let bytes = std::fs::read(component("hello"))?;
     let digest = Digest::of(&bytes);
     host.upload(digest, &bytes)?;
-    let request = DeployRequest { component: digest, route: "/".parse()?, models: vec![], limits: Default::default() };
+    let request = DeployRequest { component: digest, route: "/".parse()?, models: vec![], limits: Default::default(), config: Default::default() };
     host.deploy("hello".parse()?, request)?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -46,7 +46,7 @@ pub fn run(data: &DataDir, args: Args) -> anyhow::Result<()> {
     let refused = || format!("{} was not deployed", args.component.display());
     let component = client.upload(&bytes).with_context(refused)?;
     let limits = Limits { wall_ms: args.timeout.saturating_mul(1000), memory_mib: args.memory, ..Limits::default() };
-    let request = DeployRequest { component, route, models: args.models, limits };
+    let request = DeployRequest { component, route, models: args.models, limits, config: Default::default() };
     let record = client.deploy(&name, &request).with_context(refused)?;
     let status = client.status()?;
     println!("{name} is deployed: http://{}{}", status.listen, record.route);

@@ -63,7 +63,7 @@ async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
 
 async fn open(data: DataDir, args: &Args) -> anyhow::Result<Arc<Host>> {
     let pool = PoolConfig { instances: args.instances, ..PoolConfig::default() };
-    let config = HostConfig { pool, engine: args.engine.config() };
+    let config = HostConfig { pool, engine: args.engine.config(), ..HostConfig::default() };
     Ok(tokio::task::spawn_blocking(|| Host::open(data, config)).await??)
 }
 
