@@ -35,4 +35,4 @@ pub mod server;
 
 pub use data::DataDir;
 pub use function_host::{Host, HostConfig};
-pub use server::Server;
+pub use server::{Server, ServerConfig, ServerTls};

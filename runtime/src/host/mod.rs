@@ -16,7 +16,7 @@ pub mod nn;
 use std::sync::Arc;
 
 use wasmtime::component::{HasData, Linker, ResourceTable};
-use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::p2::bindings::http as wasi_http;
 use wasmtime_wasi_http::{WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpView, p3};
 
@@ -67,16 +67,45 @@ impl State {
     /// # Errors
     /// A directory that was granted cannot be opened.
     pub fn new(granted: Arc<Granted>, invocation: Arc<Invocation>, meter: Arc<Meter>) -> wasmtime::Result<Self> {
+        let printing = Printing::new(invocation.clone());
+        let (out, err) = printing.streams();
+        let mut wasi = WasiCtx::builder();
+        wasi.stdout(out).stderr(err);
+        Self::with_streams(wasi, printing, granted, invocation, meter)
+    }
+
+    /// The state of a command: its streams are this process's, and it has arguments.
+    ///
+    /// # Errors
+    /// A directory that was granted cannot be opened.
+    pub fn of_command(
+        args: &[String],
+        granted: Arc<Granted>,
+        invocation: Arc<Invocation>,
+        meter: Arc<Meter>,
+    ) -> wasmtime::Result<Self> {
+        let mut wasi = WasiCtx::builder();
+        wasi.inherit_stdio().args(args);
+        Self::with_streams(wasi, Printing::new(invocation.clone()), granted, invocation, meter)
+    }
+
+    fn with_streams(
+        mut wasi: WasiCtxBuilder,
+        printing: Printing,
+        granted: Arc<Granted>,
+        invocation: Arc<Invocation>,
+        meter: Arc<Meter>,
+    ) -> wasmtime::Result<Self> {
         let limits = granted.limits;
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits.handles as usize);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(limits.header_bytes as usize);
         let outgoing = |egress: &Arc<_>| Outgoing::new(Arc::clone(egress), limits.connections, invocation.clone());
-        let printing = Printing::new(invocation.clone());
+        grant(&mut wasi, &granted)?;
         Ok(Self {
             table,
-            wasi: wasi_context(&granted, &printing)?,
+            wasi: wasi.build(),
             http,
             hooks: Hooks(granted.egress.as_ref().map(outgoing)),
             limiter: Limiter::new(limits, meter.clone()),
@@ -105,17 +134,15 @@ impl State {
     }
 }
 
-fn wasi_context(granted: &Granted, printing: &Printing) -> wasmtime::Result<WasiCtx> {
-    let (out, err) = printing.streams();
-    let mut context = WasiCtx::builder();
-    context.stdout(out).stderr(err).max_random_size(MAX_RANDOM_BYTES).envs(&granted.environment);
+/// The function's own variables and directories.
+fn grant(wasi: &mut WasiCtxBuilder, granted: &Granted) -> wasmtime::Result<()> {
+    wasi.max_random_size(MAX_RANDOM_BYTES).envs(&granted.environment);
     for directory in &granted.directories {
         let perms = if directory.writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
-        context
-            .preopened_dir(&directory.host, &directory.guest, perms)
+        wasi.preopened_dir(&directory.host, &directory.guest, perms)
             .map_err(|error| error.context(format!("opening {} for the guest", directory.host.display())))?;
     }
-    Ok(context.build())
+    Ok(())
 }
 
 impl WasiView for State {

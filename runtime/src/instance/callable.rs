@@ -72,6 +72,25 @@ pub(super) struct Instance {
     pub(super) served: u32,
 }
 
+impl Granted {
+    /// What `config` gives to the function `name`.
+    pub fn new(name: &FunctionName, config: &FunctionConfig, secrets: &Secrets, services: &Services) -> Self {
+        let mut answers = config.config.clone();
+        let reveal = |name: &String| Some((name.clone(), secrets.reveal(name)?.to_owned()));
+        answers.extend(config.secrets.iter().filter_map(reveal));
+        let egress = || Arc::new(Egress::new(config.egress.clone(), services.tls.clone()));
+        Self {
+            limits: config.limits,
+            environment: config.environment.clone().into_iter().collect(),
+            config: answers,
+            directories: config.directories.clone(),
+            models: Models { names: config.models.clone().into(), library: services.library.clone() },
+            egress: (!config.egress.is_empty()).then(egress),
+            store: services.stores.namespace(name),
+        }
+    }
+}
+
 impl Callable {
     /// The function `name`, as `config` says.
     pub fn new(
@@ -81,22 +100,9 @@ impl Callable {
         secrets: &Secrets,
         services: &Services,
     ) -> Arc<Self> {
-        let mut answers = config.config.clone();
-        let reveal = |name: &String| Some((name.clone(), secrets.reveal(name)?.to_owned()));
-        answers.extend(config.secrets.iter().filter_map(reveal));
-        let egress = (!config.egress.is_empty()).then(|| Arc::new(Egress::new(config.egress.clone(), services.tls.clone())));
-        let granted = Granted {
-            limits: config.limits,
-            environment: config.environment.clone().into_iter().collect(),
-            config: answers,
-            directories: config.directories.clone(),
-            models: Models { names: config.models.clone().into(), library: services.library.clone() },
-            egress,
-            store: services.stores.namespace(name),
-        };
         Arc::new(Self {
             linked,
-            granted: Arc::new(granted),
+            granted: Arc::new(Granted::new(name, config, secrets, services)),
             reuse: config.reuse,
             warm: Warm::default(),
             shared: Shared::default(),
@@ -124,27 +130,30 @@ impl Callable {
     }
 
     fn store(&self, invocation: &Arc<Invocation>, meter: &Arc<Meter>) -> wasmtime::Result<Store<State>> {
-        let limits = self.limits();
         let engine = match &self.linked.pre {
             ProxyPre::P2(pre) => pre.engine(),
             ProxyPre::P3(pre) => pre.engine(),
         };
         let state = State::new(self.granted.clone(), invocation.clone(), meter.clone())?;
-        let mut store = Store::new(engine, state);
-        store.limiter(|state| &mut state.limiter);
-        store.set_hostcall_fuel(usize::try_from(limits.hostcall_bytes).unwrap_or(usize::MAX));
-        store.set_max_component_handles(limits.handles as usize);
-        if let Some(table) = store.concurrent_resource_table() {
-            // Tasks, waitable sets, both ends of streams: some of each for every handle.
-            table.set_max_capacity(limits.handles as usize * 4);
-        }
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(|store| {
-            Ok(match store.data().meter().spent() {
-                Some(_) => UpdateDeadline::Interrupt,
-                None => UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())),
-            })
-        });
-        Ok(store)
+        Ok(limited(Store::new(engine, state), self.limits()))
     }
+}
+
+/// Holds a store to `limits`.
+pub(super) fn limited(mut store: Store<State>, limits: &Limits) -> Store<State> {
+    store.limiter(|state| &mut state.limiter);
+    store.set_hostcall_fuel(usize::try_from(limits.hostcall_bytes).unwrap_or(usize::MAX));
+    store.set_max_component_handles(limits.handles as usize);
+    if let Some(table) = store.concurrent_resource_table() {
+        // Tasks, waitable sets, both ends of streams: some of each for every handle.
+        table.set_max_capacity(limits.handles as usize * 4);
+    }
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_callback(|store| {
+        Ok(match store.data().meter().spent() {
+            Some(_) => UpdateDeadline::Interrupt,
+            None => UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())),
+        })
+    });
+    store
 }

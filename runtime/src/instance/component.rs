@@ -36,6 +36,9 @@ pub enum ComponentError {
         /// What to do.
         way_out: &'static str,
     },
+    /// It is no command.
+    #[error("it exports no wasi:cli/run@0.2 or 0.3, so there is nothing to run; deploy it if it handles HTTP")]
+    NotACommand,
     /// It does not handle HTTP.
     #[error(
         "it exports neither wasi:http/incoming-handler@0.2 nor wasi:http/handler@0.3, so there is nothing to call; build it as an HTTP handler"
@@ -55,6 +58,19 @@ pub enum ComponentError {
 /// # Errors
 /// `NotWasm`, `CoreModule`, `Invalid`, `Disk`.
 pub fn load(engine: &WasmEngine, data: &DataDir, digest: &Digest) -> Result<Component, ComponentError> {
+    load_from(engine, data, digest, || std::fs::read(data.component(digest)))
+}
+
+/// The same for a component whose bytes are elsewhere; read only if it was never compiled.
+///
+/// # Errors
+/// As for [`load`].
+pub fn load_from(
+    engine: &WasmEngine,
+    data: &DataDir,
+    digest: &Digest,
+    read: impl FnOnce() -> std::io::Result<Vec<u8>>,
+) -> Result<Component, ComponentError> {
     let compiled = data.compiled(engine.compatibility(), digest);
     if compiled.exists() {
         match map(engine, &compiled) {
@@ -64,8 +80,7 @@ pub fn load(engine: &WasmEngine, data: &DataDir, digest: &Digest) -> Result<Comp
             }
         }
     }
-    let bytes = std::fs::read(data.component(digest))?;
-    let code = compile(engine, &bytes)?;
+    let code = compile(engine, &read()?)?;
     data.write(&compiled, &code)?;
     map(engine, &compiled).map_err(ComponentError::Invalid)
 }

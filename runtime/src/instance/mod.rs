@@ -1,6 +1,7 @@
 //! Instances: how a component becomes one, what it may use, and when it must stop.
 
 mod callable;
+pub mod command;
 pub mod component;
 pub mod engine;
 mod limiter;
