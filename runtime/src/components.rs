@@ -11,14 +11,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
-use wasmtime::component::{Component, Linker};
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime::component::Component;
 
 use crate::config::Grants;
 use crate::data::DataDir;
 use crate::digest::Digest;
 use crate::function_host::function::Revision;
-use crate::host::{self, State};
+use crate::instance::Linked;
 use crate::instance::component::{self, ComponentError};
 use crate::instance::engine::WasmEngine;
 
@@ -39,12 +38,6 @@ pub struct Components {
     most: usize,
     /// Counts mappings. What was used since the last one was used now.
     clock: AtomicU64,
-}
-
-/// A component ready to be instantiated.
-pub struct Linked {
-    /// Linked, checked.
-    pub pre: ProxyPre<State>,
 }
 
 /// One component with one set of grants. It stays mapped while a revision, or a request, holds it.
@@ -115,7 +108,7 @@ impl Components {
             match slot.linked.upgrade() {
                 Some(linked) => return Ok(linked),
                 None => {
-                    let linked = Arc::new(self.link_anew(digest, grants)?);
+                    let linked = Arc::new(Linked::new(&self.wasm, &self.load(digest)?, grants)?);
                     slot.linked = Arc::downgrade(&linked);
                     linked
                 }
@@ -129,17 +122,6 @@ impl Components {
     /// How many are mapped.
     pub fn mapped(&self) -> usize {
         locked(&self.slots).values().filter(|slot| locked(slot).is_mapped()).count()
-    }
-
-    fn link_anew(&self, digest: &Digest, grants: Grants) -> Result<Linked, ComponentError> {
-        let component = self.load(digest)?;
-        component::check_world(&self.wasm, &component, grants.models)?;
-        let mut linker = Linker::new(self.wasm.wasmtime());
-        let pre = host::link(&mut linker, grants.models)
-            .and_then(|()| linker.instantiate_pre(&component))
-            .and_then(ProxyPre::new)
-            .map_err(ComponentError::Unlinkable)?;
-        Ok(Linked { pre })
     }
 
     /// Maps a component; compiles it first, if that was not done, one at a time for each core.

@@ -16,12 +16,15 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hob_gpu::{Engine, EngineConfig};
 use http::{HeaderValue, Request, Response};
+use tokio::sync::Semaphore;
 
-use crate::components::{Components, Linked};
+use crate::components::Components;
 use crate::config::Secrets;
 use crate::data::{DataDir, DataError};
 use crate::digest::Digest;
-use crate::host::Grant;
+use crate::host::egress::{Tls, TlsError};
+use crate::host::keyvalue::Stores;
+use crate::instance::Services;
 use crate::instance::component::ComponentError;
 use crate::instance::engine::{PoolConfig, WasmEngine};
 use crate::models::Library;
@@ -42,6 +45,8 @@ pub struct HostConfig {
     pub pool: PoolConfig,
     /// The inference engine.
     pub engine: EngineConfig,
+    /// Files in PEM form with more certificate authorities that outgoing connections trust, beside those of the web.
+    pub egress_roots: Vec<std::path::PathBuf>,
 }
 
 /// Why a host does not start.
@@ -56,6 +61,9 @@ pub enum HostError {
     /// The instance pool.
     #[error("the instance pool cannot be reserved: {0:#}; lower --instances")]
     Pool(wasmtime::Error),
+    /// The certificates for outgoing connections.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The inference engine.
     #[error("the inference engine does not start: {0}")]
     Engine(#[from] hob_gpu::StartError),
@@ -68,7 +76,7 @@ pub struct Host {
     data: DataDir,
     pool: PoolConfig,
     records: Records,
-    library: Arc<Library>,
+    services: Services,
     components: Arc<Components>,
     /// Held by whoever changes records and table: both must change in the same order.
     changing: Mutex<()>,
@@ -97,13 +105,20 @@ impl Host {
         let functions = records.all()?.into_iter();
         let functions = functions.map(|(name, (record, revisions))| (name, Arc::new(Function::new(record, revisions))));
         let table = Table::new(functions.collect::<BTreeMap<_, _>>());
+        let services = Services {
+            library,
+            stores: Arc::new(Stores::new(data.root().join("stores"))),
+            tls: Tls::new(&config.egress_roots)?,
+            instances: config.pool.instances,
+            idle: Arc::new(Semaphore::new(config.pool.instances as usize / 2)),
+        };
         let host = Arc::new_cyclic(|me| Self {
             me: me.clone(),
             components: Arc::new(Components::new(wasm, data.clone())),
             data,
             pool: config.pool,
             records,
-            library,
+            services,
             changing: Mutex::default(),
             table: ArcSwap::from_pointee(table),
             warming: Mutex::default(),
@@ -158,7 +173,7 @@ impl Host {
 
     /// The models.
     pub fn library(&self) -> &Arc<Library> {
-        &self.library
+        &self.services.library
     }
 
     /// The data directory.
@@ -259,14 +274,7 @@ impl Host {
             }
         };
         let secrets = self.secrets(revision)?;
-        Ok(revision.keep(Arc::new(self.assemble(revision, linked, secrets))))
-    }
-
-    /// Everything that an instance of a revision is made of.
-    fn assemble(&self, revision: &Revision, linked: Arc<Linked>, _secrets: Secrets) -> Callable {
-        let config = &revision.record.config;
-        let models = Grant { names: config.models.clone().into(), library: self.library.clone() };
-        Callable { linked, limits: config.limits, models, instances: self.pool.instances }
+        Ok(revision.keep(Callable::new(&revision.function, linked, config, &secrets, &self.services)))
     }
 
     fn secrets(&self, revision: &Revision) -> Result<Secrets, String> {

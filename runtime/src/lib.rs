@@ -37,4 +37,4 @@ pub mod traffic;
 
 pub use data::DataDir;
 pub use function_host::{Host, HostConfig};
-pub use server::Server;
+pub use server::{Server, ServerConfig, ServerTls};

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person
 
 mod bench;
+mod command;
 mod deploy;
 mod engine;
 mod functions;
@@ -60,7 +61,7 @@ enum Command {
     Rollback(revisions::RollbackArgs),
     /// Remove a function
     Rm(functions::RemoveArgs),
-    /// Let a model answer a prompt, here and now
+    /// Let a model answer a prompt, or run a command component, here and now
     Run(run::Args),
     /// Measure how fast a model is on this machine
     Bench(bench::Args),

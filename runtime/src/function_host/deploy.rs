@@ -189,7 +189,7 @@ impl Host {
     pub fn check(&self, tenant: &Tenant, name: &FunctionName, request: &DeployRequest) -> Result<(), DeployError> {
         self.check_config(request)?;
         for model in &request.config.models {
-            self.library.store().get(model)?;
+            self.services.library.store().get(model)?;
         }
         self.check_place(&self.table.load(), tenant, name, request)?;
         let digest = request.component;
@@ -307,7 +307,7 @@ impl Host {
             .shares()
             .filter_map(|(id, _)| function.revisions.get(&id))
             .flat_map(|revision| &revision.record.config.models)
-            .all(|model| self.library.is_resident(model));
+            .all(|model| self.services.library.is_resident(model));
         if here {
             record.previous = Some(std::mem::replace(&mut record.traffic, wanted));
         } else {

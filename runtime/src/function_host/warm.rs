@@ -17,7 +17,7 @@ impl Host {
     pub(super) fn warm(&self, function: &Function, pending: Traffic) {
         let revisions = pending.shares().filter_map(|(id, _)| function.revisions.get(&id));
         let models: Vec<_> = revisions.flat_map(|revision| revision.record.config.models.clone()).collect();
-        let (host, library, name) = (self.me.clone(), self.library.clone(), function.record.name.clone());
+        let (host, library, name) = (self.me.clone(), self.services.library.clone(), function.record.name.clone());
         let work = move || warm_up(&host, &library, &name, &models, &pending);
         if let Err(error) = std::thread::Builder::new().name("hob-warm".into()).spawn(work) {
             self.note_warming(&function.record.name, format!("no thread to load its models: {error}"));

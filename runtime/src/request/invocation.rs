@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use hob_gpu::{Event, Tokens, Usage};
 use serde::{Deserialize, Serialize};
 
+use crate::instance::Meter;
 use crate::names::FunctionName;
 
 /// One request's run through a function.
@@ -21,6 +22,8 @@ pub struct Invocation {
     pub account: u64,
     /// When its request had been read.
     pub started: Instant,
+    /// What its instance uses.
+    pub meter: Arc<Meter>,
     marks: Mutex<Marks>,
     recent: Arc<Recent>,
 }
@@ -28,6 +31,8 @@ pub struct Invocation {
 /// How long the parts took, as far as they were reached.
 #[derive(Clone, Debug, Default)]
 pub struct Marks {
+    /// Waiting for others of its function to end.
+    pub wait: Duration,
     /// From the request to the start of the instance: finding the function, making the store.
     pub accept: Duration,
     /// Making the instance.
@@ -44,6 +49,8 @@ pub struct Marks {
     pub tokens: (u32, u32),
     /// How it ended: `ok`, or a code of [`super::RequestError`].
     pub outcome: &'static str,
+    /// The request's body got longer than the function takes.
+    pub request_too_large: bool,
 }
 
 /// An invocation that has ended. Times in microseconds.
@@ -55,6 +62,9 @@ pub struct Summary {
     pub function: FunctionName,
     /// How it ended.
     pub outcome: String,
+    /// See [`Marks::wait`].
+    #[serde(default)]
+    pub wait_us: u64,
     /// See [`Marks::accept`].
     pub accept_us: u64,
     /// See [`Marks::instantiate`].
@@ -69,6 +79,12 @@ pub struct Summary {
     pub first_token_us: Option<u64>,
     /// From the request to the end of the instance.
     pub total_us: u64,
+    /// Time for which the guest computed.
+    #[serde(default)]
+    pub cpu_us: u64,
+    /// Its linear memory at its most.
+    #[serde(default)]
+    pub memory_peak_bytes: u64,
     /// Tokens of prompts.
     pub prompt_tokens: u32,
     /// Tokens generated.
@@ -79,7 +95,7 @@ impl Invocation {
     /// Begins one now.
     pub fn start(function: FunctionName, account: u64, started: Instant, recent: Arc<Recent>) -> Self {
         let id = recent.next_id();
-        Self { id, function, account, started, marks: Mutex::default(), recent }
+        Self { id, function, account, started, meter: Arc::new(Meter::new(started)), marks: Mutex::default(), recent }
     }
 
     /// Notes something about it.
@@ -120,6 +136,7 @@ impl Drop for Invocation {
             id: std::mem::take(&mut self.id),
             function: self.function.clone(),
             outcome: outcome.to_owned(),
+            wait_us: us(marks.wait),
             accept_us: us(marks.accept),
             instantiate_us: us(marks.instantiate),
             join_us: us(marks.join),
@@ -127,6 +144,8 @@ impl Drop for Invocation {
             prefill_us: us(marks.prefill),
             first_token_us: marks.first_token.map(us),
             total_us: us(total),
+            cpu_us: us(self.meter.cpu()),
+            memory_peak_bytes: self.meter.memory_peak(),
             prompt_tokens: marks.tokens.0,
             generated_tokens: marks.tokens.1,
         });
