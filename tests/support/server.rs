@@ -49,7 +49,11 @@ impl Hob {
 
     /// Starts a server.
     pub fn with(options: ServeOptions) -> Self {
-        let home = tempfile::tempdir().expect("a temporary directory can be made");
+        Self::on(tempfile::tempdir().expect("a temporary directory can be made"), options)
+    }
+
+    /// Starts a server on a directory that was prepared.
+    pub fn on(home: TempDir, options: ServeOptions) -> Self {
         if options.model {
             crate::lend_model(home.path());
         }
