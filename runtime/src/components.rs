@@ -48,8 +48,8 @@ struct Slot {
 }
 
 impl Components {
-    /// The components kept in `data`, none of them mapped.
-    pub fn new(wasm: WasmEngine, data: DataDir) -> Self {
+    /// The components kept in `data`, none of them mapped; at most `most` will be, but for those that are called.
+    pub fn new(wasm: WasmEngine, data: DataDir, most: Option<usize>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             wasm,
@@ -57,7 +57,7 @@ impl Components {
             compiling: OneEach::default(),
             cores: Permits::new(cores),
             slots: Mutex::default(),
-            most: most_mapped(),
+            most: most.unwrap_or_else(most_mapped).max(1),
             clock: AtomicU64::new(1),
         }
     }
@@ -108,7 +108,7 @@ impl Components {
             match slot.linked.upgrade() {
                 Some(linked) => return Ok(linked),
                 None => {
-                    let linked = Arc::new(Linked::new(&self.wasm, &self.load(digest)?, grants)?);
+                    let linked = Arc::new(self.link_anew(digest, grants)?);
                     slot.linked = Arc::downgrade(&linked);
                     linked
                 }
@@ -122,6 +122,21 @@ impl Components {
     /// How many are mapped.
     pub fn mapped(&self) -> usize {
         locked(&self.slots).values().filter(|slot| locked(slot).is_mapped()).count()
+    }
+
+    fn link_anew(&self, digest: &Digest, grants: Grants) -> Result<Linked, ComponentError> {
+        let started = Instant::now();
+        let component = self.load(digest)?;
+        let mapped = started.elapsed();
+        let linked = Linked::new(&self.wasm, &component, grants)?;
+        let us = |time: std::time::Duration| time.as_micros() as u64;
+        tracing::debug!(
+            component = digest.short(),
+            map_us = us(mapped),
+            link_us = us(started.elapsed() - mapped),
+            "mapped"
+        );
+        Ok(linked)
     }
 
     /// Maps a component; compiles it first, if that was not done, one at a time for each core.

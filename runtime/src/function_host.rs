@@ -27,6 +27,7 @@ use crate::host::keyvalue::Stores;
 use crate::instance::Services;
 use crate::instance::component::ComponentError;
 use crate::instance::engine::{PoolConfig, WasmEngine};
+use crate::keys::Keys;
 use crate::models::Library;
 use crate::models::store::ModelStore;
 use crate::names::{FunctionName, Tenant};
@@ -47,6 +48,8 @@ pub struct HostConfig {
     pub engine: EngineConfig,
     /// Files in PEM form with more certificate authorities that outgoing connections trust, beside those of the web.
     pub egress_roots: Vec<std::path::PathBuf>,
+    /// Most components that are mapped at once; as many as the process may map, unless said.
+    pub mapped_components: Option<usize>,
 }
 
 /// Why a host does not start.
@@ -75,7 +78,8 @@ pub struct Host {
     me: Weak<Self>,
     data: DataDir,
     pool: PoolConfig,
-    records: Records,
+    records: Arc<Records>,
+    keys: Keys,
     services: Services,
     components: Arc<Components>,
     /// Held by whoever changes records and table: both must change in the same order.
@@ -97,7 +101,8 @@ impl Host {
     /// # Errors
     /// See [`HostError`].
     pub fn open(data: DataDir, config: HostConfig) -> Result<Arc<Self>, HostError> {
-        let records = Records::open(&data.records())?;
+        let records = Arc::new(Records::open(&data.records())?);
+        let keys = Keys::open(records.clone())?;
         data.sweep();
         let wasm = WasmEngine::start(config.pool).map_err(HostError::Pool)?;
         let engine = Engine::start(config.engine)?;
@@ -114,10 +119,11 @@ impl Host {
         };
         let host = Arc::new_cyclic(|me| Self {
             me: me.clone(),
-            components: Arc::new(Components::new(wasm, data.clone())),
+            components: Arc::new(Components::new(wasm, data.clone(), config.mapped_components)),
             data,
             pool: config.pool,
             records,
+            keys,
             services,
             changing: Mutex::default(),
             table: ArcSwap::from_pointee(table),
@@ -179,6 +185,16 @@ impl Host {
     /// The data directory.
     pub fn data(&self) -> &DataDir {
         &self.data
+    }
+
+    /// The keys to the control API.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// Whose a function is.
+    pub fn owner(&self, function: &FunctionName) -> Option<Tenant> {
+        self.table.load().get(function).map(|function| function.record.tenant.clone())
     }
 
     /// The components.

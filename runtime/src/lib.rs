@@ -28,6 +28,7 @@ pub mod digest;
 pub mod function_host;
 pub mod host;
 pub mod instance;
+pub mod keys;
 pub mod models;
 pub mod names;
 pub mod records;

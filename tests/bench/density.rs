@@ -26,29 +26,34 @@ const MANY: usize = 6_000;
 
 pub fn run(report: &mut Report) -> Result<()> {
     let alone = start(1, false)?;
-    touch(&alone.hob, 1)?;
     let base = memory(&alone.hob)?;
+    touch(&alone.hob, 1)?;
+    let base_called = memory(&alone.hob)?;
     drop(alone);
 
     report.note(&format!("density: {SHARED} functions over one component"));
     let shared = start(SHARED, false)?;
-    let each = |now: u64, count: usize| now.saturating_sub(base) as f64 / 1024.0 / count as f64;
-    let idle = each(memory(&shared.hob)?, SHARED);
+    let each = |now: Memory, base: Memory, count: usize| {
+        let kib = |now: u64, base: u64| now.saturating_sub(base) as f64 / 1024.0 / count as f64;
+        (kib(now.own, base.own), kib(now.files, base.files))
+    };
+    let (idle, _) = each(memory(&shared.hob)?, base, SHARED);
     report.add(Measure::new("10,000 functions, one component: start to ready", shared.ready_ms, "ms").at_most(2000.0));
     report.add(Measure::new("10,000 functions, one component: each, idle", idle, "KiB").at_most(4.0));
     touch(&shared.hob, SHARED)?;
-    let called = each(memory(&shared.hob)?, SHARED);
+    let (called, _) = each(memory(&shared.hob)?, base_called, SHARED);
     report.add(Measure::new("10,000 functions, one component: each, once called", called, "KiB"));
     drop(shared);
 
     report.note(&format!("density: {DISTINCT} functions, each over its own component"));
     let apart = start(DISTINCT, true)?;
-    let (idle, regions) = (each(memory(&apart.hob)?, DISTINCT), maps(&apart.hob)?);
+    let ((idle, _), regions) = (each(memory(&apart.hob)?, base, DISTINCT), maps(&apart.hob)?);
     report.add(Measure::new("1,000 functions, 1,000 components: start to ready", apart.ready_ms, "ms").at_most(2000.0));
     report.add(Measure::new("1,000 functions, 1,000 components: each, idle", idle, "KiB").at_most(80.0));
     let mut first = touch(&apart.hob, DISTINCT)?;
-    let called = each(memory(&apart.hob)?, DISTINCT);
+    let (called, files) = each(memory(&apart.hob)?, base_called, DISTINCT);
     report.add(Measure::new("1,000 functions, 1,000 components: each, once called", called, "KiB").at_most(80.0));
+    report.add(Measure::new("  beside that, pages of its file that the kernel may drop", files, "KiB"));
     report.add(Measure::new("first call of a function, p50", quantile(&mut first, 0.5), "ms"));
     report.add(Measure::new("first call of a function, p99", quantile(&mut first, 0.99), "ms"));
     let regions = maps(&apart.hob)?.saturating_sub(regions) as f64 / DISTINCT as f64;
@@ -136,12 +141,24 @@ fn touch(hob: &Hob, functions: usize) -> Result<Vec<f64>> {
     Ok(times)
 }
 
-/// Bytes that the server has in memory, once that has settled.
-fn memory(hob: &Hob) -> Result<u64> {
+/// What a server has in memory, in bytes.
+#[derive(Clone, Copy)]
+struct Memory {
+    /// Nobody else has it, and it is nowhere else.
+    own: u64,
+    /// Pages of mapped files: the kernel can read them again.
+    files: u64,
+}
+
+/// What the server has in memory, once that has settled.
+fn memory(hob: &Hob) -> Result<Memory> {
     std::thread::sleep(Duration::from_millis(200));
     let status = std::fs::read_to_string(format!("/proc/{}/status", hob.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the kernel says VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+    let line = |name: &str| -> Result<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).context("the kernel counts it")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+    };
+    Ok(Memory { own: line("RssAnon:")? + line("RssShmem:")?, files: line("RssFile:")? })
 }
 
 /// Regions of address space that the server has.

@@ -356,3 +356,38 @@ fn the_smallest_request_says_what_it_lacks() {
     assert!(error.unwrap_err().to_string().contains("no route"));
     assert_eq!(get(&hob.url("/f")).0, 404);
 }
+
+#[test]
+fn many_components_are_served_through_few_mappings() {
+    const MOST: usize = 8;
+    let home = tempfile::tempdir().unwrap();
+    let data = hob::DataDir::open(Some(home.path())).unwrap();
+    let config = hob::HostConfig { mapped_components: Some(MOST), ..hob::HostConfig::default() };
+    let host = hob::Host::open(data.clone(), config).unwrap();
+    let hello = std::fs::read(component("hello")).unwrap();
+    let first = Digest::of(&hello);
+    host.upload(first, &hello).unwrap();
+    host.components().compile(&first).unwrap();
+    let engine = host.components().engine().compatibility().to_owned();
+    let names: Vec<FunctionName> = (0..3 * MOST).map(|n| format!("f{n}").parse().unwrap()).collect();
+    for (n, name) in names.iter().enumerate() {
+        let bytes = distinct(&hello, &n.to_le_bytes());
+        let digest = Digest::of(&bytes);
+        host.upload(digest, &bytes).unwrap();
+        // They differ in nothing that is compiled.
+        std::fs::copy(data.compiled(&engine, &first), data.compiled(&engine, &digest)).unwrap();
+        host.deploy(&hob::names::Tenant::default(), name.clone(), request(name, digest)).unwrap();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        for round in 0..3 {
+            for name in &names {
+                let request = http::Request::get(format!("http://x/{name}"));
+                let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
+                assert_eq!(host.handle(request).await.status(), 200, "{name} in round {round}");
+                assert!(host.components().mapped() <= MOST + 1, "{} are mapped", host.components().mapped());
+            }
+        }
+    });
+    assert!(host.components().mapped() >= MOST / 2, "those called last stay");
+}

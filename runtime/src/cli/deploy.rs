@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 
+use super::Global;
 use crate::client::{Client, ClientError};
 use crate::config::manifest::{self, Manifest};
 use crate::config::{FunctionConfig, Limits, RouteConfig, Secrets};
-use crate::data::DataDir;
 use crate::function_host::{DeployRequest, Deployed};
 use crate::instance::component;
 use crate::names::{FunctionName, ModelName, Route};
@@ -48,7 +48,7 @@ struct Plan {
     secrets: Secrets,
 }
 
-pub fn run(data: &DataDir, args: Args) -> anyhow::Result<()> {
+pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
     let plan = match manifest_of(&args.what) {
         Some(path) => from_manifest(&path, &args)?,
         None => from_flags(&args)?,
@@ -56,9 +56,9 @@ pub fn run(data: &DataDir, args: Args) -> anyhow::Result<()> {
     let shown = plan.component.display().to_string();
     let bytes = std::fs::read(&plan.component).with_context(|| format!("cannot read {shown}"))?;
     if args.check {
-        return check(data, plan, &shown, &bytes, !args.no_traffic);
+        return check(global, plan, &shown, &bytes, !args.no_traffic);
     }
-    let client = Client::find(data)?;
+    let client = global.client()?;
     let refused = || format!("{shown} was not deployed");
     let component = client.upload(&bytes).with_context(refused)?;
     let source = file_name(&plan.component);
@@ -111,15 +111,15 @@ fn from_flags(args: &Args) -> anyhow::Result<Plan> {
 }
 
 /// What can be told without a server, and, if one runs, what that says.
-fn check(data: &DataDir, plan: Plan, shown: &str, bytes: &[u8], traffic: bool) -> anyhow::Result<()> {
+fn check(global: &Global, plan: Plan, shown: &str, bytes: &[u8], traffic: bool) -> anyhow::Result<()> {
     let mistakes = plan.config.mistakes();
     ensure!(mistakes.is_empty(), "{}", mistakes.join("\n"));
     component::check_kind(bytes).with_context(|| shown.to_owned())?;
     let Plan { name, config, secrets, .. } = plan;
-    let client = match Client::find(data) {
+    let client = match global.client() {
         Ok(client) => client,
-        Err(ClientError::NoServer(_)) => return without_a_server(&name),
-        Err(error) => return Err(error.into()),
+        Err(error) if is_no_server(&error) => return without_a_server(&name),
+        Err(error) => return Err(error),
     };
     let component = match client.upload(bytes) {
         Err(ClientError::NoServer(_)) => return without_a_server(&name),
@@ -129,6 +129,10 @@ fn check(data: &DataDir, plan: Plan, shown: &str, bytes: &[u8], traffic: bool) -
     client.check_deploy(&name, &request).with_context(|| format!("{shown} could not be deployed"))?;
     println!("{name} can be deployed; nothing was changed");
     Ok(())
+}
+
+fn is_no_server(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ClientError::NoServer(_)))
 }
 
 #[allow(clippy::unnecessary_wraps)] // it ends a command
