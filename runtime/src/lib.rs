@@ -34,6 +34,7 @@ pub mod names;
 pub mod records;
 pub mod request;
 pub mod server;
+pub mod sources;
 pub mod traffic;
 
 pub use data::DataDir;

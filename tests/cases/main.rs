@@ -7,6 +7,7 @@ mod examples;
 mod guests;
 mod manifest;
 mod models;
+mod registry;
 mod rollout;
 mod server;
 

@@ -2,10 +2,12 @@
 
 mod http;
 mod index;
+mod registry;
 mod server;
 
 pub use http::{Connection, Head, get, post};
 pub use index::PackageIndex;
+pub use registry::{Fault, Registry};
 pub use server::{Hob, ServeOptions, hob, refused};
 
 use std::path::{Path, PathBuf};

@@ -8,6 +8,7 @@ mod engine;
 mod functions;
 mod keys;
 mod models;
+mod push;
 mod revisions;
 mod run;
 mod serve;
@@ -71,6 +72,8 @@ enum Command {
     Serve(serve::Args),
     /// Put a component into service, on the server that runs
     Deploy(deploy::Args),
+    /// Put a component into an OCI registry
+    Push(push::Args),
     /// List deployed functions
     List(functions::ListArgs),
     /// List a function's revisions
@@ -113,6 +116,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Serve(args) => serve::run(data()?, args),
         Command::Deploy(args) => deploy::run(&global, args),
+        Command::Push(args) => push::run(&args),
         Command::List(args) => functions::list(&global.client()?, &args),
         Command::Revisions(args) => revisions::list(&global.client()?, &args),
         Command::Traffic(args) => revisions::traffic(&global.client()?, &args),
