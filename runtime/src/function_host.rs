@@ -18,7 +18,7 @@ use hob_gpu::{Engine, EngineConfig};
 use http::{HeaderValue, Request, Response};
 use tokio::sync::Semaphore;
 
-use crate::components::Components;
+use crate::components::{Components, Sweeper};
 use crate::config::Secrets;
 use crate::data::{DataDir, DataError};
 use crate::digest::Digest;
@@ -64,6 +64,9 @@ pub enum HostError {
     /// The instance pool.
     #[error("the instance pool cannot be reserved: {0:#}; lower --instances")]
     Pool(wasmtime::Error),
+    /// No thread for what goes on behind the scenes.
+    #[error("no thread can be started: {0}")]
+    Thread(std::io::Error),
     /// The certificates for outgoing connections.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -82,6 +85,7 @@ pub struct Host {
     keys: Keys,
     services: Services,
     components: Arc<Components>,
+    _sweeper: Sweeper,
     /// Held by whoever changes records and table: both must change in the same order.
     changing: Mutex<()>,
     table: ArcSwap<Table>,
@@ -117,9 +121,12 @@ impl Host {
             instances: config.pool.instances,
             idle: Arc::new(Semaphore::new(config.pool.instances as usize / 2)),
         };
+        let components = Arc::new(Components::new(wasm, data.clone(), config.mapped_components));
+        let sweeper = Sweeper::start(&components).map_err(HostError::Thread)?;
         let host = Arc::new_cyclic(|me| Self {
             me: me.clone(),
-            components: Arc::new(Components::new(wasm, data.clone(), config.mapped_components)),
+            components,
+            _sweeper: sweeper,
             data,
             pool: config.pool,
             records,

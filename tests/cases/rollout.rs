@@ -118,7 +118,7 @@ fn requests_end_in_the_revision_they_began_in_and_then_it_is_let_go() {
 
 #[test]
 fn old_revisions_and_their_components_are_swept() {
-    let hob = Hob::start();
+    let mut hob = Hob::start();
     let file = hob.home.path().join("f.wasm");
     let hello = std::fs::read(component("hello")).unwrap();
     for n in 0..24_u8 {
@@ -129,11 +129,55 @@ fn old_revisions_and_their_components_are_swept() {
     // The one in service, the one a rollback leads to, and twenty more.
     let ids: Vec<_> = revisions.iter().map(|revision| revision.record.id.number()).collect();
     assert_eq!(ids, (3..=24).rev().collect::<Vec<_>>());
-    let components = || std::fs::read_dir(hob.home.path().join("components")).unwrap().count();
-    // What was uploaded within the hour may be about to be deployed again.
-    assert_eq!(components(), 24);
+    let components = |hob: &Hob| std::fs::read_dir(hob.home.path().join("components")).unwrap().count();
+    assert_eq!(components(&hob), 22, "with their components");
     assert_eq!(ask(&hob, "/f", &[("hob-revision", "r2")]).0, 404);
     assert_eq!(ask(&hob, "/f", &[("hob-revision", "r3")]).0, 200);
+
+    // What a server that died left behind goes at the next start; what is young may be somebody's upload.
+    let data = hob::DataDir::open(Some(hob.home.path())).unwrap();
+    let (old, young) = (data.component(&Digest::of(b"old")), data.component(&Digest::of(b"young")));
+    let secrets = data.secrets(&"gone".parse().unwrap(), RevisionId::FIRST);
+    std::fs::create_dir_all(secrets.parent().unwrap()).unwrap();
+    for file in [&old, &young, &secrets] {
+        std::fs::write(file, "{}").unwrap();
+    }
+    let hours_ago = std::time::SystemTime::now() - Duration::from_secs(2 * 3600);
+    std::fs::File::options().write(true).open(&old).unwrap().set_modified(hours_ago).unwrap();
+    assert!(hob.terminate());
+    hob.restart();
+    assert!(!old.exists() && young.exists() && !secrets.exists());
+    assert_eq!(components(&hob), 23);
+}
+
+#[test]
+fn a_restart_compiles_nothing() {
+    let mut hob = Hob::start();
+    deploy(&hob, "f", "hello", &[]);
+    deploy(&hob, "f", "guest-print", &["--no-traffic"]);
+    let compiled = |hob: &Hob| hob.log().matches("compiled component=").count();
+    assert_eq!(compiled(&hob), 2, "each once");
+    assert_eq!(ask(&hob, "/f", &[]).0, 200);
+    assert_eq!(compiled(&hob), 2, "no request compiles");
+    for terminate in [true, false] {
+        if terminate {
+            assert!(hob.terminate())
+        } else {
+            hob.kill()
+        }
+        hob.restart();
+        assert_eq!(ask(&hob, "/f", &[]).1, "r1");
+        assert_eq!(ask(&hob, "/f", &[("hob-revision", "r2")]).1, "r2");
+    }
+    assert_eq!(compiled(&hob), 2, "nor does a restart");
+    assert!(!hob.log().contains("compiling for this version"));
+    // After a change of the engine all is compiled behind the scenes, without being asked for.
+    assert!(hob.terminate());
+    std::fs::rename(hob.home.path().join("compiled"), hob.home.path().join("elsewhere")).unwrap();
+    hob.restart();
+    hob.logged("compiling for this version");
+    hob.until("it is compiled", || (compiled(&hob) == 3).then_some(()));
+    assert_eq!(ask(&hob, "/f", &[]).1, "r1");
 }
 
 #[test]
@@ -390,4 +434,8 @@ fn many_components_are_served_through_few_mappings() {
         }
     });
     assert!(host.components().mapped() >= MOST / 2, "those called last stay");
+    host.components().let_go_idle();
+    assert!(host.components().mapped() >= MOST / 2, "they were called since");
+    host.components().let_go_idle();
+    assert_eq!(host.components().mapped(), 0, "and now they were not");
 }

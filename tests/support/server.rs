@@ -146,7 +146,8 @@ impl Hob {
         (self.process, self.address) = spawn(self.home.path(), &self.args, &self.log);
     }
 
-    fn until<T>(&self, what: &str, look: impl Fn() -> Option<T>) -> T {
+    /// Waits until `look` sees something.
+    pub fn until<T>(&self, what: &str, look: impl Fn() -> Option<T>) -> T {
         let started = Instant::now();
         loop {
             if let Some(seen) = look() {

@@ -179,6 +179,7 @@ impl Host {
             self.data.write(&self.data.secrets(&name, id), &text)?;
         }
         self.records.deploy(&function.record, &revision, &let_go)?;
+        self.uploads.lock().unwrap_or_else(PoisonError::into_inner).remove(&component);
         let table = self.put(table.with(function), &name);
         self.sweep(&table, &dropped);
         let function = table.get(&name).expect("it was put there");
