@@ -7,13 +7,13 @@ use serde::de::DeserializeOwned;
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
-use crate::api::{ControlFile, Status};
+use crate::api::{ControlFile, Status, TrafficRequest};
 use crate::data::DataDir;
 use crate::digest::Digest;
-use crate::function_host::{DeployRequest, FunctionStatus};
+use crate::function_host::{DeployRequest, Deployed, FunctionStatus, RevisionStatus};
 use crate::names::{FunctionName, ModelName};
-use crate::records::FunctionRecord;
 use crate::request::Summary;
+use crate::traffic::Traffic;
 
 /// Longest wait for an answer; a large component takes a while to compile.
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -83,8 +83,41 @@ impl Client {
     ///
     /// # Errors
     /// `Refused`, with the reason.
-    pub fn deploy(&self, name: &FunctionName, request: &DeployRequest) -> Result<FunctionRecord, ClientError> {
+    pub fn deploy(&self, name: &FunctionName, request: &DeployRequest) -> Result<Deployed, ClientError> {
         self.put(&format!("functions/{name}"), request)
+    }
+
+    /// What deploying would be refused for.
+    ///
+    /// # Errors
+    /// `Refused`, with the reason.
+    pub fn check_deploy(&self, name: &FunctionName, request: &DeployRequest) -> Result<(), ClientError> {
+        let call = self.agent.post(self.url(&format!("functions/{name}/check"))).header("authorization", self.bearer());
+        self.check(call.send_json(request)).map(drop)
+    }
+
+    /// A function's revisions, newest first.
+    ///
+    /// # Errors
+    /// `Refused` if there is none of this name.
+    pub fn revisions(&self, name: &FunctionName) -> Result<Vec<RevisionStatus>, ClientError> {
+        self.get(&format!("functions/{name}/revisions"))
+    }
+
+    /// Shares a function's requests out.
+    ///
+    /// # Errors
+    /// `Refused`, with the reason.
+    pub fn set_traffic(&self, name: &FunctionName, to: Traffic) -> Result<FunctionStatus, ClientError> {
+        self.put(&format!("functions/{name}/traffic"), &TrafficRequest { to })
+    }
+
+    /// Goes back to how requests were shared out before.
+    ///
+    /// # Errors
+    /// `Refused`, with the reason.
+    pub fn rollback(&self, name: &FunctionName) -> Result<FunctionStatus, ClientError> {
+        self.post(&format!("functions/{name}/rollback"))
     }
 
     /// All functions.
@@ -125,6 +158,10 @@ impl Client {
 
     fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
         self.read(self.agent.put(self.url(path)).header("authorization", self.bearer()).send_json(body))
+    }
+
+    fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.read(self.agent.post(self.url(path)).header("authorization", self.bearer()).send_empty())
     }
 
     fn delete(&self, path: &str) -> Result<(), ClientError> {

@@ -21,6 +21,7 @@
 pub mod api;
 pub mod cli;
 pub mod client;
+pub mod components;
 pub mod config;
 pub mod data;
 pub mod digest;
@@ -32,6 +33,7 @@ pub mod names;
 pub mod records;
 pub mod request;
 pub mod server;
+pub mod traffic;
 
 pub use data::DataDir;
 pub use function_host::{Host, HostConfig};

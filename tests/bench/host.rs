@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
+use hob::config::{FunctionConfig, RouteConfig};
 use hob::function_host::{DeployRequest, Host, HostConfig};
+use hob::names::Tenant;
 use hob::{DataDir, digest::Digest};
 use hob_tests::{Hob, component};
 use http_body_util::{BodyExt as _, Empty};
@@ -29,8 +31,9 @@ fn in_process(report: &mut Report) -> Result<()> {
     let bytes = std::fs::read(component("hello"))?;
     let digest = Digest::of(&bytes);
     host.upload(digest, &bytes)?;
-    let request = DeployRequest { component: digest, route: "/".parse()?, models: vec![], limits: Default::default(), config: Default::default() };
-    host.deploy("hello".parse()?, request)?;
+    let routes = vec![RouteConfig::path("/".parse()?)];
+    let request = DeployRequest::new(digest, FunctionConfig { routes, ..FunctionConfig::default() });
+    host.deploy(&Tenant::default(), "hello".parse()?, request)?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut times = runtime.block_on(async {

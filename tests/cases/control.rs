@@ -46,14 +46,14 @@ fn says_what_is_wrong_with_a_call() {
         (
             "PUT",
             "/v1/functions/x",
-            &format!("{{\"component\":\"sha256:{}\",\"route\":\"/x\"}}", "0".repeat(64)),
+            &format!("{{\"component\":\"sha256:{}\",\"config\":{{\"routes\":[{{\"path\":\"/x\"}}]}}}}", "0".repeat(64)),
             409,
             "upload it first",
         ),
         (
             "PUT",
             "/v1/functions/x",
-            &format!("{{\"component\":\"sha256:{}\",\"route\":\"/x\",\"rout\":1}}", "0".repeat(64)),
+            &format!("{{\"component\":\"sha256:{}\",\"rout\":1}}", "0".repeat(64)),
             422,
             "unknown field `rout`",
         ),

@@ -5,7 +5,9 @@ mod data;
 mod deploy;
 mod examples;
 mod guests;
+mod manifest;
 mod models;
+mod rollout;
 mod server;
 
 /// Every program in `guests/` has a case of its name in [`guests`], or this does not compile.

@@ -41,6 +41,14 @@ pub fn component(package: &str) -> PathBuf {
     path
 }
 
+/// A component that does the same as `component` and is another: with a section that nobody reads.
+pub fn distinct(component: &[u8], mark: &[u8]) -> Vec<u8> {
+    let name = b"hob-test";
+    let size = u8::try_from(1 + name.len() + mark.len()).expect("a mark is short");
+    assert!(size < 128, "the size is one byte");
+    [component, &[0, size, name.len() as u8], name, mark].concat()
+}
+
 /// The directory that `cargo xtask test` pulled the model into.
 pub fn model_home() -> PathBuf {
     std::env::var_os("HOB_TEST_DATA").map_or_else(|| root().join("target/hob-data"), PathBuf::from)

@@ -6,7 +6,11 @@
 //! | `PUT /v1/components/{digest}` | uploads a component |
 //! | `GET /v1/functions` | lists functions |
 //! | `PUT /v1/functions/{name}` | deploys one ([`DeployRequest`]) |
+//! | `POST /v1/functions/{name}/check` | says what deploying would be refused for |
 //! | `DELETE /v1/functions/{name}` | removes one |
+//! | `GET /v1/functions/{name}/revisions` | its revisions, newest first |
+//! | `PUT /v1/functions/{name}/traffic` | shares its requests out ([`TrafficRequest`]) |
+//! | `POST /v1/functions/{name}/rollback` | goes back to how that was before |
 //! | `GET /v1/invocations` | the last invocations, with their times |
 //! | `GET /v1/models/resident` | models in memory |
 //! | `DELETE /v1/models/resident/{name}` | gives back the memory of an unused model |
@@ -22,17 +26,20 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, put};
+use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
 use crate::data::{DataDir, write_private};
 use crate::function_host::Host;
+use crate::names::Tenant;
+
+pub use functions::TrafficRequest;
 
 /// Largest component that can be uploaded, in bytes.
 pub const MAX_COMPONENT_BYTES: usize = 256 << 20;
@@ -120,6 +127,10 @@ fn router(app: App) -> Router {
         .route("/v1/components/{digest}", upload)
         .route("/v1/functions", get(functions::list))
         .route("/v1/functions/{name}", put(functions::deploy).delete(functions::remove))
+        .route("/v1/functions/{name}/check", post(functions::check))
+        .route("/v1/functions/{name}/revisions", get(functions::revisions))
+        .route("/v1/functions/{name}/traffic", put(functions::traffic))
+        .route("/v1/functions/{name}/rollback", post(functions::rollback))
         .route("/v1/invocations", get(|State(app): State<App>| async move { Json(app.host.recent()) }))
         .route("/v1/models/resident", get(models::resident))
         .route("/v1/models/resident/{name}", delete(models::evict))
@@ -136,6 +147,15 @@ async fn authenticate(State(app): State<App>, request: Request, next: Next) -> R
     }
     let why = "the control API needs its key, as `Authorization: Bearer`; it is in control.json in the data directory";
     ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", why).into_response()
+}
+
+impl FromRequestParts<App> for Tenant {
+    type Rejection = std::convert::Infallible;
+
+    /// Whom a call is made for.
+    async fn from_request_parts(_parts: &mut axum::http::request::Parts, _app: &App) -> Result<Self, Self::Rejection> {
+        Ok(Self::default())
+    }
 }
 
 /// Compares without telling, by the time it takes, how much is right.

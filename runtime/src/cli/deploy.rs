@@ -1,60 +1,168 @@
 //! `hob deploy`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
-use crate::client::Client;
-use crate::config::Limits;
+use crate::client::{Client, ClientError};
+use crate::config::manifest::{self, Manifest};
+use crate::config::{FunctionConfig, Limits, RouteConfig, Secrets};
 use crate::data::DataDir;
-use crate::function_host::DeployRequest;
+use crate::function_host::{DeployRequest, Deployed};
+use crate::instance::component;
 use crate::names::{FunctionName, ModelName, Route};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The component
-    #[arg(value_name = "FILE.wasm")]
-    component: PathBuf,
+    /// A component, a hob.toml that names one, or the folder of a hob.toml
+    #[arg(value_name = "FILE.wasm|hob.toml|DIR", default_value = ".")]
+    what: PathBuf,
     /// What to call the function [default: the file's name]
     #[arg(long)]
     name: Option<FunctionName>,
-    /// The path prefix that leads to it [default: / and its name]
-    #[arg(long)]
-    route: Option<Route>,
+    /// A path prefix that leads to it; can be given several times [default: / and its name]
+    #[arg(long = "route", value_name = "PATH")]
+    routes: Vec<Route>,
     /// A model it may use; can be given several times, the first is its default
     #[arg(long = "model", value_name = "MODEL")]
     models: Vec<ModelName>,
-    /// Longest time for one request, in seconds
-    #[arg(long, default_value_t = Limits::default().wall_ms / 1000, value_name = "SECONDS")]
-    timeout: u32,
-    /// Most memory for one instance, in MiB
-    #[arg(long, default_value_t = Limits::default().memory_mib, value_name = "MIB")]
-    memory: u32,
+    /// Longest time for one request, in seconds [default: 300]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u32>,
+    /// Most memory for one instance, in MiB [default: 128]
+    #[arg(long, value_name = "MIB")]
+    memory: Option<u32>,
+    /// Leave requests to the revisions that have them; the new one takes those that name it
+    #[arg(long)]
+    no_traffic: bool,
+    /// Only say whether it could be deployed
+    #[arg(long)]
+    check: bool,
+}
+
+/// Everything that a deployment needs, from flags or from a manifest.
+struct Plan {
+    name: FunctionName,
+    component: PathBuf,
+    config: FunctionConfig,
+    secrets: Secrets,
 }
 
 pub fn run(data: &DataDir, args: Args) -> anyhow::Result<()> {
-    let name = match args.name {
-        Some(name) => name,
-        None => name_of(&args.component)?,
+    let plan = match manifest_of(&args.what) {
+        Some(path) => from_manifest(&path, &args)?,
+        None => from_flags(&args)?,
     };
-    let route = match args.route {
-        Some(route) => route,
-        None => format!("/{name}").parse()?,
-    };
-    let bytes = std::fs::read(&args.component).with_context(|| format!("cannot read {}", args.component.display()))?;
+    let shown = plan.component.display().to_string();
+    let bytes = std::fs::read(&plan.component).with_context(|| format!("cannot read {shown}"))?;
+    if args.check {
+        return check(data, plan, &shown, &bytes, !args.no_traffic);
+    }
     let client = Client::find(data)?;
-    let refused = || format!("{} was not deployed", args.component.display());
+    let refused = || format!("{shown} was not deployed");
     let component = client.upload(&bytes).with_context(refused)?;
-    let limits = Limits { wall_ms: args.timeout.saturating_mul(1000), memory_mib: args.memory, ..Limits::default() };
-    let request = DeployRequest { component, route, models: args.models, limits, config: Default::default() };
-    let record = client.deploy(&name, &request).with_context(refused)?;
-    let status = client.status()?;
-    println!("{name} is deployed: http://{}{}", status.listen, record.route);
+    let source = file_name(&plan.component);
+    let Plan { name, config, secrets, .. } = plan;
+    let request = DeployRequest { component, config, secrets, source, traffic: !args.no_traffic };
+    let deployed = client.deploy(&name, &request).with_context(refused)?;
+    tell(&client, &name, &request.config, &deployed)
+}
+
+/// The manifest that is meant, if one is.
+fn manifest_of(what: &Path) -> Option<PathBuf> {
+    if what.is_dir() {
+        return Some(what.join(manifest::FILE));
+    }
+    what.extension().is_some_and(|extension| extension == "toml").then(|| what.to_owned())
+}
+
+fn from_manifest(path: &Path, args: &Args) -> anyhow::Result<Plan> {
+    let flags = [
+        ("--name", args.name.is_some()),
+        ("--route", !args.routes.is_empty()),
+        ("--model", !args.models.is_empty()),
+        ("--timeout", args.timeout.is_some()),
+        ("--memory", args.memory.is_some()),
+    ];
+    if let Some((flag, _)) = flags.iter().find(|(_, given)| *given) {
+        anyhow::bail!("{flag} is for deploying a component as it is; {} says it already", path.display());
+    }
+    let Manifest { name, component, config, secrets } = Manifest::read(path)?;
+    Ok(Plan { name, component, config, secrets })
+}
+
+fn from_flags(args: &Args) -> anyhow::Result<Plan> {
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => name_of(&args.what)?,
+    };
+    let mut routes: Vec<_> = args.routes.iter().cloned().map(RouteConfig::path).collect();
+    if routes.is_empty() {
+        routes.push(RouteConfig::path(name.default_route()));
+    }
+    let default = Limits::default();
+    let limits = Limits {
+        wall_ms: args.timeout.map_or(default.wall_ms, |seconds| seconds.saturating_mul(1000)),
+        memory_mib: args.memory.unwrap_or(default.memory_mib),
+        ..default
+    };
+    let config = FunctionConfig { routes, models: args.models.clone(), limits, ..FunctionConfig::default() };
+    Ok(Plan { name, component: args.what.clone(), config, secrets: Secrets::default() })
+}
+
+/// What can be told without a server, and, if one runs, what that says.
+fn check(data: &DataDir, plan: Plan, shown: &str, bytes: &[u8], traffic: bool) -> anyhow::Result<()> {
+    let mistakes = plan.config.mistakes();
+    ensure!(mistakes.is_empty(), "{}", mistakes.join("\n"));
+    component::check_kind(bytes).with_context(|| shown.to_owned())?;
+    let Plan { name, config, secrets, .. } = plan;
+    let client = match Client::find(data) {
+        Ok(client) => client,
+        Err(ClientError::NoServer(_)) => return without_a_server(&name),
+        Err(error) => return Err(error.into()),
+    };
+    let component = match client.upload(bytes) {
+        Err(ClientError::NoServer(_)) => return without_a_server(&name),
+        uploaded => uploaded.with_context(|| format!("{shown} could not be deployed"))?,
+    };
+    let request = DeployRequest { component, config, secrets, source: String::new(), traffic };
+    client.check_deploy(&name, &request).with_context(|| format!("{shown} could not be deployed"))?;
+    println!("{name} can be deployed; nothing was changed");
+    Ok(())
+}
+
+#[allow(clippy::unnecessary_wraps)] // it ends a command
+fn without_a_server(name: &FunctionName) -> anyhow::Result<()> {
+    println!("{name} looks right; no server runs here to check its imports, models and routes");
+    Ok(())
+}
+
+fn tell(client: &Client, name: &FunctionName, config: &FunctionConfig, deployed: &Deployed) -> anyhow::Result<()> {
+    let revision = deployed.revision;
+    let listen = client.status()?.listen;
+    let function = &deployed.function;
+    let route = config.routes.first().map(RouteConfig::url_part).unwrap_or_default();
+    if function.traffic.has(revision) {
+        println!("{name} {revision} is deployed: http://{listen}{route}");
+    } else if function.pending.as_ref().is_some_and(|pending| pending.has(revision)) {
+        println!("{name} {revision} is warming; {} serves until its models are resident", function.traffic);
+    } else {
+        println!(
+            "{name} {revision} is deployed without traffic; curl -H 'hob-revision: {revision}' http://{listen}{route}"
+        );
+    }
+    if let Some(host) = config.routes.first().and_then(|route| route.host.as_ref()) {
+        println!("it answers requests for the host {host}");
+    }
     Ok(())
 }
 
 /// `target/my_app.wasm` is called `my-app`.
-fn name_of(component: &std::path::Path) -> anyhow::Result<FunctionName> {
+fn name_of(component: &Path) -> anyhow::Result<FunctionName> {
     let stem = component.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     stem.replace('_', "-").to_lowercase().parse().context("name the function with --name")
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }

@@ -7,6 +7,7 @@ mod deploy;
 mod engine;
 mod functions;
 mod models;
+mod revisions;
 mod run;
 mod serve;
 
@@ -52,6 +53,12 @@ enum Command {
     Deploy(deploy::Args),
     /// List deployed functions
     List(functions::ListArgs),
+    /// List a function's revisions
+    Revisions(revisions::ListArgs),
+    /// Share a function's requests out over its revisions
+    Traffic(revisions::TrafficArgs),
+    /// Go back to how a function's requests were shared out before, at once
+    Rollback(revisions::RollbackArgs),
     /// Remove a function
     Rm(functions::RemoveArgs),
     /// Let a model answer a prompt, or run a command component, here and now
@@ -83,6 +90,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(args) => serve::run(data, args),
         Command::Deploy(args) => deploy::run(&data, args),
         Command::List(args) => functions::list(&data, args),
+        Command::Revisions(args) => revisions::list(&data, &args),
+        Command::Traffic(args) => revisions::traffic(&data, &args),
+        Command::Rollback(args) => revisions::rollback(&data, &args),
         Command::Rm(args) => functions::remove(&data, &args),
         Command::Run(args) => run::run(data, args),
         Command::Bench(args) => bench::run(data, args),

@@ -1,10 +1,12 @@
 //! What a function is given and held to: the resolved form, part of each revision's record.
 //!
-//! What a person writes is the manifest's; here everything has a value, and a name for its default. A configuration
+//! What a person writes is [`manifest`]'s; here everything has a value, and a name for its default. A configuration
 //! that came from elsewhere (a record, the control API) is checked again by [`FunctionConfig::mistakes`].
 
+pub mod document;
 mod egress;
 mod limits;
+pub mod manifest;
 mod route;
 mod secrets;
 

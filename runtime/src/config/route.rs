@@ -26,6 +26,11 @@ impl RouteConfig {
         Self { host: None, path, methods: Vec::new() }
     }
 
+    /// Its path, as it stands in a URL.
+    pub fn url_part(&self) -> String {
+        self.path.to_string()
+    }
+
     /// Whether some request belongs to both equally, so that two functions cannot have both.
     pub fn overlaps(&self, other: &Self) -> bool {
         let methods = |one: &Self| one.methods.is_empty() || one.methods.iter().any(|m| other.methods.contains(m));

@@ -14,6 +14,17 @@ pub enum RequestError {
     /// No function has this path.
     #[error("no function takes the path `{0}`; `hob list` shows the routes")]
     NoRoute(String),
+    /// The function has no such revision.
+    #[error("function `{function}` has no revision {revision}; `hob revisions {function}` shows those it has")]
+    NoRevision {
+        /// The function.
+        function: String,
+        /// What it does not have.
+        revision: String,
+    },
+    /// The path has routes, none of which takes the method.
+    #[error("its method is not among those that this path takes: {0}")]
+    OtherMethods(String),
     /// The request itself cannot be passed on.
     #[error("the request cannot be passed on: {0}")]
     BadRequest(String),
@@ -71,6 +82,8 @@ impl RequestError {
     fn table(&self) -> (StatusCode, &'static str) {
         match self {
             Self::NoRoute(_) => (StatusCode::NOT_FOUND, "no-route"),
+            Self::NoRevision { .. } => (StatusCode::NOT_FOUND, "no-revision"),
+            Self::OtherMethods(_) => (StatusCode::METHOD_NOT_ALLOWED, "method"),
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad-request"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
             Self::HeadersTooLarge { .. } => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large"),
@@ -101,6 +114,9 @@ impl RequestError {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(id) = id.and_then(|id| HeaderValue::from_str(id).ok()) {
             headers.insert("x-hob-invocation", id);
+        }
+        if let Self::OtherMethods(methods) = self {
+            headers.insert(header::ALLOW, HeaderValue::from_str(methods).expect("methods are tokens"));
         }
         if matches!(self, Self::Busy(_) | Self::TooMany { .. }) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
