@@ -55,13 +55,13 @@ pub fn hostile() {
     let neighbours = Neighbours::start(hob.address(), "/hello", "hello from hob\n", 4);
     let started = Instant::now();
     for (path, expect) in BEHAVIOURS {
-        misbehave(&hob, path, expect);
+        misbehave(&hob, path, expect, false);
     }
     // All at once, too.
     std::thread::scope(|scope| {
         for (path, expect) in BEHAVIOURS {
             let hob = &hob;
-            scope.spawn(move || misbehave(hob, path, expect));
+            scope.spawn(move || misbehave(hob, path, expect, true));
         }
     });
     let (p99, answers) = neighbours.stop();
@@ -129,13 +129,16 @@ const BEHAVIOURS: &[(&str, Expect)] = &[
     ("/small/sockets", Text("tcp false udp false name false")),
 ];
 
-fn misbehave(hob: &Hob, path: &str, expect: &Expect) {
+/// Asks for it. In a crowd everybody is slower, and time may be over before anything else is.
+fn misbehave(hob: &Hob, path: &str, expect: &Expect, crowd: bool) {
     let asked = Instant::now();
     match expect {
         Error(status, code) => {
             let (got, body) = post(&hob.url(path), &"x".repeat(100_000));
             let body: Value = serde_json::from_str(&body).unwrap_or_else(|_| panic!("{path}: {got} {body}"));
-            assert_eq!((got, body["error"]["code"].as_str()), (*status, Some(*code)), "{path}: {body}");
+            let late = crowd && got == 504 && body["error"]["code"] == "deadline";
+            let expected = (got, body["error"]["code"].as_str()) == (*status, Some(*code));
+            assert!(expected || late, "{path} should give {status} {code}: {got} {body}");
             if *code != "no-answer" {
                 hob.logged(body["error"]["id"].as_str().expect("it has an id"));
             }
@@ -146,13 +149,14 @@ fn misbehave(hob: &Hob, path: &str, expect: &Expect) {
         }
         Text(text) => {
             let (got, body) = get(&hob.url(path));
-            assert!(got == 200 && body.contains(text), "{path}: {got} {body}");
+            assert!(got == 200 && body.contains(text) || crowd && got == 504, "{path}: {got} {body}");
         }
         Cut => {
             let answer = whole(hob.address(), &format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n"));
             // What goes wrong at once goes wrong before the head has left.
-            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 200"), "{path}: {answer:.300}");
-            assert!(!answer.ends_with("0\r\n\r\n"), "{path} seems whole: {answer:.300}");
+            let begun = answer.is_empty() || answer.starts_with("HTTP/1.1 200");
+            assert!(begun || crowd && answer.starts_with("HTTP/1.1 504"), "{path}: {answer:.300}");
+            assert!(!begun || !answer.ends_with("0\r\n\r\n"), "{path} seems whole: {answer:.300}");
             assert!(answer.len() < 3 << 20, "{path}: {} bytes", answer.len());
         }
     }
