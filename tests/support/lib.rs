@@ -1,12 +1,16 @@
 //! The harness: a real `hob serve` on a directory of its own, real sockets, and the command line.
 
+mod client;
 mod http;
 mod index;
+mod neighbour;
 mod registry;
 mod server;
 
-pub use http::{Connection, Head, get, post};
+pub use client::{Answer, Client, Trailers};
+pub use http::{Connection, Head, get, post, whole};
 pub use index::PackageIndex;
+pub use neighbour::Neighbours;
 pub use registry::{Fault, Registry};
 pub use server::{Hob, ServeOptions, hob, refused};
 
@@ -34,6 +38,11 @@ pub fn hob_binary() -> PathBuf {
     let path = path.join("hob");
     assert!(path.exists(), "{} is not built; run `cargo xtask test`", path.display());
     path
+}
+
+/// A file of `golden/tls`.
+pub fn certificate(name: &str) -> PathBuf {
+    root().join("tests/golden/tls").join(name)
 }
 
 /// A component that `cargo xtask guests` built: `hello`, `guest-spin`...

@@ -59,6 +59,8 @@ pub struct Callable {
     pub(super) reuse: Reuse,
     pub(super) warm: Warm,
     pub(super) shared: Shared,
+    /// What instances belong to between two requests.
+    pub(super) resting: Arc<Invocation>,
     /// Who may run now, and who waits.
     pub gate: Gate,
     /// What it shares with others.
@@ -106,6 +108,7 @@ impl Callable {
             reuse: config.reuse,
             warm: Warm::default(),
             shared: Shared::default(),
+            resting: Arc::new(Invocation::none(name.clone())),
             gate: Gate::new(config.concurrency),
             services: services.clone(),
         })

@@ -55,12 +55,14 @@ impl Callable {
                 let mut http = instance.store.data_mut().http();
                 let scheme = if is_secure(&call.request) { Scheme::Https } else { Scheme::Http };
                 let request = http.new_incoming_request(scheme, call.request)?;
+                let unfinished = Unfinished(Some(call.invocation.clone()));
                 let invocation = call.invocation.clone();
                 let head = call.head;
                 let out = http.new_response_outparam_from_callback(move |answer| {
                     let _ = head.send(answer.map_err(|code: ErrorCode| gave_up(&invocation, &code)));
                 })?;
                 proxy.wasi_http_incoming_handler().call_handle(&mut instance.store, request, out).await?;
+                unfinished.finished();
             }
             Proxy::P3(service) => {
                 instance.store.run_concurrent(async |store| answer(service, store, call, true).await).await??;
@@ -79,6 +81,7 @@ pub(super) async fn answer(
     call: Call,
     to_the_end: bool,
 ) -> wasmtime::Result<()> {
+    let unfinished = Unfinished(Some(call.invocation.clone()));
     let request = with_whole_target(call.request)?;
     let (request, sent) = store.with(|mut store| {
         let (request, sent) = p3::Request::from_http(store.get().http().hooks, request);
@@ -91,14 +94,34 @@ pub(super) async fn answer(
     };
     let failed = head.is_err();
     if call.head.send(head).is_err() || failed {
+        unfinished.finished();
         return Ok(());
     }
     let _ = call.ended.await;
+    unfinished.finished();
     if to_the_end {
         // What the guest does after its answer: until its deadline.
         poll_fn(|cx| store.poll_no_interesting_tasks(cx)).await;
     }
     Ok(())
+}
+
+/// A guest that has not done its part of an answer yet. If it goes - it trapped, its time was over - the answer is cut;
+/// this is noted before its instance goes, and with it the streams whose end could be taken for the answer's.
+struct Unfinished(Option<Arc<Invocation>>);
+
+impl Unfinished {
+    fn finished(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(invocation) = &self.0 {
+            invocation.cut();
+        }
+    }
 }
 
 /// The scheme and the authority of a request are in its target, for WASI 0.3; on the wire they rarely are.

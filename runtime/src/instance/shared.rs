@@ -13,10 +13,10 @@ use wasmtime_wasi_http::handler::Proxy;
 use wasmtime_wasi_http::p3::bindings::Service;
 
 use super::callable::Callable;
-use super::meter::{Meter, Spent};
+use super::meter::Meter;
 use super::serve::{Call, answer};
 use crate::host::State;
-use crate::request::{RequestError, explain, spent_error};
+use crate::request::{Invocation, RequestError, explain, spent_error};
 
 /// The shared instances of one function.
 #[derive(Default)]
@@ -96,37 +96,34 @@ impl Callable {
 
 /// The life of a shared instance.
 async fn work(callable: Arc<Callable>, worker: Arc<Worker>, mut calls: mpsc::UnboundedReceiver<Placed>) {
-    if let Err(fate) = run(&callable, &worker, &mut calls).await {
-        let _ = worker.fate.set(fate);
-    }
-    // Requests that are in it, or on their way, are dropped only now, when their callers can learn why.
+    run(&callable, &worker, &mut calls).await;
     let workers = callable.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
     calls.close();
     drop(workers);
 }
 
-async fn run(
-    callable: &Arc<Callable>,
-    worker: &Arc<Worker>,
-    calls: &mut mpsc::UnboundedReceiver<Placed>,
-) -> Result<(), RequestError> {
-    let Some(first) = calls.recv().await else { return Ok(()) };
+async fn run(callable: &Arc<Callable>, worker: &Arc<Worker>, calls: &mut mpsc::UnboundedReceiver<Placed>) {
+    let Some(first) = calls.recv().await else { return };
     let invocation = first.call.invocation.clone();
     let meter = Arc::new(Meter::new(Instant::now()));
     allow(&meter, callable, &first);
-    let end = |spent: Spent| spent_error(spent, callable);
-    let started = meter.run(callable.start(&invocation, &meter)).await.map_err(end)?;
-    let mut instance = started.map_err(|error| explain(&error, callable, &invocation, &meter))?;
-    let Proxy::P3(service) = instance.proxy else { return Err(RequestError::Failed) };
+    // Said before the requests are dropped, with the instance or after it: their callers ask at once.
+    let end = |fate: RequestError| drop(worker.fate.set(fate));
+    let mut instance = match meter.run(callable.start(&invocation, &meter)).await {
+        Ok(Ok(instance)) => instance,
+        Ok(Err(error)) => return end(explain(&error, callable, &invocation, &meter)),
+        Err(spent) => return end(spent_error(spent, callable)),
+    };
+    let Proxy::P3(service) = instance.proxy else { return };
     let mut taker = Taker { callable, worker, calls, meter: meter.clone(), service: Arc::new(service) };
-    let served = instance.store.run_concurrent(async |store| taker.take(store, first).await);
-    let served = meter.run(served).await;
+    let served = meter.run(instance.store.run_concurrent(async |store| taker.take(store, first).await)).await;
     let latest = instance.store.data().invocation.clone();
-    match served {
-        Ok(served) => served.and_then(|inner| inner).map_err(|error| explain(&error, callable, &latest, &meter)),
+    match served.map(|served| served.and_then(|inner| inner)) {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => end(explain(&error, callable, &latest, &meter)),
         // Nothing ran any more.
-        Err(_) if worker.running.load(Ordering::Relaxed) == 0 => Ok(()),
-        Err(spent) => Err(end(spent)),
+        Err(_) if worker.running.load(Ordering::Relaxed) == 0 => {}
+        Err(spent) => end(spent_error(spent, callable)),
     }
 }
 
@@ -167,7 +164,13 @@ impl Taker<'_> {
         let invocation = placed.call.invocation.clone();
         store.with(|mut store| store.get().renew(invocation, self.meter.clone()));
         let wall = self.callable.limits().wall();
-        store.spawn(Task { service: self.service.clone(), placed, wall, meter: self.meter.clone() })?;
+        store.spawn(Task {
+            service: self.service.clone(),
+            placed,
+            wall,
+            meter: self.meter.clone(),
+            resting: self.callable.resting.clone(),
+        })?;
         Ok(())
     }
 
@@ -193,17 +196,24 @@ struct Task {
     wall: Duration,
     /// The instance's.
     meter: Arc<Meter>,
+    resting: Arc<Invocation>,
 }
 
 impl AccessorTask<State> for Task {
     async fn run(self, store: &Accessor<State>) -> wasmtime::Result<()> {
         let Placed { call, place, _permit } = self.placed;
         let deadline = call.invocation.started + self.wall;
-        let (own, before) = (call.invocation.meter.clone(), self.meter.cpu());
+        let (invocation, before) = (call.invocation.clone(), self.meter.cpu());
         let answered = tokio::time::timeout_at(deadline.into(), answer(&self.service, store, call, false)).await;
         // What others computed meanwhile is in it: the guest's tasks take turns within one turn of ours.
-        own.charge(self.meter.cpu().saturating_sub(before));
-        own.memory(usize::try_from(self.meter.memory_peak()).unwrap_or(usize::MAX));
+        invocation.meter.charge(self.meter.cpu().saturating_sub(before));
+        invocation.meter.memory(usize::try_from(self.meter.memory_peak()).unwrap_or(usize::MAX));
+        store.with(|mut store| {
+            let state = store.get();
+            if Arc::ptr_eq(&state.invocation, &invocation) {
+                state.renew(self.resting.clone(), self.meter.clone());
+            }
+        });
         match answered {
             Ok(answered) => answered,
             Err(_) => {

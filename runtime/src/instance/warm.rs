@@ -41,6 +41,8 @@ impl Callable {
         if instance.served >= self.reuse.requests {
             return;
         }
+        // It must not hold on to a request that has ended.
+        instance.store.data_mut().renew(self.resting.clone(), self.resting.meter.clone());
         let Ok(room) = self.services.idle.clone().try_acquire_owned() else { return };
         let mut kept = self.warm.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.idle.push(Idle { instance, since: Instant::now(), _room: room });

@@ -133,7 +133,13 @@ impl http_body::Body for AnswerBody {
                 }
             }
         }
-        self.release_at_end(matches!(frame, Poll::Ready(None)));
+        if matches!(frame, Poll::Ready(None)) {
+            // To the host's side of WASI a body that nobody writes to any more is a body that has ended.
+            if self.invocation.is_cut() {
+                return Poll::Ready(Some(Err(Error::HttpResponseIncomplete)));
+            }
+            self.release_at_end(true);
+        }
         frame
     }
 

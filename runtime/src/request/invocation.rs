@@ -1,7 +1,7 @@
 //! One invocation: its id, its times, and the list of recent ones.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,10 @@ pub struct Invocation {
     /// What its instance uses.
     pub meter: Arc<Meter>,
     marks: Mutex<Marks>,
-    recent: Arc<Recent>,
+    /// Its instance ended before its answer did.
+    cut: AtomicBool,
+    /// Where it is listed once it has ended; an instance that rests is no invocation.
+    recent: Option<Arc<Recent>>,
 }
 
 /// How long the parts took, as far as they were reached.
@@ -95,7 +98,27 @@ impl Invocation {
     /// Begins one now.
     pub fn start(function: FunctionName, account: u64, started: Instant, recent: Arc<Recent>) -> Self {
         let id = recent.next_id();
-        Self { id, function, account, started, meter: Arc::new(Meter::new(started)), marks: Mutex::default(), recent }
+        Self::new(id, function, account, started, Some(recent))
+    }
+
+    /// What an instance that rests between two invocations of `function` belongs to.
+    pub fn none(function: FunctionName) -> Self {
+        Self::new("idle".into(), function, 0, Instant::now(), None)
+    }
+
+    fn new(id: String, function: FunctionName, account: u64, started: Instant, recent: Option<Arc<Recent>>) -> Self {
+        let meter = Arc::new(Meter::new(started));
+        Self { id, function, account, started, meter, marks: Mutex::default(), cut: AtomicBool::new(false), recent }
+    }
+
+    /// Notes that its instance ended before its answer did: what has come of the answer is not the whole.
+    pub fn cut(&self) {
+        self.cut.store(true, Ordering::Release);
+    }
+
+    /// Whether that was noted.
+    pub fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Acquire)
     }
 
     /// Notes something about it.
@@ -127,12 +150,13 @@ impl Invocation {
 
 impl Drop for Invocation {
     fn drop(&mut self) {
+        let Some(recent) = self.recent.take() else { return };
         let total = self.started.elapsed();
         let marks = std::mem::take(self.marks.get_mut().unwrap_or_else(PoisonError::into_inner));
         let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let outcome = if marks.outcome.is_empty() { "client-left" } else { marks.outcome };
         tracing::debug!(function = %self.function, id = %self.id, outcome, total_us = us(total), "invocation ended");
-        self.recent.push(Summary {
+        recent.push(Summary {
             id: std::mem::take(&mut self.id),
             function: self.function.clone(),
             outcome: outcome.to_owned(),
