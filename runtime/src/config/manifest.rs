@@ -498,7 +498,7 @@ A = "b"
             for _ in 0..=next(4) {
                 let at = next(text.len());
                 match next(4) {
-                    0 => drop(text.remove(at)),
+                    0 if text.len() > 1 => drop(text.remove(at)),
                     1 => text[at] = MARKS[next(MARKS.len())],
                     2 => text.truncate(at.max(1)),
                     _ => text.insert(at, good.as_bytes()[next(good.len())]),
