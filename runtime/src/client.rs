@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
-use crate::api::{ControlFile, Status, TrafficRequest};
+use crate::api::{ControlFile, KeyStatus, NewKey, Status, TrafficRequest};
 use crate::data::DataDir;
 use crate::digest::Digest;
 use crate::function_host::{DeployRequest, Deployed, FunctionStatus, RevisionStatus};
@@ -50,6 +50,16 @@ impl Client {
         let file: Option<ControlFile> =
             std::fs::read(data.control()).ok().and_then(|text| serde_json::from_slice(&text).ok());
         let Some(file) = file else { return Err(ClientError::NoServer(root)) };
+        let base = format!("http://{}", file.address);
+        Ok(Self::connect(&base, file.key, root))
+    }
+
+    /// A client of the server at `base`, as in `http://10.0.0.7:9000`, that shows `key`.
+    pub fn at(base: &str, key: String) -> Self {
+        Self::connect(base.trim_end_matches('/'), key, base.to_owned())
+    }
+
+    fn connect(base: &str, key: String, root: String) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(TIMEOUT))
@@ -57,7 +67,7 @@ impl Client {
             .proxy(None)
             .build()
             .into();
-        Ok(Self { agent, base: format!("http://{}/v1", file.address), key: file.key, root })
+        Self { agent, base: format!("{base}/v1"), key, root }
     }
 
     /// What the server is.
@@ -142,6 +152,31 @@ impl Client {
     /// See [`ClientError`].
     pub fn invocations(&self) -> Result<Vec<Summary>, ClientError> {
         self.get("invocations")
+    }
+
+    /// Makes a key.
+    ///
+    /// # Errors
+    /// `Refused`, with the reason.
+    pub fn create_key(&self, new: &NewKey) -> Result<KeyStatus, ClientError> {
+        let call = self.agent.post(self.url("keys")).header("authorization", self.bearer());
+        self.read(call.send_json(new))
+    }
+
+    /// All keys, without the keys themselves.
+    ///
+    /// # Errors
+    /// `Refused` if this one is no administrator's.
+    pub fn keys(&self) -> Result<Vec<KeyStatus>, ClientError> {
+        self.get("keys")
+    }
+
+    /// Makes a key worthless.
+    ///
+    /// # Errors
+    /// `Refused` if there is none of this id.
+    pub fn revoke_key(&self, id: &str) -> Result<(), ClientError> {
+        self.delete(&format!("keys/{id}"))
     }
 
     /// Gives back the memory of a model that nobody uses.

@@ -8,8 +8,9 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::time::{Duration, Instant};
 
 use wasmtime::component::Component;
 
@@ -25,6 +26,8 @@ use crate::instance::engine::WasmEngine;
 const MOST_MAPPED: usize = 4096;
 /// Regions of address space that a mapped component takes, and its instances beside it.
 const MAPS_EACH: usize = 12;
+/// What nobody calls for this long, or twice as long at most, is let go of.
+const IDLE: Duration = Duration::from_secs(300);
 /// Compiled code up to this size is mapped where it is called: a hop to another thread would take longer.
 const QUICK_BYTES: u64 = 4 << 20;
 
@@ -38,6 +41,8 @@ pub struct Components {
     most: usize,
     /// Counts mappings. What was used since the last one was used now.
     clock: AtomicU64,
+    /// When what was idle was let go of last.
+    swept: AtomicU64,
 }
 
 /// One component with one set of grants. It stays mapped while a revision, or a request, holds it.
@@ -48,8 +53,8 @@ struct Slot {
 }
 
 impl Components {
-    /// The components kept in `data`, none of them mapped.
-    pub fn new(wasm: WasmEngine, data: DataDir) -> Self {
+    /// The components kept in `data`, none of them mapped; at most `most` will be, but for those that are called.
+    pub fn new(wasm: WasmEngine, data: DataDir, most: Option<usize>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             wasm,
@@ -57,8 +62,9 @@ impl Components {
             compiling: OneEach::default(),
             cores: Permits::new(cores),
             slots: Mutex::default(),
-            most: most_mapped(),
+            most: most.unwrap_or_else(most_mapped).max(1),
             clock: AtomicU64::new(1),
+            swept: AtomicU64::new(0),
         }
     }
 
@@ -119,14 +125,36 @@ impl Components {
         Ok(linked)
     }
 
+    /// Lets go of what nobody has called since this was done last. The next call maps it again, in less than a
+    /// millisecond.
+    pub fn let_go_idle(&self) {
+        let now = self.clock.fetch_add(1, Ordering::Relaxed) + 1;
+        let since = self.swept.swap(now, Ordering::Relaxed);
+        let is_left = |slot: &mut Arc<Mutex<Slot>>| {
+            let idle = Arc::strong_count(slot) == 1 && free(slot).is_some_and(|slot| slot.last_use() < since);
+            !(idle && free(slot).is_some_and(|mut slot| slot.let_go()))
+        };
+        locked(&self.slots).retain(|_, slot| is_left(slot));
+    }
+
     /// How many are mapped.
     pub fn mapped(&self) -> usize {
-        locked(&self.slots).values().filter(|slot| locked(slot).is_mapped()).count()
+        locked(&self.slots).values().filter(|slot| free(slot).is_none_or(|slot| slot.is_mapped())).count()
     }
 
     fn link_anew(&self, digest: &Digest, grants: Grants) -> Result<Linked, ComponentError> {
+        let started = Instant::now();
         let component = self.load(digest)?;
-        Linked::new(&self.wasm, &component, grants)
+        let mapped = started.elapsed();
+        let linked = Linked::new(&self.wasm, &component, grants)?;
+        let us = |time: Duration| time.as_micros() as u64;
+        tracing::debug!(
+            component = digest.short(),
+            map_us = us(mapped),
+            link_us = us(started.elapsed() - mapped),
+            "mapped"
+        );
+        Ok(linked)
     }
 
     /// Maps a component; compiles it first, if that was not done, one at a time for each core.
@@ -152,13 +180,15 @@ impl Components {
         if slots.len() <= self.most {
             return;
         }
-        slots.retain(|_, slot| Arc::strong_count(slot) > 1 || locked(slot).is_mapped());
-        let mut by_use: Vec<_> = slots.iter().map(|(key, slot)| (locked(slot).last_use(), *key)).collect();
+        // Those that are in somebody's hands are being mapped, or even compiled: nobody waits for that here.
+        slots.retain(|_, slot| free(slot).is_none_or(|free| Arc::strong_count(slot) > 1 || free.is_mapped()));
+        let last_use = |slot: &Arc<Mutex<Slot>>| free(slot).map_or(u64::MAX, |slot| slot.last_use());
+        let mut by_use: Vec<_> = slots.iter().map(|(key, slot)| (last_use(slot), *key)).collect();
         by_use.sort_unstable_by_key(|(used, _)| *used);
         // Some more than one, so that this is not done at each mapping.
         let surplus = slots.len().saturating_sub(self.most - self.most / 8);
         for (_, key) in by_use.into_iter().take(surplus) {
-            let empty = slots.get(&key).is_some_and(|slot| locked(slot).let_go());
+            let empty = slots.get(&key).and_then(free).is_some_and(|mut slot| slot.let_go());
             if empty {
                 slots.remove(&key);
             }
@@ -189,6 +219,27 @@ impl Slot {
     fn let_go(&mut self) -> bool {
         self.users.retain(|user| user.upgrade().is_some_and(|user| !user.let_go_if_idle()));
         !self.is_mapped()
+    }
+}
+
+/// The thread that lets go of what is idle; it ends when this is dropped.
+pub struct Sweeper(#[allow(dead_code)] Sender<()>); // held, never used
+
+impl Sweeper {
+    /// Looks after `components`.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn start(components: &Arc<Components>) -> std::io::Result<Self> {
+        let components = Arc::downgrade(components);
+        let (held, dropped) = mpsc::channel::<()>();
+        std::thread::Builder::new().name("hob-idle".into()).spawn(move || {
+            while let Err(RecvTimeoutError::Timeout) = dropped.recv_timeout(IDLE) {
+                let Some(components) = components.upgrade() else { return };
+                components.let_go_idle();
+            }
+        })?;
+        Ok(Self(held))
     }
 }
 
@@ -253,6 +304,15 @@ impl Drop for Permit<'_> {
     fn drop(&mut self) {
         *locked(&self.0.free) += 1;
         self.0.freed.notify_one();
+    }
+}
+
+/// A slot that nobody holds.
+fn free(slot: &Arc<Mutex<Slot>>) -> Option<MutexGuard<'_, Slot>> {
+    match slot.try_lock() {
+        Ok(slot) => Some(slot),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
     }
 }
 

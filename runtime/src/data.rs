@@ -7,6 +7,7 @@
 //! models/blobs/sha256-<hex>         weights
 //! models/names/<name>.json          which blob a model name means
 //! control.json                      where the running server listens for commands, and its key
+//! audit.jsonl                       who changed what over the control API
 //! secrets/<function>/<revision>.json     what only the guest may read
 //! tmp/                              what is being written; emptied at start
 //! ```
@@ -79,6 +80,11 @@ impl DataDir {
     /// Where the running server says how to reach it.
     pub fn control(&self) -> PathBuf {
         self.root.join("control.json")
+    }
+
+    /// Who changed what.
+    pub fn audit(&self) -> PathBuf {
+        self.root.join("audit.jsonl")
     }
 
     /// A component as uploaded.

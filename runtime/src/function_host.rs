@@ -18,7 +18,7 @@ use hob_gpu::{Engine, EngineConfig};
 use http::{HeaderValue, Request, Response};
 use tokio::sync::Semaphore;
 
-use crate::components::Components;
+use crate::components::{Components, Sweeper};
 use crate::config::Secrets;
 use crate::data::{DataDir, DataError};
 use crate::digest::Digest;
@@ -27,6 +27,7 @@ use crate::host::keyvalue::Stores;
 use crate::instance::Services;
 use crate::instance::component::ComponentError;
 use crate::instance::engine::{PoolConfig, WasmEngine};
+use crate::keys::Keys;
 use crate::models::Library;
 use crate::models::store::ModelStore;
 use crate::names::{FunctionName, Tenant};
@@ -47,6 +48,8 @@ pub struct HostConfig {
     pub engine: EngineConfig,
     /// Files in PEM form with more certificate authorities that outgoing connections trust, beside those of the web.
     pub egress_roots: Vec<std::path::PathBuf>,
+    /// Most components that are mapped at once; as many as the process may map, unless said.
+    pub mapped_components: Option<usize>,
 }
 
 /// Why a host does not start.
@@ -61,6 +64,9 @@ pub enum HostError {
     /// The instance pool.
     #[error("the instance pool cannot be reserved: {0:#}; lower --instances")]
     Pool(wasmtime::Error),
+    /// No thread for what goes on behind the scenes.
+    #[error("no thread can be started: {0}")]
+    Thread(std::io::Error),
     /// The certificates for outgoing connections.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -75,9 +81,11 @@ pub struct Host {
     me: Weak<Self>,
     data: DataDir,
     pool: PoolConfig,
-    records: Records,
+    records: Arc<Records>,
+    keys: Keys,
     services: Services,
     components: Arc<Components>,
+    _sweeper: Sweeper,
     /// Held by whoever changes records and table: both must change in the same order.
     changing: Mutex<()>,
     table: ArcSwap<Table>,
@@ -97,11 +105,15 @@ impl Host {
     /// # Errors
     /// See [`HostError`].
     pub fn open(data: DataDir, config: HostConfig) -> Result<Arc<Self>, HostError> {
-        let records = Records::open(&data.records())?;
+        let records = Arc::new(Records::open(&data.records())?);
+        let keys = Keys::open(records.clone())?;
         data.sweep();
         let wasm = WasmEngine::start(config.pool).map_err(HostError::Pool)?;
         let engine = Engine::start(config.engine)?;
         let library = Arc::new(Library::new(ModelStore::new(data.clone()), engine));
+        let functions = records.all()?.into_iter();
+        let functions = functions.map(|(name, (record, revisions))| (name, Arc::new(Function::new(record, revisions))));
+        let table = Table::new(functions.collect::<BTreeMap<_, _>>());
         let services = Services {
             library,
             stores: Arc::new(Stores::new(data.root().join("stores"))),
@@ -109,15 +121,16 @@ impl Host {
             instances: config.pool.instances,
             idle: Arc::new(Semaphore::new(config.pool.instances as usize / 2)),
         };
-        let functions = records.all()?.into_iter();
-        let functions = functions.map(|(name, (record, revisions))| (name, Arc::new(Function::new(record, revisions))));
-        let table = Table::new(functions.collect::<BTreeMap<_, _>>());
+        let components = Arc::new(Components::new(wasm, data.clone(), config.mapped_components));
+        let sweeper = Sweeper::start(&components).map_err(HostError::Thread)?;
         let host = Arc::new_cyclic(|me| Self {
             me: me.clone(),
-            components: Arc::new(Components::new(wasm, data.clone())),
+            components,
+            _sweeper: sweeper,
             data,
             pool: config.pool,
             records,
+            keys,
             services,
             changing: Mutex::default(),
             table: ArcSwap::from_pointee(table),
@@ -179,6 +192,16 @@ impl Host {
     /// The data directory.
     pub fn data(&self) -> &DataDir {
         &self.data
+    }
+
+    /// The keys to the control API.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// Whose a function is.
+    pub fn owner(&self, function: &FunctionName) -> Option<Tenant> {
+        self.table.load().get(function).map(|function| function.record.tenant.clone())
     }
 
     /// The components.

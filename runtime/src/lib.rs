@@ -28,11 +28,13 @@ pub mod digest;
 pub mod function_host;
 pub mod host;
 pub mod instance;
+pub mod keys;
 pub mod models;
 pub mod names;
 pub mod records;
 pub mod request;
 pub mod server;
+pub mod sources;
 pub mod traffic;
 
 pub use data::DataDir;

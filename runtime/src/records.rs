@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{FunctionConfig, Limits, RouteConfig};
 use crate::digest::Digest;
+use crate::keys::KeyRecord;
 use crate::names::{FunctionName, ModelName, RevisionId, Route, Tenant};
 use crate::traffic::Traffic;
 
@@ -18,6 +19,8 @@ use crate::traffic::Traffic;
 const FUNCTIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("functions");
 /// Function name and number to the revision's record as JSON.
 const REVISIONS: TableDefinition<'_, (&str, u32), &[u8]> = TableDefinition::new("revisions");
+/// Id to the key's record as JSON.
+const KEYS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("keys");
 
 /// A function, as recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -250,6 +253,51 @@ impl Records {
             let mut revisions = write.open_table(REVISIONS).map_err(|error| self.fault(error))?;
             let own = (name.as_str(), 0)..=(name.as_str(), u32::MAX);
             revisions.retain_in(own, |_, _| false).map_err(|error| self.fault(error))?;
+        }
+        write.commit().map_err(|error| self.fault(error))
+    }
+
+    /// All keys.
+    ///
+    /// # Errors
+    /// `Damaged`, `Database`.
+    pub fn keys(&self) -> Result<Vec<KeyRecord>, RecordsError> {
+        let read = self.database.begin_read().map_err(|error| self.fault(error))?;
+        let table = match read.open_table(KEYS) {
+            Ok(table) => table,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            Err(error) => return Err(self.fault(error)),
+        };
+        let rows = table.iter().map_err(|error| self.fault(error))?;
+        rows.map(|row| {
+            let (id, record) = row.map_err(|error| self.fault(error))?;
+            self.decode(|| format!("key `{}`", id.value()), record.value())
+        })
+        .collect()
+    }
+
+    /// Records a key. On disk when this returns.
+    ///
+    /// # Errors
+    /// `Database`; then nothing has changed.
+    pub fn put_key(&self, key: &KeyRecord) -> Result<(), RecordsError> {
+        let write = self.database.begin_write().map_err(|error| self.fault(error))?;
+        {
+            let mut table = write.open_table(KEYS).map_err(|error| self.fault(error))?;
+            table.insert(key.id.as_str(), encode(key).as_slice()).map_err(|error| self.fault(error))?;
+        }
+        write.commit().map_err(|error| self.fault(error))
+    }
+
+    /// Removes a key.
+    ///
+    /// # Errors
+    /// `Database`; then nothing has changed.
+    pub fn remove_key(&self, id: &str) -> Result<(), RecordsError> {
+        let write = self.database.begin_write().map_err(|error| self.fault(error))?;
+        {
+            let mut table = write.open_table(KEYS).map_err(|error| self.fault(error))?;
+            table.remove(id).map_err(|error| self.fault(error))?;
         }
         write.commit().map_err(|error| self.fault(error))
     }

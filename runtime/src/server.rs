@@ -21,8 +21,8 @@ use hyper_util::server::conn::auto;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-pub use self::tls::{ServerTls, ServerTlsError};
 use self::tls::Wire;
+pub use self::tls::{ServerTls, ServerTlsError};
 use crate::function_host::Host;
 use crate::request::Secure;
 
@@ -142,11 +142,7 @@ struct Serving {
     stopped: watch::Receiver<bool>,
 }
 
-fn worker(
-    n: usize,
-    serving: Serving,
-    connections: mpsc::UnboundedReceiver<Accepted>,
-) -> io::Result<JoinHandle<()>> {
+fn worker(n: usize, serving: Serving, connections: mpsc::UnboundedReceiver<Accepted>) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // A guest that computes yields at each epoch; look at sockets and timers after every few such turns.

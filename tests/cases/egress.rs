@@ -28,7 +28,8 @@ impl Upstream {
                 std::thread::spawn(move || {
                     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
                     let first = lines.next().unwrap_or_default();
-                    let host = lines.by_ref().take_while(|line| !line.is_empty()).find(|line| line.starts_with("host:"));
+                    let host =
+                        lines.by_ref().take_while(|line| !line.is_empty()).find(|line| line.starts_with("host:"));
                     let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
                     match path.as_str() {
                         "/slow" => std::thread::sleep(Duration::from_millis(700)),
@@ -117,7 +118,8 @@ pub fn fetch() {
 /// How many were answered, and how many refused for want of connections.
 fn fetch_all(hob: &Hob, url: &str, n: usize) -> (usize, usize) {
     let answers = sent(hob, "guest-fetch", url, n);
-    let refused = |answer: &&Value| answer["error"].as_str().is_some_and(|error| error.contains("ConnectionLimitReached"));
+    let refused =
+        |answer: &&Value| answer["error"].as_str().is_some_and(|error| error.contains("ConnectionLimitReached"));
     (answers.iter().filter(|answer| answer["status"] == 200).count(), answers.iter().filter(refused).count())
 }
 

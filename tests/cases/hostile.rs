@@ -65,7 +65,11 @@ pub fn hostile() {
         }
     });
     let (p99, answers) = neighbours.stop();
-    println!("{} behaviours twice in {:?}; {answers} answers to neighbours, p99 {p99:?}", BEHAVIOURS.len(), started.elapsed());
+    println!(
+        "{} behaviours twice in {:?}; {answers} answers to neighbours, p99 {p99:?}",
+        BEHAVIOURS.len(),
+        started.elapsed()
+    );
     assert!(p99 < NEIGHBOUR_P99, "a neighbour waited {p99:?}");
     assert!(hob.log().len() < 16 << 20, "the log is bounded");
     assert_eq!(get(&hob.url("/hello")).0, 200);
@@ -234,7 +238,8 @@ fn a_function_has_so_many_places_and_a_queue() {
 
 #[test]
 fn a_host_has_so_many_instances() {
-    let hob = Hob::with(ServeOptions { args: ["--instances", "1"].map(str::to_owned).into(), ..ServeOptions::default() });
+    let hob =
+        Hob::with(ServeOptions { args: ["--instances", "1"].map(str::to_owned).into(), ..ServeOptions::default() });
     hob.deploy_with("guest-sleep", config(Limits { wall_ms: 1500, ..Limits::default() }));
     hob.deploy("hello", &[]);
     std::thread::scope(|scope| {

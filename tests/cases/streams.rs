@@ -22,7 +22,11 @@ fn both_versions_are_spoken_in_the_clear_and_over_tls() {
         for version in [Version::HTTP_11, Version::HTTP_2] {
             let client = Client { address: hob.address(), version, tls };
             let hello = client.ask("/hello", None, None);
-            assert_eq!((hello.version, hello.status, &*hello.body), (version, 200, &b"hello from hob\n"[..]), "{client:?}");
+            assert_eq!(
+                (hello.version, hello.status, &*hello.body),
+                (version, 200, &b"hello from hob\n"[..]),
+                "{client:?}"
+            );
             let about = client.ask("/guest-three/about", None, None);
             let about = String::from_utf8_lossy(&about.body).into_owned();
             assert!(about.contains(if tls { "Scheme::Https" } else { "Scheme::Http)" }), "{client:?}: {about}");

@@ -4,12 +4,14 @@ mod client;
 mod http;
 mod index;
 mod neighbour;
+mod registry;
 mod server;
 
 pub use client::{Answer, Client, Trailers};
 pub use http::{Connection, Head, get, post, whole};
 pub use index::PackageIndex;
 pub use neighbour::Neighbours;
+pub use registry::{Fault, Registry};
 pub use server::{Hob, ServeOptions, hob, refused};
 
 use std::path::{Path, PathBuf};

@@ -50,7 +50,11 @@ impl Hob {
 
     /// Starts a server.
     pub fn with(options: ServeOptions) -> Self {
-        let home = tempfile::tempdir().expect("a temporary directory can be made");
+        Self::on(tempfile::tempdir().expect("a temporary directory can be made"), options)
+    }
+
+    /// Starts a server on a directory that was prepared.
+    pub fn on(home: TempDir, options: ServeOptions) -> Self {
         if options.model {
             crate::lend_model(home.path());
         }
@@ -172,7 +176,8 @@ impl Hob {
         (self.process, self.address) = spawn(self.home.path(), &self.args, &self.log);
     }
 
-    fn until<T>(&self, what: &str, look: impl Fn() -> Option<T>) -> T {
+    /// Waits until `look` sees something.
+    pub fn until<T>(&self, what: &str, look: impl Fn() -> Option<T>) -> T {
         let started = Instant::now();
         loop {
             if let Some(seen) = look() {

@@ -1,15 +1,18 @@
 //! Functions: upload, deploy, list, share out, roll back, remove.
 
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, JsonRejection};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
+use super::access::{Caller, Note};
 use super::{ApiError, App};
 use crate::function_host::{DeployError, DeployRequest, Deployed, FunctionStatus, RevisionStatus};
-use crate::names::{FunctionName, Tenant};
+use crate::keys::Scope;
+use crate::names::FunctionName;
+use crate::request::Summary;
 use crate::traffic::Traffic;
 
 /// What `PUT /v1/functions/{name}/traffic` takes.
@@ -31,62 +34,93 @@ pub async fn upload(
     Ok(StatusCode::CREATED)
 }
 
-pub async fn list(State(app): State<App>, tenant: Tenant) -> Json<Vec<FunctionStatus>> {
-    Json(app.host.functions_of(&tenant))
+pub async fn list(State(app): State<App>, caller: Caller) -> Json<Vec<FunctionStatus>> {
+    Json(match caller.scope {
+        Scope::Admin => app.host.functions(),
+        Scope::Read | Scope::Deploy => app.host.functions_of(&caller.tenant),
+    })
 }
 
 pub async fn deploy(
     State(app): State<App>,
-    tenant: Tenant,
+    caller: Caller,
     Path(name): Path<String>,
     request: Result<Json<DeployRequest>, JsonRejection>,
-) -> Result<Json<Deployed>, ApiError> {
+) -> Result<(Extension<Note>, Json<Deployed>), ApiError> {
     let (name, Json(request)) = (function(&name)?, request?);
-    Ok(Json(blocking(move || app.host.deploy(&tenant, name, request)).await?))
+    let tenant = caller.tenant_of(&app, &name);
+    let component = request.component;
+    let deployed = blocking(move || app.host.deploy(&tenant, name, request)).await?;
+    let note = format!("{} of {component}", deployed.revision);
+    Ok((Extension(Note(note)), Json(deployed)))
 }
 
 pub async fn check(
     State(app): State<App>,
-    tenant: Tenant,
+    caller: Caller,
     Path(name): Path<String>,
     request: Result<Json<DeployRequest>, JsonRejection>,
 ) -> Result<StatusCode, ApiError> {
     let (name, Json(request)) = (function(&name)?, request?);
+    let tenant = caller.tenant_of(&app, &name);
     blocking(move || app.host.check(&tenant, &name, &request)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub async fn remove(State(app): State<App>, tenant: Tenant, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+pub async fn remove(State(app): State<App>, caller: Caller, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
     let name = function(&name)?;
+    let tenant = caller.tenant_of(&app, &name);
     blocking(move || app.host.remove(&tenant, &name)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 pub async fn revisions(
     State(app): State<App>,
-    tenant: Tenant,
+    caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Json<Vec<RevisionStatus>>, ApiError> {
-    Ok(Json(app.host.revisions(&tenant, &function(&name)?)?))
+    let name = function(&name)?;
+    Ok(Json(app.host.revisions(&caller.tenant_of(&app, &name), &name)?))
 }
 
 pub async fn traffic(
     State(app): State<App>,
-    tenant: Tenant,
+    caller: Caller,
     Path(name): Path<String>,
     request: Result<Json<TrafficRequest>, JsonRejection>,
-) -> Result<Json<FunctionStatus>, ApiError> {
+) -> Result<(Extension<Note>, Json<FunctionStatus>), ApiError> {
     let (name, Json(request)) = (function(&name)?, request?);
-    Ok(Json(blocking(move || app.host.set_traffic(&tenant, &name, request.to)).await?))
+    let tenant = caller.tenant_of(&app, &name);
+    let status = blocking(move || app.host.set_traffic(&tenant, &name, request.to)).await?;
+    Ok((shares(&status), Json(status)))
 }
 
 pub async fn rollback(
     State(app): State<App>,
-    tenant: Tenant,
+    caller: Caller,
     Path(name): Path<String>,
-) -> Result<Json<FunctionStatus>, ApiError> {
+) -> Result<(Extension<Note>, Json<FunctionStatus>), ApiError> {
     let name = function(&name)?;
-    Ok(Json(blocking(move || app.host.rollback(&tenant, &name)).await?))
+    let tenant = caller.tenant_of(&app, &name);
+    let status = blocking(move || app.host.rollback(&tenant, &name)).await?;
+    Ok((shares(&status), Json(status)))
+}
+
+pub async fn invocations(State(app): State<App>, caller: Caller) -> Json<Vec<Summary>> {
+    let mut recent = app.host.recent();
+    if caller.scope < Scope::Admin {
+        recent.retain(|summary| app.host.owner(&summary.function).as_ref() == Some(&caller.tenant));
+    }
+    Json(recent)
+}
+
+/// For the audit log: how requests are shared out now.
+fn shares(status: &FunctionStatus) -> Extension<Note> {
+    let note = match &status.pending {
+        Some(pending) => format!("{}, then {pending}", status.traffic),
+        None => status.traffic.to_string(),
+    };
+    Extension(Note(note))
 }
 
 /// Runs what compiles or writes off the async threads.
@@ -124,7 +158,9 @@ impl From<DeployError> for ApiError {
             DeployError::WrongDigest { .. } => (StatusCode::BAD_REQUEST, "wrong-digest"),
             DeployError::Model(_) => (StatusCode::UNPROCESSABLE_ENTITY, "model"),
             DeployError::Config(_) => (StatusCode::UNPROCESSABLE_ENTITY, "config"),
-            DeployError::RouteTaken { .. } => (StatusCode::CONFLICT, "route-taken"),
+            DeployError::RouteTaken { .. } | DeployError::RouteTakenElsewhere(_) => {
+                (StatusCode::CONFLICT, "route-taken")
+            }
             DeployError::NotYours(_) => (StatusCode::CONFLICT, "name-taken"),
             DeployError::NotFound(_) => (StatusCode::NOT_FOUND, "not-found"),
             DeployError::NoRevision { .. } => (StatusCode::NOT_FOUND, "no-revision"),

@@ -4,20 +4,28 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 
+use super::Global;
 use crate::client::{Client, ClientError};
 use crate::config::manifest::{self, Manifest};
 use crate::config::{FunctionConfig, Limits, RouteConfig, Secrets};
-use crate::data::DataDir;
+use crate::digest::Digest;
 use crate::function_host::{DeployRequest, Deployed};
 use crate::instance::component;
 use crate::names::{FunctionName, ModelName, Route};
+use crate::sources::{Fetched, Source};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A component, a hob.toml that names one, or the folder of a hob.toml
-    #[arg(value_name = "FILE.wasm|hob.toml|DIR", default_value = ".")]
-    what: PathBuf,
-    /// What to call the function [default: the file's name]
+    /// A component: a file, or a place in a registry (oci://ghcr.io/acme/chat:1.2). Or a hob.toml that names one, or its folder
+    #[arg(value_name = "FILE.wasm|hob.toml|DIR|oci://...", default_value = ".")]
+    what: String,
+    /// A component on the web, with its digest
+    #[arg(long, requires = "sha256", conflicts_with = "what", value_name = "URL")]
+    url: Option<String>,
+    /// The SHA-256 of the component at --url
+    #[arg(long, requires = "url", value_name = "HEX")]
+    sha256: Option<Digest>,
+    /// What to call the function [default: the component's]
     #[arg(long)]
     name: Option<FunctionName>,
     /// A path prefix that leads to it; can be given several times [default: / and its name]
@@ -43,33 +51,44 @@ pub struct Args {
 /// Everything that a deployment needs, from flags or from a manifest.
 struct Plan {
     name: FunctionName,
-    component: PathBuf,
+    component: Source,
     config: FunctionConfig,
     secrets: Secrets,
 }
 
-pub fn run(data: &DataDir, args: Args) -> anyhow::Result<()> {
-    let plan = match manifest_of(&args.what) {
-        Some(path) => from_manifest(&path, &args)?,
-        None => from_flags(&args)?,
-    };
-    let shown = plan.component.display().to_string();
-    let bytes = std::fs::read(&plan.component).with_context(|| format!("cannot read {shown}"))?;
+pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
+    let plan = plan(&args)?;
+    let shown = plan.component.to_string();
+    let Fetched { bytes, from: source } = plan.component.fetch()?;
     if args.check {
-        return check(data, plan, &shown, &bytes, !args.no_traffic);
+        return check(global, plan, &shown, &bytes, !args.no_traffic);
     }
-    let client = Client::find(data)?;
+    let client = global.client()?;
     let refused = || format!("{shown} was not deployed");
     let component = client.upload(&bytes).with_context(refused)?;
-    let source = file_name(&plan.component);
     let Plan { name, config, secrets, .. } = plan;
     let request = DeployRequest { component, config, secrets, source, traffic: !args.no_traffic };
     let deployed = client.deploy(&name, &request).with_context(refused)?;
     tell(&client, &name, &request.config, &deployed)
 }
 
+fn plan(args: &Args) -> anyhow::Result<Plan> {
+    if let (Some(url), Some(sha256)) = (&args.url, args.sha256) {
+        return from_flags(Source::Url { url: url.clone(), sha256 }, args);
+    }
+    if args.what.starts_with("oci://") {
+        return from_flags(Source::Oci(args.what.parse()?), args);
+    }
+    ensure!(!args.what.contains("://"), "give a component on the web as --url {} --sha256 HEX", args.what);
+    let path = PathBuf::from(&args.what);
+    match manifest_of(&path) {
+        Some(manifest) => from_manifest(&manifest, args),
+        None => from_flags(Source::File(path), args),
+    }
+}
+
 /// The manifest that is meant, if one is.
-fn manifest_of(what: &Path) -> Option<PathBuf> {
+pub fn manifest_of(what: &Path) -> Option<PathBuf> {
     if what.is_dir() {
         return Some(what.join(manifest::FILE));
     }
@@ -91,10 +110,10 @@ fn from_manifest(path: &Path, args: &Args) -> anyhow::Result<Plan> {
     Ok(Plan { name, component, config, secrets })
 }
 
-fn from_flags(args: &Args) -> anyhow::Result<Plan> {
+fn from_flags(component: Source, args: &Args) -> anyhow::Result<Plan> {
     let name = match &args.name {
         Some(name) => name.clone(),
-        None => name_of(&args.what)?,
+        None => name_of(&component)?,
     };
     let mut routes: Vec<_> = args.routes.iter().cloned().map(RouteConfig::path).collect();
     if routes.is_empty() {
@@ -107,19 +126,19 @@ fn from_flags(args: &Args) -> anyhow::Result<Plan> {
         ..default
     };
     let config = FunctionConfig { routes, models: args.models.clone(), limits, ..FunctionConfig::default() };
-    Ok(Plan { name, component: args.what.clone(), config, secrets: Secrets::default() })
+    Ok(Plan { name, component, config, secrets: Secrets::default() })
 }
 
 /// What can be told without a server, and, if one runs, what that says.
-fn check(data: &DataDir, plan: Plan, shown: &str, bytes: &[u8], traffic: bool) -> anyhow::Result<()> {
+fn check(global: &Global, plan: Plan, shown: &str, bytes: &[u8], traffic: bool) -> anyhow::Result<()> {
     let mistakes = plan.config.mistakes();
     ensure!(mistakes.is_empty(), "{}", mistakes.join("\n"));
     component::check_kind(bytes).with_context(|| shown.to_owned())?;
     let Plan { name, config, secrets, .. } = plan;
-    let client = match Client::find(data) {
+    let client = match global.client() {
         Ok(client) => client,
-        Err(ClientError::NoServer(_)) => return without_a_server(&name),
-        Err(error) => return Err(error.into()),
+        Err(error) if is_no_server(&error) => return without_a_server(&name),
+        Err(error) => return Err(error),
     };
     let component = match client.upload(bytes) {
         Err(ClientError::NoServer(_)) => return without_a_server(&name),
@@ -129,6 +148,10 @@ fn check(data: &DataDir, plan: Plan, shown: &str, bytes: &[u8], traffic: bool) -
     client.check_deploy(&name, &request).with_context(|| format!("{shown} could not be deployed"))?;
     println!("{name} can be deployed; nothing was changed");
     Ok(())
+}
+
+fn is_no_server(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ClientError::NoServer(_)))
 }
 
 #[allow(clippy::unnecessary_wraps)] // it ends a command
@@ -158,11 +181,6 @@ fn tell(client: &Client, name: &FunctionName, config: &FunctionConfig, deployed:
 }
 
 /// `target/my_app.wasm` is called `my-app`.
-fn name_of(component: &Path) -> anyhow::Result<FunctionName> {
-    let stem = component.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    stem.replace('_', "-").to_lowercase().parse().context("name the function with --name")
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+fn name_of(component: &Source) -> anyhow::Result<FunctionName> {
+    component.stem().replace('_', "-").to_lowercase().parse().context("name the function with --name")
 }

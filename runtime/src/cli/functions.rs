@@ -2,7 +2,6 @@
 
 use super::{ago, table};
 use crate::client::Client;
-use crate::data::DataDir;
 use crate::function_host::{FunctionState, FunctionStatus};
 use crate::names::FunctionName;
 
@@ -13,8 +12,8 @@ pub struct ListArgs {
     json: bool,
 }
 
-pub fn list(data: &DataDir, args: ListArgs) -> anyhow::Result<()> {
-    let functions = Client::find(data)?.functions()?;
+pub fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()> {
+    let functions = client.functions()?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&functions)?);
         return Ok(());
@@ -59,8 +58,8 @@ pub struct RemoveArgs {
     name: FunctionName,
 }
 
-pub fn remove(data: &DataDir, args: &RemoveArgs) -> anyhow::Result<()> {
-    Client::find(data)?.remove(&args.name)?;
+pub fn remove(client: &Client, args: &RemoveArgs) -> anyhow::Result<()> {
+    client.remove(&args.name)?;
     println!("{} is removed", args.name);
     Ok(())
 }

@@ -6,7 +6,9 @@ mod command;
 mod deploy;
 mod engine;
 mod functions;
+mod keys;
 mod models;
+mod push;
 mod revisions;
 mod run;
 mod serve;
@@ -15,9 +17,11 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::builder::OsStringValueParser;
 use clap::{Parser, Subcommand};
 
+use crate::client::Client;
 use crate::data::DataDir;
 
 /// Run WebAssembly functions that share resident models.
@@ -36,12 +40,29 @@ struct Global {
     /// Where hob keeps functions and models [default: ~/.local/share/hob]
     #[arg(long, env = "HOB_DATA", value_name = "DIR", global = true, value_parser = OsStringValueParser::new())]
     data: Option<OsString>,
+    /// The control API of a server elsewhere, as in http://10.0.0.7:9000 [default: the server of this directory]
+    #[arg(long, env = "HOB_SERVER", value_name = "URL", global = true)]
+    server: Option<String>,
+    /// The key to it, from `hob keys create`; better in the variable, which other users of the machine do not see
+    #[arg(long, env = "HOB_KEY", value_name = "KEY", global = true, hide_env_values = true)]
+    key: Option<String>,
 }
 
 impl Global {
     /// The directory named, if one is: an empty variable names none.
     fn data(&self) -> Option<&Path> {
         self.data.as_deref().filter(|path| !path.is_empty()).map(Path::new)
+    }
+
+    /// A client of the server that is meant.
+    fn client(&self) -> anyhow::Result<Client> {
+        match self.server.as_deref().filter(|server| !server.is_empty()) {
+            Some(server) => {
+                let key = self.key.clone().context("give the key of that server in HOB_KEY, or with --key")?;
+                Ok(Client::at(server, key))
+            }
+            None => Ok(Client::find(&DataDir::open(self.data())?)?),
+        }
     }
 }
 
@@ -51,6 +72,8 @@ enum Command {
     Serve(serve::Args),
     /// Put a component into service, on the server that runs
     Deploy(deploy::Args),
+    /// Put a component into an OCI registry
+    Push(push::Args),
     /// List deployed functions
     List(functions::ListArgs),
     /// List a function's revisions
@@ -61,6 +84,9 @@ enum Command {
     Rollback(revisions::RollbackArgs),
     /// Remove a function
     Rm(functions::RemoveArgs),
+    /// Make and revoke keys to the control API
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// Let a model answer a prompt, or run a command component, here and now
     Run(run::Args),
     /// Measure how fast a model is on this machine
@@ -85,18 +111,21 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     let quiet = !matches!(cli.command, Command::Serve(_));
     log(if quiet { "error" } else { "info" });
-    let data = DataDir::open(cli.global.data())?;
+    let global = cli.global;
+    let data = || DataDir::open(global.data());
     match cli.command {
-        Command::Serve(args) => serve::run(data, args),
-        Command::Deploy(args) => deploy::run(&data, args),
-        Command::List(args) => functions::list(&data, args),
-        Command::Revisions(args) => revisions::list(&data, &args),
-        Command::Traffic(args) => revisions::traffic(&data, &args),
-        Command::Rollback(args) => revisions::rollback(&data, &args),
-        Command::Rm(args) => functions::remove(&data, &args),
-        Command::Run(args) => run::run(data, args),
-        Command::Bench(args) => bench::run(data, args),
-        Command::Models(command) => models::run(data, command),
+        Command::Serve(args) => serve::run(data()?, args),
+        Command::Deploy(args) => deploy::run(&global, args),
+        Command::Push(args) => push::run(&args),
+        Command::List(args) => functions::list(&global.client()?, &args),
+        Command::Revisions(args) => revisions::list(&global.client()?, &args),
+        Command::Traffic(args) => revisions::traffic(&global.client()?, &args),
+        Command::Rollback(args) => revisions::rollback(&global.client()?, &args),
+        Command::Rm(args) => functions::remove(&global.client()?, &args),
+        Command::Keys(command) => keys::run(&global.client()?, command),
+        Command::Run(args) => run::run(data()?, args),
+        Command::Bench(args) => bench::run(data()?, args),
+        Command::Models(command) => models::run(data()?, command),
     }
 }
 

@@ -4,7 +4,6 @@ use anyhow::Context as _;
 
 use super::{ago, table};
 use crate::client::Client;
-use crate::data::DataDir;
 use crate::function_host::{FunctionStatus, RevisionState, RevisionStatus};
 use crate::names::FunctionName;
 use crate::traffic::Traffic;
@@ -18,8 +17,8 @@ pub struct ListArgs {
     json: bool,
 }
 
-pub fn list(data: &DataDir, args: &ListArgs) -> anyhow::Result<()> {
-    let revisions = Client::find(data)?.revisions(&args.name)?;
+pub fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()> {
+    let revisions = client.revisions(&args.name)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&revisions)?);
         return Ok(());
@@ -57,8 +56,7 @@ pub struct TrafficArgs {
     to: Vec<String>,
 }
 
-pub fn traffic(data: &DataDir, args: &TrafficArgs) -> anyhow::Result<()> {
-    let client = Client::find(data)?;
+pub fn traffic(client: &Client, args: &TrafficArgs) -> anyhow::Result<()> {
     if args.to.is_empty() {
         let functions = client.functions()?;
         let function = functions.into_iter().find(|function| function.name == args.name);
@@ -79,8 +77,8 @@ pub struct RollbackArgs {
     name: FunctionName,
 }
 
-pub fn rollback(data: &DataDir, args: &RollbackArgs) -> anyhow::Result<()> {
-    show(&Client::find(data)?.rollback(&args.name)?)
+pub fn rollback(client: &Client, args: &RollbackArgs) -> anyhow::Result<()> {
+    show(&client.rollback(&args.name)?)
 }
 
 /// `chat: r7=10 r6=90 (before: r6=100)`

@@ -88,7 +88,12 @@ fn server_config(args: &Args) -> anyhow::Result<ServerConfig> {
 
 async fn open(data: DataDir, args: &Args) -> anyhow::Result<Arc<Host>> {
     let pool = PoolConfig { instances: args.instances, ..PoolConfig::default() };
-    let config = HostConfig { pool, engine: args.engine.config(), egress_roots: args.egress_ca.clone() };
+    let config = HostConfig {
+        pool,
+        engine: args.engine.config(),
+        egress_roots: args.egress_ca.clone(),
+        ..HostConfig::default()
+    };
     Ok(tokio::task::spawn_blocking(|| Host::open(data, config)).await??)
 }
 

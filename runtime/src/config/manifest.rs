@@ -2,7 +2,7 @@
 //!
 //! ```toml
 //! name = "chat"
-//! component = "chat.wasm"
+//! component = "chat.wasm"    # or "oci://...", or { url = "https://...", sha256 = "..." }
 //! routes = ["/chat", { host = "*.example.com", path = "/", methods = ["GET"] }]
 //! models = ["smollm2:135m"]
 //! egress = ["https://api.example.com"]
@@ -35,6 +35,7 @@ use toml::de::DeTable;
 use super::document::{Document, Mistakes, Value};
 use super::{Concurrency, Directory, FunctionConfig, Limits, Reuse, RouteConfig, Secrets};
 use crate::names::FunctionName;
+use crate::sources::Source;
 
 /// The file's usual name.
 pub const FILE: &str = "hob.toml";
@@ -64,7 +65,7 @@ pub struct Manifest {
     /// The function.
     pub name: FunctionName,
     /// Its component.
-    pub component: PathBuf,
+    pub component: Source,
     /// What it is given and held to.
     pub config: FunctionConfig,
     /// The values of its secrets.
@@ -150,11 +151,35 @@ impl<'i> Reader<'i> {
         }
     }
 
-    fn component(&mut self, table: &DeTable<'i>) -> Option<PathBuf> {
-        match table.get("component") {
-            Some(value) => Some(self.folder.join(self.document.string(value, "component")?)),
-            None => self.missing("component", "component = \"chat.wasm\""),
+    /// A path, `oci://...`, or a table of `url` and `sha256`.
+    fn component(&mut self, table: &DeTable<'i>) -> Option<Source> {
+        let Some(value) = table.get("component") else {
+            return self.missing("component", "component = \"chat.wasm\"");
+        };
+        if let Some(table) = value.get_ref().as_table() {
+            return self.component_url(value, table);
         }
+        let text = self.document.string(value, "component")?;
+        if text.starts_with("oci://") {
+            return self.document.parsed(value, "component").map(Source::Oci);
+        }
+        if text.contains("://") {
+            let way_out = format!("write component = {{ url = \"{text}\", sha256 = \"...\" }}");
+            self.document.mistake(&value.span(), format!("a URL needs the digest of what is there; {way_out}"));
+            return None;
+        }
+        Some(Source::File(self.folder.join(text)))
+    }
+
+    fn component_url(&mut self, value: &Value<'i>, table: &DeTable<'i>) -> Option<Source> {
+        self.document.known(table, "component", &["url", "sha256"]);
+        let (Some(url), Some(sha256)) = (table.get("url"), table.get("sha256")) else {
+            self.document.mistake(&value.span(), "a component from the web needs `url` and `sha256`");
+            return None;
+        };
+        let url = self.document.string(url, "component.url");
+        let sha256 = self.document.parsed(sha256, "component.sha256")?;
+        Some(Source::Url { url: url?, sha256 })
     }
 
     fn missing<T>(&mut self, key: &str, example: &str) -> Option<T> {
@@ -348,7 +373,7 @@ mod tests {
     #[test]
     fn the_smallest_one_has_all_defaults() {
         let manifest = parse("name = \"chat\"\ncomponent = \"out/chat.wasm\"\n").unwrap();
-        assert_eq!(manifest.component, Path::new("/project/out/chat.wasm"));
+        assert_eq!(manifest.component, Source::File("/project/out/chat.wasm".into()));
         let routes = vec![RouteConfig::path("/chat".parse().unwrap())];
         assert_eq!(manifest.config, FunctionConfig { routes, ..FunctionConfig::default() });
     }
@@ -431,6 +456,25 @@ A = "b"
         }
         assert_eq!(mistakes.list.len(), 15, "{shown}");
         assert!(!shown.contains("swordfish"), "a secret is not shown");
+    }
+
+    #[test]
+    fn components_from_elsewhere() {
+        let component =
+            |text: &str| parse(&format!("name = \"a\"\ncomponent = {text}\n")).map(|manifest| manifest.component);
+        let digest = crate::digest::Digest::of(b"");
+        let url = format!("{{ url = \"https://x/a.wasm\", sha256 = \"{}\" }}", digest.hex());
+        assert_eq!(component(&url).unwrap(), Source::Url { url: "https://x/a.wasm".into(), sha256: digest });
+        assert_eq!(component("\"oci://h/a:1\"").unwrap().to_string(), "oci://h/a:1");
+        for (bad, said) in [
+            ("\"https://x/a.wasm\"", "needs the digest of what is there; write component = { url ="),
+            ("{ url = \"https://x\" }", "needs `url` and `sha256`"),
+            ("{ url = \"https://x\", sha256 = \"12\" }", "is not a digest"),
+            ("\"oci://h\"", "names no repository"),
+        ] {
+            let error = component(bad).unwrap_err().to_string();
+            assert!(error.contains(said) && error.contains("line 2"), "{error}");
+        }
     }
 
     #[test]

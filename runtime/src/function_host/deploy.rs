@@ -56,6 +56,9 @@ pub enum DeployError {
         /// The function that has it.
         by: FunctionName,
     },
+    /// A route belongs to another tenant's function, whose name is nobody else's business.
+    #[error("route `{0}` is taken by another tenant; choose another route")]
+    RouteTakenElsewhere(RouteConfig),
     /// The function belongs to somebody else.
     #[error("function `{0}` belongs to another tenant; choose another name")]
     NotYours(FunctionName),
@@ -176,6 +179,7 @@ impl Host {
             self.data.write(&self.data.secrets(&name, id), &text)?;
         }
         self.records.deploy(&function.record, &revision, &let_go)?;
+        self.uploads.lock().unwrap_or_else(PoisonError::into_inner).remove(&component);
         let table = self.put(table.with(function), &name);
         self.sweep(&table, &dropped);
         let function = table.get(&name).expect("it was put there");
@@ -289,7 +293,7 @@ impl Host {
         for (revision, _) in wanted.shares() {
             let missing = || DeployError::NoRevision { function: name.clone(), revision };
             let revision = function.revisions.get(&revision).ok_or_else(missing)?;
-            check_routes(&table, name, &revision.record.config.routes)?;
+            check_routes(&table, tenant, name, &revision.record.config.routes)?;
         }
         self.records.put(&function.record)?;
         let table = self.put(table.with(function), name);
@@ -367,7 +371,7 @@ impl Host {
             None if !request.traffic => return Err(DeployError::FirstWithoutTraffic(name.clone())),
             _ => {}
         }
-        check_routes(table, name, &request.config.routes)
+        check_routes(table, tenant, name, &request.config.routes)
     }
 
     fn changing(&self) -> MutexGuard<'_, ()> {
@@ -385,8 +389,14 @@ fn own<'t>(
     function.ok_or_else(|| DeployError::NotFound(name.clone()))
 }
 
-fn check_routes(table: &Table, name: &FunctionName, routes: &[RouteConfig]) -> Result<(), DeployError> {
+fn check_routes(
+    table: &Table,
+    tenant: &Tenant,
+    name: &FunctionName,
+    routes: &[RouteConfig],
+) -> Result<(), DeployError> {
     match table.taken(name, routes) {
+        Some((route, by)) if own(table, tenant, &by).is_err() => Err(DeployError::RouteTakenElsewhere(route.clone())),
         Some((route, by)) => Err(DeployError::RouteTaken { route: route.clone(), by }),
         None => Ok(()),
     }

@@ -113,11 +113,13 @@ impl Function {
 
 impl Revision {
     /// A revision of a function.
-    pub fn new(function: &FunctionRecord, record: RevisionRecord) -> Self {
+    pub fn new(function: &FunctionRecord, mut record: RevisionRecord) -> Self {
+        // There may be very many, and reading leaves room for more.
+        record.config.routes.shrink_to_fit();
         Self {
             function: function.name.clone(),
             record,
-            account: account(&function.name),
+            account: account(function),
             callable: ArcSwapOption::empty(),
             broken: OnceLock::new(),
             used: AtomicU64::new(0),
@@ -247,10 +249,13 @@ pub enum RevisionState {
     Broken,
 }
 
-/// Whom a function's tokens are counted for: each function stands for itself.
-fn account(name: &FunctionName) -> u64 {
+/// Whom a function's tokens are counted for: its tenant; under the default tenant each function stands for itself.
+fn account(function: &FunctionRecord) -> u64 {
     use std::hash::{Hash as _, Hasher as _};
     let mut hasher = std::collections::hash_map::DefaultHasher::new();
-    name.as_str().hash(&mut hasher);
+    match function.tenant == Tenant::default() {
+        true => function.name.as_str().hash(&mut hasher),
+        false => ("tenant", function.tenant.as_str()).hash(&mut hasher),
+    }
     hasher.finish()
 }

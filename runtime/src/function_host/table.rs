@@ -128,6 +128,8 @@ impl Table {
 
 impl Entry {
     fn new(function: Arc<Function>, shares: Vec<(Arc<Revision>, u8)>) -> Self {
+        let mut shares = shares;
+        shares.shrink_to_fit();
         let sticky = shares.first().and_then(|(newest, _)| newest.record.config.sticky.as_deref()?.parse().ok());
         Self { function, shares, sticky, requests: AtomicU64::new(0) }
     }

@@ -55,19 +55,24 @@ impl Egress {
         let Target { scheme, host, port } = target;
         is_public(address)
             || self.rules.iter().any(|rule| rule.names_address(*scheme, address, *port))
-            || address.is_loopback() && host == "localhost" && self.rules.iter().any(|rule| names_localhost(rule, target))
+            || address.is_loopback()
+                && host == "localhost"
+                && self.rules.iter().any(|rule| names_localhost(rule, target))
     }
 
     /// Where to connect to: what the name resolves to, as far as that is allowed.
     async fn resolve(&self, target: &Target) -> Result<Vec<SocketAddr>, Error> {
         let addresses: Vec<SocketAddr> = match target.host.parse::<IpAddr>() {
             Ok(address) => vec![(address, target.port).into()],
-            Err(_) => tokio::net::lookup_host((target.host.as_str(), target.port)).await.map_err(no_such_name)?.collect(),
+            Err(_) => {
+                tokio::net::lookup_host((target.host.as_str(), target.port)).await.map_err(no_such_name)?.collect()
+            }
         };
         if addresses.is_empty() {
             return Err(Error::DestinationNotFound);
         }
-        let allowed: Vec<_> = addresses.into_iter().filter(|address| self.allows_address(target, address.ip())).collect();
+        let allowed: Vec<_> =
+            addresses.into_iter().filter(|address| self.allows_address(target, address.ip())).collect();
         if allowed.is_empty() { Err(Error::DestinationIpProhibited) } else { Ok(allowed) }
     }
 }
@@ -216,7 +221,9 @@ mod tests {
         // Other ways to write 127.0.0.1, which resolvers take.
         assert!(prohibited(&["http://*:*"], "http://2130706433/") && prohibited(&["http://*:*"], "http://0x7f.1/"));
         assert!(prohibited(&["http://*:*"], "http://[::ffff:127.0.0.1]/"));
-        assert!(resolve(&["http://localhost:8080"], "http://localhost:8080/").unwrap().iter().all(|a| a.ip().is_loopback()));
+        assert!(
+            resolve(&["http://localhost:8080"], "http://localhost:8080/").unwrap().iter().all(|a| a.ip().is_loopback())
+        );
         assert!(prohibited(&["http://localhost:8080"], "http://localhost:8081/"));
         assert!(resolve(&["http://10.0.0.0/8"], "http://10.1.2.3/").is_ok());
         assert!(prohibited(&["http://10.0.0.0/8", "http://*"], "http://192.168.0.1/"));

@@ -298,7 +298,11 @@ impl atomics::Host for State {
 }
 
 impl batch::Host for State {
-    async fn get_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Answer<Vec<Option<(String, Vec<u8>)>>> {
+    async fn get_many(
+        &mut self,
+        bucket: Resource<Bucket>,
+        keys: Vec<String>,
+    ) -> Answer<Vec<Option<(String, Vec<u8>)>>> {
         let values = self.look_up(&bucket, keys.clone()).await?;
         let pair = |(key, value): (String, Option<Vec<u8>>)| value.map(|value| (key, value));
         Ok(values.map(|values| keys.into_iter().zip(values).map(pair).collect()))

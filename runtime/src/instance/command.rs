@@ -30,9 +30,8 @@ impl Command {
     /// `NotACommand`, `NotOffered`, `NotGranted`.
     pub fn new(wasm: &WasmEngine, component: Component, grants: Grants) -> Result<Self, ComponentError> {
         let engine = component.engine().clone();
-        let exports = |prefix: &str| {
-            component.component_type().exports(&engine).any(|(name, _)| name.starts_with(prefix))
-        };
+        let exports =
+            |prefix: &str| component.component_type().exports(&engine).any(|(name, _)| name.starts_with(prefix));
         let is_three = exports("wasi:cli/run@0.3.");
         if !is_three && !exports("wasi:cli/run@0.2.") {
             return Err(ComponentError::NotACommand);

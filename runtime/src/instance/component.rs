@@ -176,7 +176,10 @@ pub fn check_imports(component: &Component, grants: Grants) -> Result<(), Compon
             }
         } else if WITH_EGRESS.contains(&interface) {
             if !grants.egress {
-                return Err(missing("no egress to the network", "say where it may send requests, as in `egress = [\"https://api.example.com\"]`"));
+                return Err(missing(
+                    "no egress to the network",
+                    "say where it may send requests, as in `egress = [\"https://api.example.com\"]`",
+                ));
             }
         } else if !ALWAYS.contains(&package) {
             return Err(ComponentError::NotOffered(name.to_owned()));

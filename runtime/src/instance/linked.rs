@@ -19,9 +19,11 @@ pub struct Linked {
     pub(super) pre: ProxyPre<State>,
 }
 
-/// The host's side of all imports, made once for each engine and kind of grants.
+/// The host's side of all imports, made once for each engine (with tasks or without) and kind of grants.
 #[derive(Default)]
-pub(super) struct Linkers(Mutex<HashMap<(bool, Grants), Arc<Linker<State>>>>);
+pub(super) struct Linkers(Mutex<HashMap<Kind, Arc<Linker<State>>>>);
+
+type Kind = (bool, Grants);
 
 impl Linkers {
     fn of(&self, engine: &Engine, concurrent: bool, grants: Grants) -> wasmtime::Result<Arc<Linker<State>>> {
@@ -49,10 +51,8 @@ impl Linked {
         let engine = component.engine();
         let concurrent = !Engine::same(engine, wasm.wasmtime());
         let pre = wasm.linkers.of(engine, concurrent, grants)?.instantiate_pre(component)?;
-        let handles_three = component
-            .component_type()
-            .exports(engine)
-            .any(|(name, _)| name.starts_with("wasi:http/handler@0.3."));
+        let handles_three =
+            component.component_type().exports(engine).any(|(name, _)| name.starts_with("wasi:http/handler@0.3."));
         let pre = match handles_three {
             true => ProxyPre::P3(p3::bindings::ServicePre::new(pre)?),
             false => ProxyPre::P2(p2::bindings::ProxyPre::new(pre)?),

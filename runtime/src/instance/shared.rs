@@ -66,7 +66,8 @@ impl Callable {
     /// Puts a request into an instance that has room, or a new one.
     pub(crate) fn place(self: &Arc<Self>, call: Call, permit: OwnedSemaphorePermit) -> Arc<Worker> {
         let mut workers = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
-        workers.retain(|worker| !worker.calls.is_closed() && worker.served.load(Ordering::Relaxed) < self.reuse.requests);
+        workers
+            .retain(|worker| !worker.calls.is_closed() && worker.served.load(Ordering::Relaxed) < self.reuse.requests);
         let room = |worker: &&Arc<Worker>| worker.running.load(Ordering::Relaxed) < self.reuse.concurrent;
         let worker = match workers.iter().find(room) {
             Some(worker) => worker.clone(),
@@ -163,7 +164,13 @@ impl Taker<'_> {
         let invocation = placed.call.invocation.clone();
         store.with(|mut store| store.get().renew(invocation, self.meter.clone()));
         let wall = self.callable.limits().wall();
-        store.spawn(Task { service: self.service.clone(), placed, wall, meter: self.meter.clone(), resting: self.callable.resting.clone() })?;
+        store.spawn(Task {
+            service: self.service.clone(),
+            placed,
+            wall,
+            meter: self.meter.clone(),
+            resting: self.callable.resting.clone(),
+        })?;
         Ok(())
     }
 

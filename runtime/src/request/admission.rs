@@ -41,7 +41,8 @@ impl Gate {
     }
 
     async fn wait(&self) -> Result<OwnedSemaphorePermit, RequestError> {
-        let _place = Place::take(&self.waiting, self.limits.queued).ok_or_else(|| self.refusal("all places in its queue are taken"))?;
+        let _place = Place::take(&self.waiting, self.limits.queued)
+            .ok_or_else(|| self.refusal("all places in its queue are taken"))?;
         let wait = Duration::from_millis(self.limits.queue_wait_ms.into());
         match tokio::time::timeout(wait, self.free.clone().acquire_owned()).await {
             Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
@@ -88,7 +89,10 @@ mod tests {
                 tokio::pin!(waits);
                 assert!(futures_now(&mut waits).await.is_none(), "the second waits");
                 assert_eq!(gate.load(), (1, 1));
-                assert!(matches!(gate.admit().await, Err(RequestError::TooMany { .. })), "the third is refused at once");
+                assert!(
+                    matches!(gate.admit().await, Err(RequestError::TooMany { .. })),
+                    "the third is refused at once"
+                );
                 drop(first);
                 let _second = waits.await.unwrap();
                 let started = std::time::Instant::now();

@@ -29,10 +29,14 @@ pub enum RequestError {
     #[error("the request cannot be passed on: {0}")]
     BadRequest(String),
     /// Its body is larger than the function takes.
-    #[error("the request's body has more than the {0} bytes that the function takes; send less, or raise `limits.request_bytes`")]
+    #[error(
+        "the request's body has more than the {0} bytes that the function takes; send less, or raise `limits.request_bytes`"
+    )]
     TooLarge(u64),
     /// Its headers are larger than the function takes.
-    #[error("the request's headers have {bytes} bytes; the function takes {most}; send less, or raise `limits.header_bytes`")]
+    #[error(
+        "the request's headers have {bytes} bytes; the function takes {most}; send less, or raise `limits.header_bytes`"
+    )]
     HeadersTooLarge {
         /// What they have.
         bytes: usize,
@@ -112,11 +116,11 @@ impl RequestError {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(id) = id.and_then(|id| HeaderValue::from_str(id).ok()) {
-            headers.insert("x-hob-invocation", id);
-        }
         if let Self::OtherMethods(methods) = self {
             headers.insert(header::ALLOW, HeaderValue::from_str(methods).expect("methods are tokens"));
+        }
+        if let Some(id) = id.and_then(|id| HeaderValue::from_str(id).ok()) {
+            headers.insert("x-hob-invocation", id);
         }
         if matches!(self, Self::Busy(_) | Self::TooMany { .. }) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));

@@ -11,7 +11,7 @@ pub use admission::Gate;
 pub use body::Body;
 pub use errors::RequestError;
 pub use invocation::{Invocation, Marks, Recent, Summary};
-pub(crate) use run::{explain, spent_error};
 pub use run::{Secure, run};
+pub(crate) use run::{explain, spent_error};
 
 pub use crate::instance::Callable;

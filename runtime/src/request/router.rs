@@ -51,7 +51,10 @@ impl<T> Router<T> {
                 Some(parent) => self.wildcards.entry(parent.to_owned()).or_default(),
             },
         };
-        paths.0.entry(route.path.to_string()).or_default().push((route.methods.clone(), to));
+        let here = paths.0.entry(route.path.to_string()).or_default();
+        // Nearly always the only one, and there may be very many.
+        here.reserve_exact(1);
+        here.push((route.methods.clone(), to));
     }
 
     /// Whether some route names a host.

@@ -117,9 +117,7 @@ async fn in_shared(
     let worker = callable.place(call, permit);
     match head.await {
         Ok(head) => head,
-        Err(_) if invocation.started.elapsed() >= callable.limits().wall() => {
-            Err(spent_error(Spent::Wall, callable))
-        }
+        Err(_) if invocation.started.elapsed() >= callable.limits().wall() => Err(spent_error(Spent::Wall, callable)),
         Err(_) => {
             let fate = worker.fate();
             tracing::warn!(function = %invocation.function, id = %invocation.id, %fate, "its shared instance ended");

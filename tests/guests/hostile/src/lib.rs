@@ -212,11 +212,12 @@ fn sockets() -> String {
     use sockets::network::{IpAddressFamily, IpSocketAddress, Ipv4SocketAddress};
     let network = sockets::instance_network::instance_network();
     let address = IpSocketAddress::Ipv4(Ipv4SocketAddress { port: 80, address: (127, 0, 0, 1) });
-    let tcp = sockets::tcp_create_socket::create_tcp_socket(IpAddressFamily::Ipv4)
-        .and_then(|socket| socket.start_connect(&network, address).and_then(|()| {
+    let tcp = sockets::tcp_create_socket::create_tcp_socket(IpAddressFamily::Ipv4).and_then(|socket| {
+        socket.start_connect(&network, address).and_then(|()| {
             socket.subscribe().block();
             socket.finish_connect().map(drop)
-        }));
+        })
+    });
     let udp = sockets::udp_create_socket::create_udp_socket(IpAddressFamily::Ipv4)
         .and_then(|socket| socket.start_bind(&network, address).and_then(|()| socket.finish_bind()));
     let name = sockets::ip_name_lookup::resolve_addresses(&network, "localhost").and_then(|found| {
