@@ -122,6 +122,9 @@ impl RequestError {
         if let Some(id) = id.and_then(|id| HeaderValue::from_str(id).ok()) {
             headers.insert("x-hob-invocation", id);
         }
+        if let Self::OtherMethods(methods) = self {
+            headers.insert(header::ALLOW, HeaderValue::from_str(methods).expect("methods are tokens"));
+        }
         if matches!(self, Self::Busy(_) | Self::TooMany { .. }) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
