@@ -24,6 +24,9 @@ pub enum ClientError {
     /// Nothing serves this data directory.
     #[error("no hob serves from {0}; start one with `hob serve`, or name its directory with --data or HOB_DATA")]
     NoServer(String),
+    /// Nothing answers at an address.
+    #[error("no hob answers at {0}; is it the address that its `hob serve --control` has?")]
+    NoServerAt(String),
     /// The server refused, and said why.
     #[error("{0}")]
     Refused(String),
@@ -37,7 +40,9 @@ pub struct Client {
     agent: Agent,
     base: String,
     key: String,
-    root: String,
+    /// What to say when nobody answers.
+    missing: fn(String) -> ClientError,
+    place: String,
 }
 
 impl Client {
@@ -51,15 +56,15 @@ impl Client {
             std::fs::read(data.control()).ok().and_then(|text| serde_json::from_slice(&text).ok());
         let Some(file) = file else { return Err(ClientError::NoServer(root)) };
         let base = format!("http://{}", file.address);
-        Ok(Self::connect(&base, file.key, root))
+        Ok(Self::connect(&base, file.key, ClientError::NoServer, root))
     }
 
     /// A client of the server at `base`, as in `http://10.0.0.7:9000`, that shows `key`.
     pub fn at(base: &str, key: String) -> Self {
-        Self::connect(base.trim_end_matches('/'), key, base.to_owned())
+        Self::connect(base.trim_end_matches('/'), key, ClientError::NoServerAt, base.to_owned())
     }
 
-    fn connect(base: &str, key: String, root: String) -> Self {
+    fn connect(base: &str, key: String, missing: fn(String) -> ClientError, place: String) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(TIMEOUT))
@@ -67,7 +72,7 @@ impl Client {
             .proxy(None)
             .build()
             .into();
-        Self { agent, base: format!("{base}/v1"), key, root }
+        Self { agent, base: format!("{base}/v1"), key, missing, place }
     }
 
     /// What the server is.
@@ -212,7 +217,7 @@ impl Client {
             Ok(answer) => answer,
             // The file is there but nobody listens: the server was killed.
             Err(ureq::Error::Io(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                return Err(ClientError::NoServer(self.root.clone()));
+                return Err((self.missing)(self.place.clone()));
             }
             Err(error) => return Err(ClientError::Connection(Box::new(error))),
         };

@@ -49,7 +49,7 @@ fn all_mistakes_are_told_together() {
     let error = hob.refused(&["deploy", path.to_str().unwrap(), "--name", "other"]);
     assert!(error.contains("--name is for deploying a component as it is"), "{error}");
     let error = hob.refused(&["deploy", "/no/such/folder/hob.toml"]);
-    assert!(error.contains("cannot read /no/such/folder/hob.toml"), "{error}");
+    assert!(error.contains("there is no /no/such/folder/hob.toml; write one"), "{error}");
     let empty = tempfile::tempdir().unwrap();
     let error = hob.refused(&["deploy", empty.path().to_str().unwrap()]);
     assert!(error.contains("hob.toml"), "{error}");

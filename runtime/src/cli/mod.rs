@@ -36,6 +36,7 @@ struct Cli {
 
 /// What every subcommand takes.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Everywhere")]
 struct Global {
     /// Where hob keeps functions and models [default: ~/.local/share/hob]
     #[arg(long, env = "HOB_DATA", value_name = "DIR", global = true, value_parser = OsStringValueParser::new())]

@@ -75,13 +75,16 @@ pub struct Manifest {
 /// Why a manifest cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
+    /// There is none.
+    #[error("there is no {path}; write one, or name a component, as in `hob deploy FILE.wasm`", path = .0.display())]
+    Missing(PathBuf),
     /// It cannot be read at all.
-    #[error("cannot read {path}: {source}", path = path.display())]
+    #[error("cannot read {path}: {why}", path = path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// Something in it is wrong.
     #[error(transparent)]
@@ -94,8 +97,11 @@ impl Manifest {
     /// # Errors
     /// All mistakes together, each with its line.
     pub fn read(path: &Path) -> Result<Self, ManifestError> {
-        let unreadable = |source| ManifestError::Unreadable { path: path.to_owned(), source };
-        let text = read_bounded(path).map_err(unreadable)?;
+        let unreadable = |why| ManifestError::Unreadable { path: path.to_owned(), why };
+        let text = read_bounded(path).map_err(|why| match why.kind() {
+            std::io::ErrorKind::NotFound => ManifestError::Missing(path.to_owned()),
+            _ => unreadable(why),
+        })?;
         let folder = std::path::absolute(path).map_err(unreadable)?;
         let folder = folder.parent().unwrap_or(Path::new("/"));
         Ok(Self::parse(&text, &path.display().to_string(), folder, |name| std::env::var(name).ok())?)
@@ -474,6 +480,35 @@ A = "b"
         ] {
             let error = component(bad).unwrap_err().to_string();
             assert!(error.contains(said) && error.contains("line 2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn damaged_text_is_read_or_refused_with_lines() {
+        let good = "name = \"a\"\ncomponent = \"a\"\nroutes = [\"/a\", { host = \"*.b\", methods = [\"GET\"] }]\nmodels = [\"m:1\"]\n\
+                    egress = [\"http://[::1]/8:80\"]\nsecrets.K = { env = \"KEY\" }\n[limits]\nwall_ms = 1_000\n[[directories]]\nhost = \"/\"\n";
+        const MARKS: &[u8] = b"\"'[]{}=.,#\n\\-_0aZ ";
+        let mut random = 1_u64;
+        let mut next = |below: usize| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) as usize % below
+        };
+        for _ in 0..20_000 {
+            let mut text = good.as_bytes().to_vec();
+            for _ in 0..=next(4) {
+                let at = next(text.len());
+                match next(4) {
+                    0 => drop(text.remove(at)),
+                    1 => text[at] = MARKS[next(MARKS.len())],
+                    2 => text.truncate(at.max(1)),
+                    _ => text.insert(at, good.as_bytes()[next(good.len())]),
+                }
+            }
+            let text = String::from_utf8(text).unwrap();
+            if let Err(mistakes) = parse(&text) {
+                let lines = text.split('\n').count();
+                assert!(mistakes.list.iter().all(|mistake| (1..=lines).contains(&mistake.line)), "{text}\n{mistakes}");
+            }
         }
     }
 

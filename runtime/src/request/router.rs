@@ -92,7 +92,7 @@ impl<T> Paths<T> {
         loop {
             let here = if prefix.is_empty() { "/" } else { prefix };
             for (methods, to) in self.0.get(here).into_iter().flatten() {
-                if methods.is_empty() || methods.iter().any(|own| own == method) {
+                if methods.is_empty() || methods.iter().any(|own| takes(own, method)) {
                     return Some(to);
                 }
                 others.extend(methods.iter().map(String::as_str));
@@ -103,6 +103,11 @@ impl<T> Paths<T> {
             prefix = &prefix[..prefix.rfind('/')?];
         }
     }
+}
+
+/// What is there to be got is there to be asked about.
+fn takes(own: &str, method: &str) -> bool {
+    own == method || own == "GET" && method == "HEAD"
 }
 
 #[cfg(test)]
@@ -166,6 +171,7 @@ mod tests {
     fn methods_choose_between_routes() {
         let router = router(&["GET /a", "POST,PUT /a", "GET /a/b"]);
         assert_eq!(router.find(None, "/a", "GET"), Found::To(&"GET /a"));
+        assert_eq!(router.find(None, "/a", "HEAD"), Found::To(&"GET /a"));
         assert_eq!(router.find(None, "/a", "PUT"), Found::To(&"POST,PUT /a"));
         assert_eq!(router.find(None, "/a/b", "PUT"), Found::To(&"POST,PUT /a"), "a shorter prefix that takes it");
         assert_eq!(router.find(None, "/a/b", "DELETE"), Found::OtherMethods(vec!["GET", "POST", "PUT"]));

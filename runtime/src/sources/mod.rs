@@ -38,20 +38,20 @@ pub enum Source {
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// A file.
-    #[error("cannot read {path}: {source}", path = path.display())]
+    #[error("cannot read {path}: {why}", path = path.display())]
     File {
         /// Which one.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// The network.
-    #[error("{url} does not answer: {source}")]
+    #[error("{url} does not answer: {why}")]
     Unreachable {
         /// What was asked.
         url: String,
         /// What went wrong.
-        source: Box<ureq::Error>,
+        why: Box<ureq::Error>,
     },
     /// The server refused.
     #[error("{url} answers {status}{detail}")]
@@ -136,7 +136,7 @@ impl Source {
     pub fn fetch(&self) -> Result<Fetched, SourceError> {
         match self {
             Self::File(path) => {
-                let bytes = std::fs::read(path).map_err(|source| SourceError::File { path: path.clone(), source })?;
+                let bytes = std::fs::read(path).map_err(|why| SourceError::File { path: path.clone(), why })?;
                 Ok(Fetched { bytes, from: file_name(path) })
             }
             Self::Url { url, sha256 } => Ok(Fetched { bytes: fetch_url(url, *sha256)?, from: url.clone() }),
@@ -174,8 +174,7 @@ fn file_name(path: &Path) -> String {
 
 fn fetch_url(url: &str, expected: Digest) -> Result<Vec<u8>, SourceError> {
     let answer = agent(is_local(url)).get(url).call();
-    let mut answer =
-        answer.map_err(|source| SourceError::Unreachable { url: url.to_owned(), source: source.into() })?;
+    let mut answer = answer.map_err(|why| SourceError::Unreachable { url: url.to_owned(), why: why.into() })?;
     if !answer.status().is_success() {
         return Err(refused(url, &mut answer));
     }
@@ -202,7 +201,10 @@ fn agent(local: bool) -> Agent {
 fn is_local(url: &str) -> bool {
     let host = url.split_once("://").map_or(url, |(_, rest)| rest);
     let host = host.split('/').next().unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|c| c.is_ascii_digit()) => name,
+        _ => host,
+    };
     matches!(name, "localhost" | "127.0.0.1" | "[::1]")
 }
 
@@ -218,7 +220,7 @@ fn read(url: &str, answer: &mut ureq::http::Response<ureq::Body>) -> Result<Vec<
     }
     match (result, announced) {
         (_, Some(expected)) if got < expected => Err(SourceError::WrongSize { url: url.to_owned(), expected, got }),
-        (Err(error), _) => Err(SourceError::Unreachable { url: url.to_owned(), source: Box::new(error.into()) }),
+        (Err(error), _) => Err(SourceError::Unreachable { url: url.to_owned(), why: Box::new(error.into()) }),
         (Ok(_), _) => Ok(bytes),
     }
 }

@@ -223,7 +223,7 @@ impl<'a> Session<'a> {
         url: &str,
         call: impl Fn(&Agent, Option<&str>) -> Result<Answer, ureq::Error>,
     ) -> Result<Answer, SourceError> {
-        let unreachable = |source: ureq::Error| SourceError::Unreachable { url: url.to_owned(), source: source.into() };
+        let unreachable = |why: ureq::Error| SourceError::Unreachable { url: url.to_owned(), why: why.into() };
         // Uploads may go elsewhere, where our authorization is nobody's business.
         let ours = url.starts_with(self.origin()) && url[self.origin().len()..].starts_with('/');
         let mut answer = call(&self.agent, self.authorization.as_deref().filter(|_| ours)).map_err(unreachable)?;
