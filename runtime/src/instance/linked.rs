@@ -19,9 +19,11 @@ pub struct Linked {
     pub(super) pre: ProxyPre<State>,
 }
 
-/// The host's side of all imports, made once for each engine and kind of grants.
+/// The host's side of all imports, made once for each engine (with tasks or without) and kind of grants.
 #[derive(Default)]
-pub(super) struct Linkers(Mutex<HashMap<(bool, Grants), Arc<Linker<State>>>>);
+pub(super) struct Linkers(Mutex<HashMap<Kind, Arc<Linker<State>>>>);
+
+type Kind = (bool, Grants);
 
 impl Linkers {
     fn of(&self, engine: &Engine, concurrent: bool, grants: Grants) -> wasmtime::Result<Arc<Linker<State>>> {

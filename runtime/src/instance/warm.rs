@@ -28,6 +28,9 @@ struct Idle {
 impl Callable {
     /// An instance that was kept.
     pub(super) fn take_warm(&self) -> Option<Instance> {
+        if self.reuse.requests == 1 {
+            return None;
+        }
         let mut kept = self.warm.0.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = kept.idle.pop()?;
         drop(kept);
