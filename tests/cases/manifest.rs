@@ -101,6 +101,14 @@ fn holds(file: &Path, text: &[u8]) -> bool {
 }
 
 #[test]
+fn the_examples_manifests_read() {
+    let manifests = std::fs::read_dir(hob_tests::root().join("examples")).unwrap();
+    let manifests = manifests.map(|example| example.unwrap().path().join("hob.toml")).filter(|path| path.exists());
+    let read: Vec<_> = manifests.map(|path| hob::config::manifest::Manifest::read(&path).unwrap()).collect();
+    assert!(read.iter().any(|manifest| manifest.name.as_str() == "chat" && manifest.config.limits.wall_ms == 120_000));
+}
+
+#[test]
 fn the_guest_sees_what_the_manifest_gives() {
     let hob = Hob::start();
     let folder = tempfile::tempdir().unwrap();
