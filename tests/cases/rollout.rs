@@ -67,6 +67,58 @@ fn traffic_is_shared_out_and_goes_back() {
 }
 
 #[test]
+fn a_user_stays_with_a_revision_if_the_function_asks() {
+    let mut hob = Hob::start();
+    let manifest = hob.home.path().join("hob.toml");
+    let hello = component("hello");
+    let text = format!("name = \"f\"\ncomponent = {:?}\nsticky = \"x-user\"\n", hello.to_str().unwrap());
+    std::fs::write(&manifest, text).unwrap();
+    for _ in 0..2 {
+        hob.ok(&["deploy", manifest.to_str().unwrap()]);
+    }
+    let shares = |hob: &Hob| -> Vec<String> {
+        let user = |n: u32| ask(hob, "/f", &[("x-user", &format!("user-{n}"))]);
+        (0..40).map(user).map(|(status, revision)| if status == 200 { revision } else { status.to_string() }).collect()
+    };
+    hob.ok(&["traffic", "f", "--to", "r2=50", "r1=50"]);
+    let half = shares(&hob);
+    assert!(half.contains(&"r1".into()) && half.contains(&"r2".into()), "{half:?}");
+    assert!(hob.terminate());
+    hob.restart();
+    assert_eq!(shares(&hob), half, "the same after a restart");
+    hob.ok(&["traffic", "f", "--to", "r2=80", "r1=20"]);
+    let more = shares(&hob);
+    assert!(
+        half.iter().zip(&more).all(|(half, more)| half == "r1" || more == "r2"),
+        "nobody goes back: {half:?} {more:?}"
+    );
+    assert_ne!(half, more);
+}
+
+#[test]
+fn functions_over_one_component_share_it() {
+    let home = tempfile::tempdir().unwrap();
+    let host = hob::Host::open(hob::DataDir::open(Some(home.path())).unwrap(), hob::HostConfig::default()).unwrap();
+    let hello = std::fs::read(component("hello")).unwrap();
+    let digest = Digest::of(&hello);
+    host.upload(digest, &hello).unwrap();
+    let names: Vec<FunctionName> = (0..5).map(|n| format!("f{n}").parse().unwrap()).collect();
+    for name in &names {
+        host.deploy(&hob::names::Tenant::default(), name.clone(), request(name, digest)).unwrap();
+    }
+    assert_eq!(host.components().mapped(), 0, "nothing is mapped before it is called");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        for name in &names {
+            let request = http::Request::get(format!("http://x/{name}"));
+            let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
+            assert_eq!(host.handle(request).await.status(), 200);
+        }
+    });
+    assert_eq!(host.components().mapped(), 1);
+}
+
+#[test]
 fn each_revision_is_reached_by_its_own_name_and_all_survive_a_restart() {
     let mut hob = Hob::start();
     let file = component("hello");
