@@ -37,13 +37,16 @@ pub struct Components {
     data: DataDir,
     compiling: OneEach<Digest>,
     cores: Permits,
-    slots: Mutex<HashMap<(Digest, Grants), Arc<Mutex<Slot>>>>,
+    slots: Mutex<Slots>,
     most: usize,
     /// Counts mappings. What was used since the last one was used now.
     clock: AtomicU64,
     /// When what was idle was let go of last.
     swept: AtomicU64,
 }
+
+/// The components that are mapped or were, each with what it was granted.
+type Slots = HashMap<(Digest, Grants), Arc<Mutex<Slot>>>;
 
 /// One component with one set of grants. It stays mapped while a revision, or a request, holds it.
 #[derive(Default)]

@@ -257,7 +257,7 @@ impl Host {
             Ok(response) => response,
             Err(error) => error.response(Some(&invocation.id)),
         };
-        let id = HeaderValue::from_str(&revision.record.id.to_string()).expect("it is a letter and digits");
+        let id = HeaderValue::try_from(revision.record.id.to_string()).expect("it is a letter and digits");
         response.headers_mut().insert(table::REVISION_HEADER, id);
         response
     }

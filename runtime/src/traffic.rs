@@ -109,18 +109,17 @@ pub fn pick<T>(weighted: &[(T, u8)], point: u64) -> Option<&T> {
     let sum: u64 = weighted.iter().map(|(_, weight)| u64::from(*weight)).sum();
     let point = point % POINTS * sum;
     let mut end = 0;
-    let here = |weight: &u8| {
+    let mut here = |weight: &u8| {
         end += u64::from(*weight) * POINTS;
         point < end
     };
-    let mut here = here;
     weighted.iter().find(|(_, weight)| here(weight)).map(|(thing, _)| thing)
 }
 
 /// A point for the `n`th request: any stretch of them is shared out about as exactly as it can be.
 pub fn spread(n: u64) -> u64 {
     // Steps of the golden section never lump together.
-    (u128::from(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)) * u128::from(POINTS) >> 64) as u64
+    scale(n.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 /// A point for a header's value: the same after a restart, and another for another function.
@@ -129,8 +128,12 @@ pub fn sticky(function: &str, value: &[u8]) -> u64 {
     let hash =
         bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
     // The last bytes reach the upper bits late: mix once more.
-    let hash = (hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (u128::from(hash) * u128::from(POINTS) >> 64) as u64
+    scale((hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+/// All numbers, evenly on all points.
+fn scale(number: u64) -> u64 {
+    ((u128::from(number) * u128::from(POINTS)) >> 64) as u64
 }
 
 #[cfg(test)]

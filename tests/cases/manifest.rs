@@ -99,3 +99,56 @@ fn secrets_are_kept_apart_and_never_shown() {
 fn holds(file: &Path, text: &[u8]) -> bool {
     std::fs::read(file).unwrap().windows(text.len()).any(|window| window == text)
 }
+
+#[test]
+fn the_examples_manifests_read() {
+    let manifests = std::fs::read_dir(hob_tests::root().join("examples")).unwrap();
+    let manifests = manifests.map(|example| example.unwrap().path().join("hob.toml")).filter(|path| path.exists());
+    let read: Vec<_> = manifests.map(|path| hob::config::manifest::Manifest::read(&path).unwrap()).collect();
+    assert!(read.iter().any(|manifest| manifest.name.as_str() == "chat" && manifest.config.limits.wall_ms == 120_000));
+}
+
+#[test]
+fn the_guest_sees_what_the_manifest_gives() {
+    let hob = Hob::start();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    std::fs::write(folder.path().join("data/in.txt"), "from the host").unwrap();
+    std::fs::write(folder.path().join("token"), "hunter2\n").unwrap();
+    let text = format!(
+        r#"
+        name = "greet"
+        component = {:?}
+        environment.LANG = "C"
+        config.greeting = "hello"
+        secrets.TOKEN = {{ file = "token" }}
+        [[directories]]
+        host = "data"
+        guest = "/data"
+        "#,
+        component("guest-interfaces").to_str().unwrap()
+    );
+    std::fs::write(folder.path().join("hob.toml"), text).unwrap();
+    let deploy = || hob.ok(&["deploy", folder.path().to_str().unwrap()]);
+    deploy();
+    let ask = |query: &str| -> serde_json::Value {
+        let (status, body) = get(&hob.url(&format!("/greet?{query}")));
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    };
+    assert_eq!(ask("do=config&key=TOKEN")["one"], "hunter2");
+    let greeting = ask("do=config&key=greeting");
+    assert_eq!((&greeting["one"], &greeting["env"]["LANG"]), (&"hello".into(), &"C".into()));
+    assert!(greeting["env"].get("TOKEN").is_none(), "a secret is no variable");
+    let files = ask("do=files");
+    assert_eq!(files["read"]["Ok"], "from the host");
+    assert!(files["wrote"]["Ok"].is_null(), "it may only read: {files}");
+
+    // What a function keeps lives through its revisions, and goes with it.
+    ask("do=set&bucket=&key=k&value=v");
+    deploy();
+    assert_eq!(ask("do=get&bucket=&key=k"), "v");
+    hob.ok(&["rm", "greet"]);
+    deploy();
+    assert_eq!(ask("do=get&bucket=&key=k"), serde_json::Value::Null, "the next of its name begins with nothing");
+}

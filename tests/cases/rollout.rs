@@ -270,7 +270,7 @@ impl Known {
     }
 
     fn next(&self, components: &[Digest], n: u64) -> Change {
-        match self.latest.filter(|latest| n % 3 > 0 && latest.number() > 1) {
+        match self.latest.filter(|latest| !n.is_multiple_of(3) && latest.number() > 1) {
             Some(latest) => {
                 let share = 1 + n % 99;
                 let before: RevisionId = format!("r{}", latest.number() - 1).parse().unwrap();

@@ -63,7 +63,7 @@ pub fn all() -> Vec<Call> {
         call(
             "delete",
             "/v1/functions/{name}",
-            "removes a function with all its revisions",
+            "removes a function with all its revisions and what it keeps",
             Deploy,
             None,
             (204, None),

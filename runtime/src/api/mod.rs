@@ -155,7 +155,9 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = serde_json::json!({ "error": { "code": self.code, "message": self.message } });
-        let note = access::Note(format!("{}: {}", self.code, self.message));
+        // What is wrong with a body may show what is in it, and that may be a secret.
+        let note = if self.code == "body" { "body".into() } else { format!("{}: {}", self.code, self.message) };
+        let note = access::Note(note);
         (self.status, axum::Extension(note), Json(body)).into_response()
     }
 }

@@ -83,7 +83,7 @@ enum Command {
     Traffic(revisions::TrafficArgs),
     /// Go back to how a function's requests were shared out before, at once
     Rollback(revisions::RollbackArgs),
-    /// Remove a function
+    /// Remove a function, with its revisions and what it keeps
     Rm(functions::RemoveArgs),
     /// Make and revoke keys to the control API
     #[command(subcommand)]

@@ -173,7 +173,7 @@ impl<'i> Document<'i> {
 fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
     let lower = key.to_ascii_lowercase().replace('-', "_");
     let near = |known: &&str| distance(&lower, known);
-    let best = known.iter().copied().min_by_key(|known| near(&known))?;
+    let best = known.iter().copied().min_by_key(near)?;
     let close = near(&best) <= 1 + best.len() / 4 || lower.len() >= 3 && best.starts_with(lower.as_str());
     close.then_some(best)
 }

@@ -150,6 +150,18 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_has_every_number() {
+        let manual = include_str!("../../../docs/hob-toml.md");
+        let all = [Limits::default().settings(), Concurrency::default().settings(), Reuse::default().settings()];
+        for Setting { name, default, least, most, .. } in all.concat() {
+            let key = name.split_once('.').unwrap().1;
+            let row = manual.lines().find(|line| line.starts_with(&format!("| `{key}`: ")));
+            let row = row.unwrap_or_else(|| panic!("{name} is not in the manual"));
+            assert!(row.ends_with(&format!(" | {default} | {least} to {most} |")), "{name}: {row}");
+        }
+    }
+
+    #[test]
     fn numbers_are_set_by_name() {
         let mut limits = Limits::default();
         assert!(limits.set("wall_ms", 7) && limits.wall_ms == 7);

@@ -421,6 +421,23 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_s_example_reads() {
+        let manual = include_str!("../../../docs/hob-toml.md");
+        let example = manual.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("data")).unwrap();
+        std::fs::write(folder.path().join("certificate.pem"), "c").unwrap();
+        let manifest = Manifest::parse(example, "hob.toml", folder.path(), |_| Some("v".into())).unwrap();
+        assert_eq!(
+            (manifest.config.routes.len(), manifest.config.egress.len(), manifest.config.secrets.len()),
+            (2, 2, 2)
+        );
+        let keys: Vec<_> =
+            KEYS.iter().filter(|key| !manual.contains(&format!("[{key}]")) && !example.contains(**key)).collect();
+        assert!(keys.is_empty(), "{keys:?} are not in the manual");
+    }
+
+    #[test]
     fn all_mistakes_are_told_each_with_its_line() {
         let text = r#"nam = "chat"
 component = 7
@@ -498,7 +515,7 @@ A = "b"
             for _ in 0..=next(4) {
                 let at = next(text.len());
                 match next(4) {
-                    0 => drop(text.remove(at)),
+                    0 if text.len() > 1 => drop(text.remove(at)),
                     1 => text[at] = MARKS[next(MARKS.len())],
                     2 => text.truncate(at.max(1)),
                     _ => text.insert(at, good.as_bytes()[next(good.len())]),

@@ -174,6 +174,10 @@ impl Host {
         }
         let let_go = spare(&function, id);
         let dropped: Vec<_> = let_go.iter().filter_map(|id| function.revisions.remove(id)).collect();
+        if old.is_none() {
+            // What another of this name kept, if its end was cut short.
+            self.services.stores.forget(&name)?;
+        }
         if !secrets.is_empty() {
             let text = serde_json::to_vec(&secrets).expect("secrets have only string keys");
             self.data.write(&self.data.secrets(&name, id), &text)?;
@@ -236,7 +240,7 @@ impl Host {
         })
     }
 
-    /// Takes a function out of service, with all its revisions. Requests that run go on to their end.
+    /// Takes a function out of service, with all its revisions and what it kept between requests. Requests that run go on to their end.
     ///
     /// # Errors
     /// `NotFound`, `Records`.
@@ -246,6 +250,9 @@ impl Host {
         let function = own(&table, tenant, name)?;
         self.records.remove(name)?;
         let table = self.put(table.without(name), name);
+        if let Err(error) = self.services.stores.forget(name) {
+            tracing::warn!(function = %name, %error, "what it kept could not be removed");
+        }
         let dropped: Vec<_> = function.revisions.values().cloned().collect();
         dropped.iter().for_each(|revision| revision.let_go());
         self.sweep(&table, &dropped);

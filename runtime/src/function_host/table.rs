@@ -24,11 +24,14 @@ pub struct Table {
     router: Router<Entry>,
 }
 
+/// Revisions with their shares of requests, newest first.
+type Shares = Vec<(Arc<Revision>, u8)>;
+
 /// What a route leads to.
 struct Entry {
     function: Arc<Function>,
     /// The revisions that have the route, newest first, with their shares.
-    shares: Vec<(Arc<Revision>, u8)>,
+    shares: Shares,
     sticky: Option<HeaderName>,
     requests: AtomicU64,
 }
@@ -127,8 +130,7 @@ impl Table {
 }
 
 impl Entry {
-    fn new(function: Arc<Function>, shares: Vec<(Arc<Revision>, u8)>) -> Self {
-        let mut shares = shares;
+    fn new(function: Arc<Function>, mut shares: Shares) -> Self {
         shares.shrink_to_fit();
         let sticky = shares.first().and_then(|(newest, _)| newest.record.config.sticky.as_deref()?.parse().ok());
         Self { function, shares, sticky, requests: AtomicU64::new(0) }
@@ -164,7 +166,7 @@ fn named(host: &str) -> Option<(FunctionName, RevisionId)> {
 }
 
 /// A function's routes, those for some methods first, each with the revisions that have it and their shares.
-fn routes(function: &Function) -> Vec<(RouteConfig, Vec<(Arc<Revision>, u8)>)> {
+fn routes(function: &Function) -> Vec<(RouteConfig, Shares)> {
     let shares: Vec<_> = function
         .record
         .traffic

@@ -73,6 +73,23 @@ impl Stores {
         Namespace { stores: self.clone(), function: function.clone(), database: Arc::default() }
     }
 
+    /// Forgets what `function` kept: the next of its name, whoever deploys it, begins with nothing.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn forget(&self, function: &FunctionName) -> std::io::Result<()> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.remove(function);
+        match std::fs::remove_file(self.path(function)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn path(&self, function: &FunctionName) -> PathBuf {
+        self.folder.join(format!("{function}.redb"))
+    }
+
     /// Two revisions of a function that run side by side share one database.
     fn database(&self, function: &FunctionName) -> Result<Arc<Database>, String> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,7 +97,7 @@ impl Stores {
             return Ok(database);
         }
         std::fs::create_dir_all(&self.folder).map_err(failed)?;
-        let path = self.folder.join(format!("{function}.redb"));
+        let path = self.path(function);
         let database = Arc::new(Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(failed)?);
         open.insert(function.clone(), Arc::downgrade(&database));
         Ok(database)
