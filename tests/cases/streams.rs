@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use hob::config::FunctionConfig;
-use hob_tests::{Client, Connection, Hob, ServeOptions, Trailers, certificate, refused};
+use hob_tests::{Client, Connection, Hob, ServeOptions, Trailers, certificate, refused, whole};
 use http::Version;
 
 fn with_tls() -> Hob {
@@ -89,6 +89,18 @@ fn a_client_that_leaves_cancels_whatever_world_it_called() {
         assert_eq!(ended.outcome, "client-left", "{path}");
     }
     assert!(left.elapsed() < Duration::from_secs(5), "{:?}", left.elapsed());
+}
+
+#[test]
+fn a_head_that_nobody_reads_on_from_ends_well() {
+    let hob = Hob::start();
+    for function in ["hello", "guest-three"] {
+        hob.deploy(function, &[]);
+        let answer =
+            whole(hob.address(), &format!("HEAD /{function} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n"), "{answer}");
+        assert_eq!(hob.ended(|summary| summary.function.as_str() == function).outcome, "ok", "{function}");
+    }
 }
 
 #[test]

@@ -71,7 +71,7 @@ pub fn run(data: DataDir, file: &Path, given: CommandArgs, engine: EngineConfig)
     let name = "run".parse().expect("it is a name");
     let granted = Granted::new(&name, &config, &Secrets::default(), &services);
     let invocation = Invocation::start(name, 0, Instant::now(), Arc::new(Recent::new()));
-    let program = file.display().to_string();
+    let program = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let args: Vec<String> = std::iter::once(program).chain(given.args).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let code = runtime.block_on(command.run(&args, granted, invocation)).map_err(anyhow::Error::from);

@@ -16,7 +16,7 @@ const KEEP_RESIDENT_SMALL: usize = 64 << 10;
 /// How many instances can live at once, and how large one may be.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolConfig {
-    /// Slots for instances; a request beyond them is refused as busy.
+    /// Slots for instances, in each of the two engines; a request beyond them is refused as busy.
     pub instances: u32,
     /// Most linear memory that any function's limit may allow, in MiB.
     pub memory_mib: u32,

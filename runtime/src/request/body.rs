@@ -75,7 +75,7 @@ impl Held {
     }
 
     /// Lets the guest go on alone: it may work on after its answer, until its deadline.
-    fn release(mut self) {
+    pub fn release(mut self) {
         self.task = None;
     }
 }
@@ -97,8 +97,9 @@ pub(super) struct AnswerBody {
 }
 
 impl AnswerBody {
-    pub fn new(body: WasiBody, held: Held, most: u64, invocation: Arc<Invocation>) -> Self {
-        let mut body = Self { body, guest: Some(held), left: most, invocation };
+    /// Without a guest to hold, the body is one that nobody will read.
+    pub fn new(body: WasiBody, guest: Option<Held>, most: u64, invocation: Arc<Invocation>) -> Self {
+        let mut body = Self { body, guest, left: most, invocation };
         // An empty body is never polled.
         body.release_at_end(false);
         body

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::JoinHandle;
@@ -63,6 +63,7 @@ async fn call(
     invocation.mark(|marks| marks.wait = invocation.started.elapsed());
     invocation.meter.allow(invocation.started + limits.wall(), cpu_limit(callable));
     let request = request.map(|body| RequestBody::new(body, limits.request_bytes, invocation.clone()).boxed_unsync());
+    let is_head = request.method() == Method::HEAD;
     let (send, head) = oneshot::channel();
     let (ending, ended) = oneshot::channel();
     let call = Call { request, invocation: invocation.clone(), head: send, ended };
@@ -73,7 +74,15 @@ async fn call(
         let held = Held::new(Some(guest.abort_handle()), ending);
         (in_own(guest, head).await, held)
     };
-    answer(head?, held, limits.response_bytes, invocation)
+    let head = head?;
+    let held = if is_head || is_bodiless(head.status()) {
+        // Nobody reads the body; the guest is not to end for that.
+        held.release();
+        None
+    } else {
+        Some(held)
+    };
+    answer(head, held, limits.response_bytes, invocation)
 }
 
 /// Refuses a request that is too large for its function before anything is made for it.
@@ -126,13 +135,18 @@ async fn in_shared(
     }
 }
 
+/// An answer with this status has no body, whatever its guest writes.
+fn is_bodiless(status: StatusCode) -> bool {
+    status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
 fn answer(
     response: Response<WasiBody>,
-    held: Held,
+    held: Option<Held>,
     most_bytes: u64,
     invocation: &Arc<Invocation>,
 ) -> Result<Response<Body>, RequestError> {
-    if content_length(response.headers()).is_some_and(|length| length > most_bytes) {
+    if held.is_some() && content_length(response.headers()).is_some_and(|length| length > most_bytes) {
         tracing::warn!(function = %invocation.function, id = %invocation.id, most_bytes, "the answer is too large");
         return Err(RequestError::AnswerTooLarge(most_bytes));
     }
