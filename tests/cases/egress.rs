@@ -107,7 +107,7 @@ pub fn fetch() {
     let (hob, upstream) = (Hob::start(), Upstream::start());
     let rule = format!("http://localhost:{}", upstream.address.port());
     let limits = Limits { connections: 2, wall_ms: 3000, ..Limits::default() };
-    hob.deploy_with("guest-fetch", config(&[rule.clone()], limits));
+    hob.deploy_with("guest-fetch", config(std::slice::from_ref(&rule), limits));
     let answers = fetch_all(&hob, &format!("{rule}/slow"), 5);
     assert_eq!(answers, (2, 3), "two connections at once, the others are refused");
     assert_eq!(fetch_all(&hob, &format!("{rule}/large"), 2), (2, 0));
@@ -147,7 +147,7 @@ fn outgoing_tls_trusts_the_web_and_what_was_added() {
     for trusts in [true, false] {
         let args = if trusts { vec!["--egress-ca".into(), file("ca.pem")] } else { vec![] };
         let hob = Hob::with(ServeOptions { args, ..ServeOptions::default() });
-        hob.deploy_with("guest-fetch", config(&[rule.clone()], Limits::default()));
+        hob.deploy_with("guest-fetch", config(std::slice::from_ref(&rule), Limits::default()));
         let answer = &sent(&hob, "guest-fetch", &format!("{rule}/hello"), 1)[0];
         match trusts {
             true => assert_eq!(answer["body"], "hello from hob\n", "{answer}"),

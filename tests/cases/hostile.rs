@@ -40,6 +40,7 @@ enum Expect {
 use Expect::{Cut, Error, OneOf, Text};
 
 #[test]
+#[allow(clippy::print_stdout)] // the numbers, with `--nocapture`
 pub fn hostile() {
     let hob = Hob::with(ServeOptions { args: ["--workers", "2"].map(str::to_owned).into(), ..ServeOptions::default() });
     hob.deploy("hello", &[]);
