@@ -7,13 +7,13 @@ use serde::de::DeserializeOwned;
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
-use crate::api::{ControlFile, Status};
+use crate::api::{ControlFile, KeyStatus, NewKey, Status, TrafficRequest};
 use crate::data::DataDir;
 use crate::digest::Digest;
-use crate::function_host::{DeployRequest, FunctionStatus};
+use crate::function_host::{DeployRequest, Deployed, FunctionStatus, RevisionStatus};
 use crate::names::{FunctionName, ModelName};
-use crate::records::FunctionRecord;
 use crate::request::Summary;
+use crate::traffic::Traffic;
 
 /// Longest wait for an answer; a large component takes a while to compile.
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -24,6 +24,9 @@ pub enum ClientError {
     /// Nothing serves this data directory.
     #[error("no hob serves from {0}; start one with `hob serve`, or name its directory with --data or HOB_DATA")]
     NoServer(String),
+    /// Nothing answers at an address.
+    #[error("no hob answers at {0}; is it the address that its `hob serve --control` has?")]
+    NoServerAt(String),
     /// The server refused, and said why.
     #[error("{0}")]
     Refused(String),
@@ -37,7 +40,9 @@ pub struct Client {
     agent: Agent,
     base: String,
     key: String,
-    root: String,
+    /// What to say when nobody answers.
+    missing: fn(String) -> ClientError,
+    place: String,
 }
 
 impl Client {
@@ -50,6 +55,16 @@ impl Client {
         let file: Option<ControlFile> =
             std::fs::read(data.control()).ok().and_then(|text| serde_json::from_slice(&text).ok());
         let Some(file) = file else { return Err(ClientError::NoServer(root)) };
+        let base = format!("http://{}", file.address);
+        Ok(Self::connect(&base, file.key, ClientError::NoServer, root))
+    }
+
+    /// A client of the server at `base`, as in `http://10.0.0.7:9000`, that shows `key`.
+    pub fn at(base: &str, key: String) -> Self {
+        Self::connect(base.trim_end_matches('/'), key, ClientError::NoServerAt, base.to_owned())
+    }
+
+    fn connect(base: &str, key: String, missing: fn(String) -> ClientError, place: String) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(TIMEOUT))
@@ -57,7 +72,7 @@ impl Client {
             .proxy(None)
             .build()
             .into();
-        Ok(Self { agent, base: format!("http://{}/v1", file.address), key: file.key, root })
+        Self { agent, base: format!("{base}/v1"), key, missing, place }
     }
 
     /// What the server is.
@@ -83,8 +98,41 @@ impl Client {
     ///
     /// # Errors
     /// `Refused`, with the reason.
-    pub fn deploy(&self, name: &FunctionName, request: &DeployRequest) -> Result<FunctionRecord, ClientError> {
+    pub fn deploy(&self, name: &FunctionName, request: &DeployRequest) -> Result<Deployed, ClientError> {
         self.put(&format!("functions/{name}"), request)
+    }
+
+    /// What deploying would be refused for.
+    ///
+    /// # Errors
+    /// `Refused`, with the reason.
+    pub fn check_deploy(&self, name: &FunctionName, request: &DeployRequest) -> Result<(), ClientError> {
+        let call = self.agent.post(self.url(&format!("functions/{name}/check"))).header("authorization", self.bearer());
+        self.check(call.send_json(request)).map(drop)
+    }
+
+    /// A function's revisions, newest first.
+    ///
+    /// # Errors
+    /// `Refused` if there is none of this name.
+    pub fn revisions(&self, name: &FunctionName) -> Result<Vec<RevisionStatus>, ClientError> {
+        self.get(&format!("functions/{name}/revisions"))
+    }
+
+    /// Shares a function's requests out.
+    ///
+    /// # Errors
+    /// `Refused`, with the reason.
+    pub fn set_traffic(&self, name: &FunctionName, to: Traffic) -> Result<FunctionStatus, ClientError> {
+        self.put(&format!("functions/{name}/traffic"), &TrafficRequest { to })
+    }
+
+    /// Goes back to how requests were shared out before.
+    ///
+    /// # Errors
+    /// `Refused`, with the reason.
+    pub fn rollback(&self, name: &FunctionName) -> Result<FunctionStatus, ClientError> {
+        self.post(&format!("functions/{name}/rollback"))
     }
 
     /// All functions.
@@ -111,6 +159,31 @@ impl Client {
         self.get("invocations")
     }
 
+    /// Makes a key.
+    ///
+    /// # Errors
+    /// `Refused`, with the reason.
+    pub fn create_key(&self, new: &NewKey) -> Result<KeyStatus, ClientError> {
+        let call = self.agent.post(self.url("keys")).header("authorization", self.bearer());
+        self.read(call.send_json(new))
+    }
+
+    /// All keys, without the keys themselves.
+    ///
+    /// # Errors
+    /// `Refused` if this one is no administrator's.
+    pub fn keys(&self) -> Result<Vec<KeyStatus>, ClientError> {
+        self.get("keys")
+    }
+
+    /// Makes a key worthless.
+    ///
+    /// # Errors
+    /// `Refused` if there is none of this id.
+    pub fn revoke_key(&self, id: &str) -> Result<(), ClientError> {
+        self.delete(&format!("keys/{id}"))
+    }
+
     /// Gives back the memory of a model that nobody uses.
     ///
     /// # Errors
@@ -127,6 +200,10 @@ impl Client {
         self.read(self.agent.put(self.url(path)).header("authorization", self.bearer()).send_json(body))
     }
 
+    fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.read(self.agent.post(self.url(path)).header("authorization", self.bearer()).send_empty())
+    }
+
     fn delete(&self, path: &str) -> Result<(), ClientError> {
         self.check(self.agent.delete(self.url(path)).header("authorization", self.bearer()).call()).map(drop)
     }
@@ -140,7 +217,7 @@ impl Client {
             Ok(answer) => answer,
             // The file is there but nobody listens: the server was killed.
             Err(ureq::Error::Io(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                return Err(ClientError::NoServer(self.root.clone()));
+                return Err((self.missing)(self.place.clone()));
             }
             Err(error) => return Err(ClientError::Connection(Box::new(error))),
         };

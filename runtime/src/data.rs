@@ -7,6 +7,8 @@
 //! models/blobs/sha256-<hex>         weights
 //! models/names/<name>.json          which blob a model name means
 //! control.json                      where the running server listens for commands, and its key
+//! audit.jsonl                       who changed what over the control API
+//! secrets/<function>/<revision>.json     what only the guest may read
 //! tmp/                              what is being written; emptied at start
 //! ```
 //!
@@ -19,6 +21,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
+use crate::names::{FunctionName, RevisionId};
 
 /// Why the data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +82,11 @@ impl DataDir {
         self.root.join("control.json")
     }
 
+    /// Who changed what.
+    pub fn audit(&self) -> PathBuf {
+        self.root.join("audit.jsonl")
+    }
+
     /// A component as uploaded.
     pub fn component(&self, digest: &Digest) -> PathBuf {
         self.components().join(format!("{}.wasm", digest.file_name()))
@@ -87,6 +95,46 @@ impl DataDir {
     /// What a component compiled to, for the engine whose compatibility hash is `engine`.
     pub fn compiled(&self, engine: &str, digest: &Digest) -> PathBuf {
         self.root.join("compiled").join(engine).join(format!("{}.cwasm", digest.file_name()))
+    }
+
+    /// The values of a revision's secrets.
+    pub fn secrets(&self, function: &FunctionName, revision: RevisionId) -> PathBuf {
+        self.secrets_root().join(function.as_str()).join(format!("{revision}.json"))
+    }
+
+    /// All components that are kept.
+    pub fn kept_components(&self) -> Vec<(PathBuf, Digest)> {
+        let digest = |path: &Path| path.file_stem()?.to_str()?.strip_prefix("sha256-")?.parse().ok();
+        entries(&self.components()).filter_map(|path| digest(&path).map(|digest| (path, digest))).collect()
+    }
+
+    /// Removes what was compiled for other engines than `engine`.
+    pub fn remove_compiled_but_for(&self, engine: &str) {
+        for folder in entries(&self.root.join("compiled")).filter(|folder| !folder.ends_with(engine)) {
+            if let Err(error) = fs::remove_dir_all(&folder) {
+                tracing::warn!(path = %folder.display(), %error, "left-over folder could not be removed");
+            }
+        }
+    }
+
+    /// Removes the secrets of revisions that are not `kept`.
+    pub fn remove_secrets_but_for(&self, kept: impl Fn(&FunctionName, RevisionId) -> bool) {
+        for folder in entries(&self.secrets_root()) {
+            let function = folder.file_name().and_then(|name| name.to_str()?.parse::<FunctionName>().ok());
+            for file in entries(&folder) {
+                let revision = file.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+                if let (Some(function), Some(revision)) = (&function, revision)
+                    && kept(function, revision)
+                {
+                    continue;
+                }
+                if let Err(error) = fs::remove_file(&file) {
+                    tracing::warn!(path = %file.display(), %error, "left-over secrets could not be removed");
+                }
+            }
+            // Only when it is empty.
+            let _ = fs::remove_dir(&folder);
+        }
     }
 
     /// A model's weights.
@@ -153,6 +201,10 @@ impl DataDir {
         self.root.join("components")
     }
 
+    fn secrets_root(&self) -> PathBuf {
+        self.root.join("secrets")
+    }
+
     fn model_blobs(&self) -> PathBuf {
         self.root.join("models/blobs")
     }
@@ -165,6 +217,11 @@ impl DataDir {
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let _ = fs::remove_file(path);
     File::options().write(true).create_new(true).mode(0o600).open(path)?.write_all(bytes)
+}
+
+/// The paths in a folder; none if it is not there.
+fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
 fn probe(folder: &Path) -> io::Result<()> {

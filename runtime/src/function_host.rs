@@ -1,28 +1,43 @@
 //! The host: functions, deployed and called. What the server serves and an embedder holds.
+//!
+//! [`deploy`] changes it, [`table`] finds what answers a request, [`function`] is what is found.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+pub mod deploy;
+pub mod function;
+mod sweep;
+pub mod table;
+mod warm;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hob_gpu::{Engine, EngineConfig};
-use http::{Request, Response};
-use serde::{Deserialize, Serialize};
-use wasmtime::component::{Component, Linker};
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use http::{HeaderValue, Request, Response};
+use tokio::sync::Semaphore;
 
+use crate::components::{Components, Sweeper};
+use crate::config::Secrets;
 use crate::data::{DataDir, DataError};
 use crate::digest::Digest;
-use crate::host::{self, Grant, State};
-use crate::instance::component::{self, ComponentError};
+use crate::host::egress::{Tls, TlsError};
+use crate::host::keyvalue::Stores;
+use crate::instance::Services;
+use crate::instance::component::ComponentError;
 use crate::instance::engine::{PoolConfig, WasmEngine};
+use crate::keys::Keys;
 use crate::models::Library;
-use crate::models::store::{ModelStore, StoreError};
-use crate::names::{FunctionName, ModelName, Route};
-use crate::records::{FunctionRecord, Limits, Records, RecordsError};
-use crate::request::router::Router;
+use crate::models::store::ModelStore;
+use crate::names::{FunctionName, Tenant};
+use crate::records::{Records, RecordsError};
 use crate::request::{self, Body, Callable, Invocation, Recent, RequestError, Summary};
+
+pub use deploy::{DeployError, DeployRequest, Deployed};
+use function::{Function, Revision};
+pub use function::{FunctionState, FunctionStatus, RevisionState, RevisionStatus};
+use table::Table;
 
 /// What a host is made of.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +46,10 @@ pub struct HostConfig {
     pub pool: PoolConfig,
     /// The inference engine.
     pub engine: EngineConfig,
+    /// Files in PEM form with more certificate authorities that outgoing connections trust, beside those of the web.
+    pub egress_roots: Vec<std::path::PathBuf>,
+    /// Most components that are mapped at once; as many as the process may map, unless said.
+    pub mapped_components: Option<usize>,
 }
 
 /// Why a host does not start.
@@ -45,139 +64,129 @@ pub enum HostError {
     /// The instance pool.
     #[error("the instance pool cannot be reserved: {0:#}; lower --instances")]
     Pool(wasmtime::Error),
+    /// No thread for what goes on behind the scenes.
+    #[error("no thread can be started: {0}")]
+    Thread(std::io::Error),
+    /// The certificates for outgoing connections.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The inference engine.
     #[error("the inference engine does not start: {0}")]
     Engine(#[from] hob_gpu::StartError),
 }
 
-/// Why something cannot be deployed. Nothing was changed.
-#[derive(Debug, thiserror::Error)]
-pub enum DeployError {
-    /// The component.
-    #[error("component {digest} cannot be deployed: {source}", digest = .digest.short())]
-    Component {
-        /// Which one.
-        digest: Digest,
-        /// Why.
-        source: ComponentError,
-    },
-    /// It was never uploaded.
-    #[error("component {0} is not here; upload it first")]
-    NotUploaded(Digest),
-    /// What was uploaded is not what was announced.
-    #[error("the upload's digest is {got}, not {expected}; it was changed on the way, send it again")]
-    WrongDigest {
-        /// As announced.
-        expected: Digest,
-        /// As received.
-        got: Digest,
-    },
-    /// A model it asks for.
-    #[error(transparent)]
-    Model(#[from] StoreError),
-    /// A limit beyond what the host has.
-    #[error("{what} is {asked}; this host allows 1 to {most}")]
-    Limit {
-        /// Which limit, with its unit.
-        what: &'static str,
-        /// What was asked for.
-        asked: u32,
-        /// What can be had.
-        most: u32,
-    },
-    /// The route, or the database.
-    #[error(transparent)]
-    Records(#[from] RecordsError),
-    /// The disk.
-    #[error("the component cannot be kept: {0}; is the disk full?")]
-    Disk(#[from] std::io::Error),
-}
-
-/// Longest wall-clock limit, in seconds.
-const MAX_WALL_S: u32 = 24 * 3600;
-
-/// What to deploy.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DeployRequest {
-    /// An uploaded component.
-    pub component: Digest,
-    /// Where its requests come in.
-    pub route: Route,
-    /// Models it may use; the first is also its `default`.
-    #[serde(default)]
-    pub models: Vec<ModelName>,
-    /// What one invocation may use.
-    #[serde(default)]
-    pub limits: Limits,
-}
-
-/// A deployed function, as shown.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct FunctionStatus {
-    /// Its record.
-    #[serde(flatten)]
-    pub record: FunctionRecord,
-    /// Why it cannot be called, if it cannot.
-    pub broken: Option<String>,
-}
-
-/// A function in service: linked, or the reason why not.
-#[derive(Clone)]
-struct Function {
-    record: FunctionRecord,
-    callable: Result<Arc<Callable>, String>,
-    account: u64,
-}
-
 /// Functions, their components and the models they share.
 pub struct Host {
+    /// Itself, for what goes on behind the scenes.
+    me: Weak<Self>,
     data: DataDir,
-    wasm: WasmEngine,
     pool: PoolConfig,
-    records: Records,
-    library: Arc<Library>,
-    functions: Mutex<BTreeMap<FunctionName, Arc<Function>>>,
-    router: ArcSwap<Router<Arc<Function>>>,
+    records: Arc<Records>,
+    keys: Keys,
+    services: Services,
+    components: Arc<Components>,
+    _sweeper: Sweeper,
+    /// Held by whoever changes records and table: both must change in the same order.
+    changing: Mutex<()>,
+    table: ArcSwap<Table>,
+    /// Why the new revision of a function does not get its models.
+    warming: Mutex<HashMap<FunctionName, String>>,
+    /// Components that came lately, and may not be named by a revision yet.
+    uploads: Mutex<HashMap<Digest, Instant>>,
     recent: Arc<Recent>,
 }
 
 impl Host {
     /// Opens a data directory, and puts every function recorded there into service. Blocks while it does.
     ///
-    /// A function that cannot be put into service stays recorded, and answers with the reason.
+    /// Components are mapped when they are called first. One that cannot be breaks its own function, which answers with
+    /// the reason.
     ///
     /// # Errors
     /// See [`HostError`].
     pub fn open(data: DataDir, config: HostConfig) -> Result<Arc<Self>, HostError> {
-        let records = Records::open(&data.records())?;
+        let records = Arc::new(Records::open(&data.records())?);
+        let keys = Keys::open(records.clone())?;
         data.sweep();
         let wasm = WasmEngine::start(config.pool).map_err(HostError::Pool)?;
         let engine = Engine::start(config.engine)?;
         let library = Arc::new(Library::new(ModelStore::new(data.clone()), engine));
-        let host = Self {
+        let functions = records.all()?.into_iter();
+        let functions = functions.map(|(name, (record, revisions))| (name, Arc::new(Function::new(record, revisions))));
+        let table = Table::new(functions.collect::<BTreeMap<_, _>>());
+        let services = Services {
+            library,
+            stores: Arc::new(Stores::new(data.root().join("stores"))),
+            tls: Tls::new(&config.egress_roots)?,
+            instances: config.pool.instances,
+            idle: Arc::new(Semaphore::new(config.pool.instances as usize / 2)),
+        };
+        let components = Arc::new(Components::new(wasm, data.clone(), config.mapped_components));
+        let sweeper = Sweeper::start(&components).map_err(HostError::Thread)?;
+        let host = Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            components,
+            _sweeper: sweeper,
             data,
-            wasm,
             pool: config.pool,
             records,
-            library,
-            functions: Mutex::default(),
-            router: ArcSwap::from_pointee(Router::new([])),
+            keys,
+            services,
+            changing: Mutex::default(),
+            table: ArcSwap::from_pointee(table),
+            warming: Mutex::default(),
+            uploads: Mutex::default(),
             recent: Arc::default(),
-        };
-        for record in host.records.functions()? {
-            let callable = host.load(&record).map_err(|error| {
-                tracing::error!(function = %record.name, %error, "function is broken");
-                error.to_string()
-            });
-            host.serve(record, callable);
+        });
+        host.resume();
+        Ok(host)
+    }
+
+    /// Takes up what the process before left: sweeps, compiles for this engine, loads models that are waited for.
+    fn resume(&self) {
+        let table = self.table.load();
+        self.sweep_all(&table);
+        let mut uncompiled: HashMap<Digest, Vec<Arc<Revision>>> = HashMap::new();
+        let mut compiled = std::collections::HashSet::new();
+        for revision in table.functions().flat_map(|function| function.wanted()) {
+            let digest = revision.record.component;
+            if compiled.contains(&digest) || !uncompiled.contains_key(&digest) && self.components.is_compiled(&digest) {
+                compiled.insert(digest);
+            } else {
+                uncompiled.entry(digest).or_default().push(revision.clone());
+            }
         }
-        Ok(Arc::new(host))
+        self.compile_behind_the_scenes(uncompiled);
+        for function in table.functions() {
+            if let Some(pending) = &function.record.pending {
+                self.warm(function, pending.clone());
+            }
+        }
+    }
+
+    fn compile_behind_the_scenes(&self, uncompiled: HashMap<Digest, Vec<Arc<Revision>>>) {
+        if uncompiled.is_empty() {
+            return;
+        }
+        tracing::info!(components = uncompiled.len(), "compiling for this version of the engine");
+        let components = self.components.clone();
+        let work = move || {
+            for (digest, revisions) in uncompiled {
+                if let Err(error) = components.compile(&digest) {
+                    let why = cannot(&digest, &error);
+                    tracing::error!(function = %revisions[0].function, why, "function is broken");
+                    revisions.iter().for_each(|revision| revision.break_for_good(why.clone()));
+                }
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("hob-compile".into()).spawn(work) {
+            tracing::warn!(%error, "no thread to compile ahead: the first request of each function waits for it");
+        }
     }
 
     /// The models.
     pub fn library(&self) -> &Arc<Library> {
-        &self.library
+        &self.services.library
     }
 
     /// The data directory.
@@ -185,16 +194,36 @@ impl Host {
         &self.data
     }
 
+    /// The keys to the control API.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// Whose a function is.
+    pub fn owner(&self, function: &FunctionName) -> Option<Tenant> {
+        self.table.load().get(function).map(|function| function.record.tenant.clone())
+    }
+
+    /// The components.
+    pub fn components(&self) -> &Arc<Components> {
+        &self.components
+    }
+
     /// All functions, by name.
     pub fn functions(&self) -> Vec<FunctionStatus> {
-        let functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        functions
-            .values()
-            .map(|function| FunctionStatus {
-                record: function.record.clone(),
-                broken: function.callable.as_ref().err().cloned(),
-            })
-            .collect()
+        self.table.load().functions().map(|function| self.status_of(function)).collect()
+    }
+
+    /// A tenant's functions, by name.
+    pub fn functions_of(&self, tenant: &Tenant) -> Vec<FunctionStatus> {
+        let table = self.table.load();
+        let own = table.functions().filter(|function| function.record.tenant == *tenant);
+        own.map(|function| self.status_of(function)).collect()
+    }
+
+    fn status_of(&self, function: &Function) -> FunctionStatus {
+        let warming = self.warming.lock().unwrap_or_else(PoisonError::into_inner);
+        function.status(warming.get(&function.record.name).map(String::as_str))
     }
 
     /// The invocations that ended last, oldest first.
@@ -202,137 +231,85 @@ impl Host {
         self.recent.list()
     }
 
-    /// Keeps an uploaded component. Blocks while it writes.
-    ///
-    /// # Errors
-    /// `WrongDigest`, `Component` if it is none, `Disk`.
-    pub fn upload(&self, expected: Digest, bytes: &[u8]) -> Result<(), DeployError> {
-        let got = Digest::of(bytes);
-        if got != expected {
-            return Err(DeployError::WrongDigest { expected, got });
-        }
-        component::check_kind(bytes).map_err(|source| DeployError::Component { digest: got, source })?;
-        Ok(self.data.write(&self.data.component(&got), bytes)?)
-    }
-
-    /// Puts a function into service, in place of one of the same name. Blocks while it compiles.
-    ///
-    /// Requests that run go on in the component they started in.
-    ///
-    /// # Errors
-    /// See [`DeployError`]; the functions in service are as they were then.
-    pub fn deploy(&self, name: FunctionName, request: DeployRequest) -> Result<FunctionRecord, DeployError> {
-        let DeployRequest { component, route, models, limits } = request;
-        self.check_limits(limits)?;
-        for model in &models {
-            self.library.store().get(model)?;
-        }
-        let deployed_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let record = FunctionRecord { name, route, component, models, limits, deployed_at };
-        let callable = self.load(&record)?;
-        // One at a time from here: the record and the router must change in the same order.
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        self.records.put(&record)?;
-        self.insert(&mut functions, record.clone(), Ok(callable));
-        Ok(record)
-    }
-
-    /// Takes a function out of service. Requests that run go on to their end.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub fn remove(&self, name: &FunctionName) -> Result<(), RecordsError> {
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        self.records.remove(name)?;
-        functions.remove(name);
-        self.route(&functions);
-        Ok(())
-    }
-
-    /// Answers a request: by the function that has its path, or with an error in JSON.
+    /// Answers a request: by the function that takes it, or with an error in JSON.
     pub async fn handle<B>(&self, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<wasmtime_wasi_http::Error>,
     {
         let started = Instant::now();
-        let (invocation, callable) = match self.find(request.uri().path(), started) {
-            Ok(found) => found,
+        let (parts, body) = request.into_parts();
+        let revision = match self.table.load().find(&parts) {
+            Ok(revision) => revision,
             Err(error) => return error.response(None),
+        };
+        let request = Request::from_parts(parts, body);
+        let invocation = Invocation::start(revision.function.clone(), revision.account, started, self.recent.clone());
+        let invocation = Arc::new(invocation);
+        let callable = match self.callable(&revision).await {
+            Ok(callable) => callable,
+            Err(error) => return error.response(Some(&invocation.id)),
         };
         if request.uri().authority().is_none() && !request.headers().contains_key(http::header::HOST) {
             return RequestError::BadRequest("it has no Host header".into()).response(Some(&invocation.id));
         }
-        match request::run(callable, request, invocation.clone()).await {
+        let mut response = match request::run(callable, request, invocation.clone()).await {
             Ok(response) => response,
             Err(error) => error.response(Some(&invocation.id)),
-        }
-    }
-
-    fn find(&self, path: &str, started: Instant) -> Result<(Arc<Invocation>, Arc<Callable>), RequestError> {
-        let no_route = || RequestError::NoRoute(path.chars().take(200).collect());
-        let function = self.router.load().find(path).ok_or_else(no_route)?;
-        let name = function.record.name.clone();
-        let callable = function.callable.clone().map_err(|why| RequestError::Broken { name: name.to_string(), why })?;
-        let invocation = Invocation::start(name, function.account, started, self.recent.clone());
-        Ok((Arc::new(invocation), callable))
-    }
-
-    fn check_limits(&self, limits: Limits) -> Result<(), DeployError> {
-        let check = |what, asked, most| {
-            if (1..=most).contains(&asked) { Ok(()) } else { Err(DeployError::Limit { what, asked, most }) }
         };
-        check("the time limit in seconds", limits.wall_s, MAX_WALL_S)?;
-        check("the memory limit in MiB", limits.memory_mib, self.pool.memory_mib)
+        let id = HeaderValue::try_from(revision.record.id.to_string()).expect("it is a letter and digits");
+        response.headers_mut().insert(table::REVISION_HEADER, id);
+        response
     }
 
-    /// Loads, checks and links a function's component.
-    fn load(&self, record: &FunctionRecord) -> Result<Arc<Callable>, DeployError> {
-        let digest = record.component;
-        if !self.data.component(&digest).exists() {
-            return Err(DeployError::NotUploaded(digest));
+    /// What is called for a revision: at hand, or mapped and linked now.
+    async fn callable(&self, revision: &Arc<Revision>) -> Result<Arc<Callable>, RequestError> {
+        if let Some(callable) = revision.callable(self.components.clock()) {
+            return Ok(callable);
         }
-        let has_model = !record.models.is_empty();
-        let fail = |source| DeployError::Component { digest, source };
-        let component = component::load(&self.wasm, &self.data, &digest).map_err(fail)?;
-        component::check_world(&self.wasm, &component, has_model).map_err(fail)?;
-        let pre = self.link(&component, has_model).map_err(|error| fail(ComponentError::Unlinkable(error)))?;
-        let models = Grant { names: record.models.clone().into(), library: self.library.clone() };
-        Ok(Arc::new(Callable { pre, limits: record.limits, models, instances: self.pool.instances }))
+        let broken = |why: String| RequestError::Broken { name: revision.function.to_string(), why };
+        if let Some(why) = revision.broken() {
+            return Err(broken(why.to_owned()));
+        }
+        let made = if self.components.is_quick(&revision.record.component) {
+            self.make(revision)
+        } else {
+            let (me, revision) = (self.me.clone(), revision.clone());
+            let make = move || me.upgrade().map_or_else(|| Err("the host stops".into()), |host| host.make(&revision));
+            tokio::task::spawn_blocking(make).await.unwrap_or_else(|panic| Err(panic.to_string()))
+        };
+        made.map_err(broken)
     }
 
-    fn link(&self, component: &Component, has_model: bool) -> wasmtime::Result<ProxyPre<State>> {
-        let mut linker = Linker::new(self.wasm.wasmtime());
-        host::link(&mut linker, has_model)?;
-        ProxyPre::new(linker.instantiate_pre(component)?)
+    /// Maps and links a revision's component. Blocks, for long only if it must be compiled.
+    fn make(&self, revision: &Arc<Revision>) -> Result<Arc<Callable>, String> {
+        let digest = revision.record.component;
+        let config = &revision.record.config;
+        let linked = match self.components.link(&digest, config.grants(), Some(revision)) {
+            Ok(linked) => linked,
+            Err(error) => {
+                let why = cannot(&digest, &error);
+                tracing::error!(function = %revision.function, why, "function is broken");
+                if !matches!(error, ComponentError::Disk(_)) {
+                    revision.break_for_good(why.clone());
+                }
+                return Err(why);
+            }
+        };
+        let secrets = self.secrets(revision)?;
+        Ok(revision.keep(Callable::new(&revision.function, linked, config, &secrets, &self.services)))
     }
 
-    fn serve(&self, record: FunctionRecord, callable: Result<Arc<Callable>, String>) {
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        self.insert(&mut functions, record, callable);
-    }
-
-    fn insert(
-        &self,
-        functions: &mut BTreeMap<FunctionName, Arc<Function>>,
-        record: FunctionRecord,
-        callable: Result<Arc<Callable>, String>,
-    ) {
-        let account = account(&record.name);
-        functions.insert(record.name.clone(), Arc::new(Function { record, callable, account }));
-        self.route(functions);
-    }
-
-    fn route(&self, functions: &BTreeMap<FunctionName, Arc<Function>>) {
-        let routes = functions.values().map(|function| (function.record.route.clone(), function.clone()));
-        self.router.store(Arc::new(Router::new(routes)));
+    fn secrets(&self, revision: &Revision) -> Result<Secrets, String> {
+        if revision.record.config.secrets.is_empty() {
+            return Ok(Secrets::default());
+        }
+        let read = std::fs::read(self.data.secrets(&revision.function, revision.record.id));
+        let read = read.and_then(|text| serde_json::from_slice(&text).map_err(std::io::Error::from));
+        read.map_err(|error| format!("its secrets cannot be read: {error}"))
     }
 }
 
-/// Whom a function's tokens are counted for: until there are tenants, each function stands for itself.
-fn account(name: &FunctionName) -> u64 {
-    use std::hash::{Hash as _, Hasher as _};
-    let mut hasher = std::collections::hash_map::DefaultHasher::new();
-    name.as_str().hash(&mut hasher);
-    hasher.finish()
+fn cannot(digest: &Digest, error: &ComponentError) -> String {
+    format!("component {} cannot be called: {error}", digest.short())
 }

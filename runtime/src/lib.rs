@@ -21,17 +21,22 @@
 pub mod api;
 pub mod cli;
 pub mod client;
+pub mod components;
+pub mod config;
 pub mod data;
 pub mod digest;
 pub mod function_host;
 pub mod host;
 pub mod instance;
+pub mod keys;
 pub mod models;
 pub mod names;
 pub mod records;
 pub mod request;
 pub mod server;
+pub mod sources;
+pub mod traffic;
 
 pub use data::DataDir;
 pub use function_host::{Host, HostConfig};
-pub use server::Server;
+pub use server::{Server, ServerConfig, ServerTls};

@@ -16,6 +16,12 @@ pub enum NameError {
         "`{0}` cannot name a model; use 1 to 128 of a-z, 0-9, `.`, `_`, `-` and one `:` before the tag, as in smollm2:135m"
     )]
     Model(String),
+    /// Not a revision.
+    #[error("`{0}` is not a revision; write r and its number, as in r7")]
+    Revision(String),
+    /// Not a tenant name.
+    #[error("`{0}` cannot name a tenant; use 1 to 63 of a-z, 0-9 and -, starting with a letter")]
+    Tenant(String),
     /// Not a route.
     #[error("`{0}` is not a route; write a path prefix such as / or /chat, without `?`, `#`, empty parts or `..`")]
     Route(String),
@@ -78,6 +84,68 @@ name!(
     Route, route, NameError::Route
 );
 
+name!(
+    /// The owner of functions.
+    Tenant, function_name, NameError::Tenant
+);
+
+impl Default for Tenant {
+    /// Who owns what nobody else does.
+    fn default() -> Self {
+        Self("default".into())
+    }
+}
+
+/// One deployment of a function, `r1` the first; never used again for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RevisionId(u32);
+
+impl RevisionId {
+    /// The first one of a function.
+    pub const FIRST: Self = Self(1);
+
+    /// The one after this.
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+
+    /// Its number.
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for RevisionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "r{}", self.0)
+    }
+}
+
+impl std::str::FromStr for RevisionId {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let digits = text.strip_prefix('r').filter(|digits| digits.starts_with(|c: char| matches!(c, '1'..='9')));
+        let number = digits.and_then(|digits| digits.parse().ok());
+        number.map(Self).ok_or_else(|| NameError::Revision(text.chars().take(40).collect()))
+    }
+}
+
+impl TryFrom<String> for RevisionId {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<RevisionId> for String {
+    fn from(revision: RevisionId) -> String {
+        revision.to_string()
+    }
+}
+
 /// A model as people name it on a command line: one of the store, or files anywhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelRef {
@@ -105,6 +173,13 @@ impl fmt::Display for ModelRef {
             Self::Stored(name) => name.fmt(f),
             Self::Files(path) => path.display().fmt(f),
         }
+    }
+}
+
+impl FunctionName {
+    /// Where its requests come in when nobody says: `/` and the name.
+    pub fn default_route(&self) -> Route {
+        Route(format!("/{}", self.0))
     }
 }
 
@@ -156,6 +231,15 @@ mod tests {
         }
         for bad in ["", "a:b:c", "a/b", "..", "a:", ":b", "A"] {
             assert!(bad.parse::<ModelName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn revisions() {
+        assert_eq!("r7".parse::<RevisionId>().unwrap().to_string(), "r7");
+        assert_eq!(RevisionId::FIRST.next().to_string(), "r2");
+        for bad in ["", "r", "7", "r0", "r07", "r+7", "r7 ", "R7", "r99999999999"] {
+            assert!(bad.parse::<RevisionId>().is_err(), "{bad}");
         }
     }
 

@@ -1,26 +1,63 @@
-//! The data listener: HTTP/1.1 connections spread over worker threads, each with an executor of its own.
+//! The data listener: HTTP connections spread over worker threads, each with an executor of its own.
 //!
 //! A request runs on the thread that reads it. A hop between two threads costs more than starting an instance,
 //! and keeping a guest and its connection together makes its data stay in one core's caches.
+//!
+//! HTTP/1.1 and HTTP/2 are told apart by what the client sends first, or over TLS by what was agreed on.
+
+mod tls;
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
+use self::tls::Wire;
+pub use self::tls::{ServerTls, ServerTlsError};
 use crate::function_host::Host;
+use crate::request::Secure;
 
-/// Longest wait for the head of a request: a client that drips bytes holds a connection no longer.
+/// Longest wait for the head of a request, and for the first one of a connection: a client that drips bytes, or sends
+/// none, holds a connection no longer.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for running requests when the server stops.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Most bytes of a request's head. Functions have their own, lower limit.
+const MAX_HEAD: usize = 1 << 20;
+/// Requests at once on one HTTP/2 connection.
+const MAX_STREAMS: u32 = 128;
+/// How often a silent HTTP/2 client is asked whether it is still there.
+const PING: Duration = Duration::from_secs(30);
+
+/// How to listen.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Where.
+    pub listen: SocketAddr,
+    /// Threads that serve.
+    pub threads: usize,
+    /// Connections at once; those beyond wait to be accepted.
+    pub connections: usize,
+    /// Speak TLS.
+    pub tls: Option<ServerTls>,
+}
+
+impl ServerConfig {
+    /// Listens on `listen`, with a thread for each core and without TLS.
+    pub fn new(listen: SocketAddr) -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { listen, threads, connections: 10_000, tls: None }
+    }
+}
 
 /// A listener that serves.
 pub struct Server {
@@ -30,23 +67,27 @@ pub struct Server {
     workers: Vec<JoinHandle<()>>,
 }
 
+/// A connection on its way to its worker, with its share of all connections.
+type Accepted = (TcpStream, OwnedSemaphorePermit);
+
 impl Server {
-    /// Listens on `listen` and serves `host` with `threads` worker threads.
+    /// Listens, and serves `host`.
     ///
     /// # Errors
     /// When the address cannot be listened on.
-    pub async fn start(host: Arc<Host>, listen: SocketAddr, threads: usize) -> io::Result<Self> {
-        let listener = TcpListener::bind(listen).await?;
+    pub async fn start(host: Arc<Host>, config: ServerConfig) -> io::Result<Self> {
+        let listener = TcpListener::bind(config.listen).await?;
         let address = listener.local_addr()?;
         let (stop, stopped) = watch::channel(false);
         let mut senders = Vec::new();
         let mut workers = Vec::new();
-        for n in 0..threads.max(1) {
+        for n in 0..config.threads.max(1) {
             let (send, connections) = mpsc::unbounded_channel();
             senders.push(send);
-            workers.push(worker(n, host.clone(), connections, stopped.clone())?);
+            let serving = Serving { host: host.clone(), tls: config.tls.clone(), stopped: stopped.clone() };
+            workers.push(worker(n, serving, connections)?);
         }
-        let acceptor = tokio::spawn(accept(listener, senders, stopped));
+        let acceptor = tokio::spawn(accept(listener, config.connections, senders, stopped));
         Ok(Self { address, stop, acceptor, workers })
     }
 
@@ -68,16 +109,22 @@ impl Server {
 /// Deals connections to the workers in turn.
 async fn accept(
     listener: TcpListener,
-    workers: Vec<mpsc::UnboundedSender<TcpStream>>,
+    connections: usize,
+    workers: Vec<mpsc::UnboundedSender<Accepted>>,
     mut stopped: watch::Receiver<bool>,
 ) {
+    let room = Arc::new(Semaphore::new(connections.clamp(1, Semaphore::MAX_PERMITS)));
     for worker in workers.iter().cycle() {
-        let connection = tokio::select! {
-            connection = listener.accept() => connection,
+        let next = async {
+            let place = room.clone().acquire_owned().await.expect("the semaphore is never closed");
+            listener.accept().await.and_then(|(connection, _)| Ok((connection.into_std()?, place)))
+        };
+        let accepted = tokio::select! {
+            accepted = next => accepted,
             _ = stopped.wait_for(|stop| *stop) => return,
         };
-        match connection.and_then(|(connection, _)| connection.into_std()) {
-            Ok(connection) => drop(worker.send(connection)),
+        match accepted {
+            Ok(accepted) => drop(worker.send(accepted)),
             Err(error) => {
                 // Out of descriptors, mostly: those that end will free some.
                 tracing::warn!(%error, "connection not accepted");
@@ -87,12 +134,15 @@ async fn accept(
     }
 }
 
-fn worker(
-    n: usize,
+/// What a worker needs to serve.
+#[derive(Clone)]
+struct Serving {
     host: Arc<Host>,
-    connections: mpsc::UnboundedReceiver<TcpStream>,
+    tls: Option<ServerTls>,
     stopped: watch::Receiver<bool>,
-) -> io::Result<JoinHandle<()>> {
+}
+
+fn worker(n: usize, serving: Serving, connections: mpsc::UnboundedReceiver<Accepted>) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // A guest that computes yields at each epoch; look at sockets and timers after every few such turns.
@@ -100,17 +150,19 @@ fn worker(
         .build()?;
     std::thread::Builder::new()
         .name(format!("hob-worker-{n}"))
-        .spawn(move || runtime.block_on(serve_connections(host, connections, stopped)))
+        .spawn(move || runtime.block_on(serve_connections(serving, connections)))
 }
 
-async fn serve_connections(
-    host: Arc<Host>,
-    mut connections: mpsc::UnboundedReceiver<TcpStream>,
-    stopped: watch::Receiver<bool>,
-) {
+async fn serve_connections(serving: Serving, mut connections: mpsc::UnboundedReceiver<Accepted>) {
     let mut running = tokio::task::JoinSet::new();
-    while let Some(connection) = connections.recv().await {
-        running.spawn(serve(host.clone(), connection, stopped.clone()));
+    while let Some((connection, place)) = connections.recv().await {
+        let serving = serving.clone();
+        running.spawn(async move {
+            if let Err(error) = serving.serve(connection).await {
+                tracing::debug!(%error, "connection ended early");
+            }
+            drop(place);
+        });
         while running.try_join_next().is_some() {}
     }
     let drained = async { while running.join_next().await.is_some() {} };
@@ -119,32 +171,58 @@ async fn serve_connections(
     }
 }
 
-async fn serve(host: Arc<Host>, connection: TcpStream, mut stopped: watch::Receiver<bool>) {
-    let connection = match connection.set_nodelay(true).and_then(|()| tokio::net::TcpStream::from_std(connection)) {
-        Ok(connection) => connection,
-        Err(error) => return tracing::debug!(%error, "connection lost"),
-    };
-    let service = service_fn(move |request| {
-        let host = host.clone();
-        async move { Ok::<_, std::convert::Infallible>(host.handle(request).await) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(connection), service);
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        result = connection.as_mut() => Some(result),
-        _ = stopped.wait_for(|stop| *stop) => None,
-    };
-    let result = match ended {
-        Some(result) => result,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+impl Serving {
+    async fn serve(mut self, connection: TcpStream) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        connection.set_nodelay(true)?;
+        let connection = tokio::net::TcpStream::from_std(connection)?;
+        let wire = match &self.tls {
+            Some(tls) => tokio::time::timeout(HEAD_TIMEOUT, tls.accept(connection)).await??,
+            None => Wire::Plain(connection),
+        };
+        let secure = self.tls.is_some();
+        let host = self.host.clone();
+        let asked = Arc::new(AtomicBool::new(false));
+        let service = {
+            let asked = asked.clone();
+            service_fn(move |mut request: hyper::Request<Incoming>| {
+                asked.store(true, Ordering::Relaxed);
+                if secure {
+                    request.extensions_mut().insert(Secure);
+                }
+                let host = host.clone();
+                async move { Ok::<_, std::convert::Infallible>(host.handle(request).await) }
+            })
+        };
+        let builder = protocols();
+        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(wire), service));
+        let mut patience = std::pin::pin!(tokio::time::sleep(HEAD_TIMEOUT));
+        loop {
+            tokio::select! {
+                biased;
+                result = connection.as_mut() => return result,
+                () = patience.as_mut(), if !asked.load(Ordering::Relaxed) => {
+                    // Its guard is looked at when it began to wait, not when it ends.
+                    if !asked.load(Ordering::Relaxed) {
+                        return Err("no request came".into());
+                    }
+                }
+                _ = self.stopped.wait_for(|stop| *stop) => break,
+            }
         }
-    };
-    if let Err(error) = result {
-        tracing::debug!(%error, "connection ended early");
+        connection.as_mut().graceful_shutdown();
+        connection.await
     }
+}
+
+fn protocols() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD as u32)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING);
+    builder
 }

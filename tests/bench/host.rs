@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
+use hob::config::{FunctionConfig, Reuse, RouteConfig};
 use hob::function_host::{DeployRequest, Host, HostConfig};
+use hob::names::Tenant;
 use hob::{DataDir, digest::Digest};
-use hob_tests::{Hob, component};
+use hob_tests::{Connection, Hob, component};
 use http_body_util::{BodyExt as _, Empty};
 
 use crate::load;
@@ -18,7 +20,9 @@ const TIME: Duration = Duration::from_secs(4);
 
 pub fn run(report: &mut Report) -> Result<()> {
     in_process(report)?;
-    over_sockets(report)
+    over_sockets(report)?;
+    kinds(report)?;
+    beside_a_spinner(report)
 }
 
 /// Fresh requests without a socket: what the host itself costs.
@@ -29,8 +33,9 @@ fn in_process(report: &mut Report) -> Result<()> {
     let bytes = std::fs::read(component("hello"))?;
     let digest = Digest::of(&bytes);
     host.upload(digest, &bytes)?;
-    let request = DeployRequest { component: digest, route: "/".parse()?, models: vec![], limits: Default::default() };
-    host.deploy("hello".parse()?, request)?;
+    let routes = vec![RouteConfig::path("/".parse()?)];
+    let request = DeployRequest::new(digest, FunctionConfig { routes, ..FunctionConfig::default() });
+    host.deploy(&Tenant::default(), "hello".parse()?, request)?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut times = runtime.block_on(async {
@@ -71,6 +76,44 @@ fn over_sockets(report: &mut Report) -> Result<()> {
                 .add(Measure::new(format!("no-op answer, {connections} connections, {name}"), ours, "us").peer(theirs));
         }
     }
+    Ok(())
+}
+
+/// WASI 0.2 and 0.3, an instance for each request and instances that answer many.
+fn kinds(report: &mut Report) -> Result<()> {
+    const CONNECTIONS: usize = 64;
+    let hob = Hob::start();
+    let many = |concurrent| Reuse { requests: 128, concurrent, idle_ms: 1000 };
+    for (guest, name, kind, reuse) in [
+        ("hello", "fresh", "0.2, fresh", Reuse::default()),
+        ("hello", "reused", "0.2, reused 128 times", many(1)),
+        ("guest-three", "fresh3", "0.3, fresh", Reuse::default()),
+        ("guest-three", "reused3", "0.3, reused 128 times", many(1)),
+        ("guest-three", "shared3", "0.3, reused 128 times, 16 at once", many(16)),
+    ] {
+        report.note(&format!("host: WASI {kind}"));
+        hob.deploy_as(guest, name, FunctionConfig { reuse, ..FunctionConfig::default() });
+        let load = load::run(hob.address(), &format!("/{name}"), CONNECTIONS, TIME)?;
+        report.add(Measure::new(format!("no-op requests/s, WASI {kind}, {CONNECTIONS} connections"), load.rate, "1/s"));
+    }
+    Ok(())
+}
+
+/// What a guest that computes all the time costs a no-op function beside it.
+fn beside_a_spinner(report: &mut Report) -> Result<()> {
+    const CONNECTIONS: usize = 64;
+    report.note("host: beside a guest that spins");
+    let hob = Hob::start();
+    hob.deploy("hello", &["--route", "/"]);
+    hob.deploy("guest-spin", &["--timeout", "3600"]);
+    let alone = load::run(hob.address(), "/", CONNECTIONS, TIME)?;
+    let mut spinning = Connection::open(hob.address());
+    spinning.get("/guest-spin");
+    let beside = load::run(hob.address(), "/", CONNECTIONS, TIME)?;
+    let alone = Some(("alone".to_owned(), alone.p99_us));
+    let measure =
+        Measure::new(format!("no-op answer beside a spinner, {CONNECTIONS} connections, p99"), beside.p99_us, "us");
+    report.add(measure.peer(alone).ratio_at_most(3.0));
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 
 mod cold;
 mod demo;
+mod density;
 mod engine;
 mod host;
 mod load;
@@ -34,17 +35,18 @@ fn run() -> Result<()> {
     let json = args.iter().position(|arg| arg == "--json").map(|at| args.remove(at)).is_some();
     let mut report = Report::new(json);
     let groups: Vec<&str> = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        [] => vec!["host", "cold", "engine"],
+        [] => vec!["host", "density", "cold", "engine"],
         ["demo"] => return demo::run(&mut report),
         [group] => vec![*group],
-        _ => bail!("one group at a time: host, cold, engine"),
+        _ => bail!("one group at a time: host, density, cold, engine"),
     };
     for group in groups {
         match group {
             "host" => host::run(&mut report)?,
+            "density" => density::run(&mut report)?,
             "cold" => cold::run(&mut report)?,
             "engine" => engine::run(&mut report)?,
-            other => bail!("no group is called `{other}`; there are host, cold, engine"),
+            other => bail!("no group is called `{other}`; there are host, density, cold, engine"),
         }
     }
     report.print();

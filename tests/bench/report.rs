@@ -16,6 +16,7 @@ pub struct Measure {
 enum Target {
     /// The value itself.
     AtLeast(f64),
+    AtMost(f64),
     /// The value over the peer's.
     RatioAtLeast(f64),
     RatioAtMost(f64),
@@ -39,6 +40,12 @@ impl Measure {
         self
     }
 
+    /// And what it ought to be at most.
+    pub fn at_most(mut self, value: f64) -> Self {
+        self.target = Some(Target::AtMost(value));
+        self
+    }
+
     /// And what its ratio to the peer's ought to be at least.
     pub fn ratio_at_least(mut self, ratio: f64) -> Self {
         self.target = Some(Target::RatioAtLeast(ratio));
@@ -59,6 +66,7 @@ impl Measure {
     fn pass(&self) -> Option<bool> {
         Some(match self.target? {
             Target::AtLeast(least) => self.value >= least,
+            Target::AtMost(most) => self.value <= most,
             Target::RatioAtLeast(least) => self.ratio()? >= least,
             Target::RatioAtMost(most) => self.ratio()? <= most,
         })
@@ -67,6 +75,7 @@ impl Measure {
     fn target(&self) -> Option<String> {
         Some(match self.target? {
             Target::AtLeast(least) => format!(">= {}", number(least)),
+            Target::AtMost(most) => format!("<= {}", number(most)),
             Target::RatioAtLeast(least) => format!(">= {least:.2}x"),
             Target::RatioAtMost(most) => format!("<= {most:.2}x"),
         })

@@ -1,7 +1,5 @@
 //! The data directory: restarts, deaths, and those who may not use it.
 
-use std::time::Instant;
-
 use hob_tests::{Hob, component, get, refused};
 
 #[test]
@@ -24,48 +22,6 @@ fn functions_survive_a_restart_without_compiling_again() {
     hob.restart();
     assert_eq!(get(&hob.url("/hello")).0, 200);
     assert_eq!(stamp(), before, "nothing was compiled");
-}
-
-#[test]
-fn a_killed_server_starts_again_with_all_that_was_acknowledged() {
-    const ROUNDS: u32 = 24;
-    let mut hob = Hob::start();
-    let hello = component("hello").to_str().unwrap().to_owned();
-    let started = Instant::now();
-    hob.deploy("hello", &[]);
-    let whole = started.elapsed();
-    let mut acknowledged = vec!["hello".to_owned()];
-    for round in 0..ROUNDS {
-        // A deployment, with its compilation, is under way when the server dies; at another moment each time.
-        std::fs::remove_dir_all(hob.home.path().join("compiled")).unwrap();
-        let home = hob.home.path().to_owned();
-        let (name, file) = (format!("f{round}"), hello.clone());
-        let deployment = std::thread::spawn(move || {
-            let output = hob_tests::hob(&home, &["deploy", &file, "--name", &name]);
-            output.status.success().then_some(name)
-        });
-        if round + 1 < ROUNDS {
-            std::thread::sleep(whole * 3 / 2 * round / ROUNDS);
-            hob.kill();
-            acknowledged.extend(deployment.join().unwrap());
-        } else {
-            // However slow the machine is, one is acknowledged just before the end.
-            acknowledged.extend(deployment.join().unwrap());
-            hob.kill();
-        }
-        hob.restart();
-        let list = hob.ok(&["list"]);
-        for name in &acknowledged {
-            assert!(list.contains(name.as_str()), "{name} was acknowledged and is lost:\n{list}");
-        }
-        assert!(list.lines().skip(1).all(|line| line.ends_with("ready")), "{list}");
-    }
-    for name in &acknowledged {
-        assert_eq!(get(&hob.url(&format!("/{name}"))).0, 200);
-    }
-    assert!(acknowledged.len() > 1, "some deployment was faster than the end");
-    let lost = u32::try_from(acknowledged.len()).unwrap() - 1 < ROUNDS;
-    assert!(lost, "some was not");
 }
 
 #[test]

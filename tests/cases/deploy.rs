@@ -61,7 +61,7 @@ fn deploy_replaces_list_shows_and_rm_removes() {
     let list = hob.ok(&["list"]);
     assert!(list.contains("hello") && list.contains("/b") && list.contains("ready"), "{list}");
     let json: serde_json::Value = serde_json::from_str(&hob.ok(&["list", "--json"])).unwrap();
-    assert_eq!(json[0]["route"], "/b");
+    assert_eq!(json[0]["routes"][0]["path"], "/b");
     hob.ok(&["rm", "hello"]);
     assert_eq!(get(&hob.url("/b")).0, 404);
 }

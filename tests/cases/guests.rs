@@ -5,6 +5,11 @@ use std::time::{Duration, Instant};
 use hob_tests::{Connection, Hob, ServeOptions, get, post};
 use serde_json::Value;
 
+// Those that have a file of their own.
+pub use crate::egress::{fetch, fetch_three};
+pub use crate::hostile::hostile;
+pub use crate::worlds::{command, interfaces, three};
+
 fn json(url: &str) -> (u16, Value) {
     let (status, body) = get(url);
     (status, serde_json::from_str(&body).unwrap_or_else(|_| panic!("not JSON: {body}")))
@@ -151,7 +156,7 @@ pub fn outbound() {
     let hob = Hob::start();
     let file = hob_tests::component("guest-outbound");
     let error = hob.refused(&["deploy", file.to_str().unwrap(), "--name", "outbound"]);
-    assert!(error.contains("`wasi:http/outgoing-handler@0.2") && error.contains("network"), "{error}");
+    assert!(error.contains("`wasi:http/outgoing-handler@0.2") && error.contains("egress"), "{error}");
     assert!(hob.ok(&["list"]).contains("no function is deployed"), "a refused component leaves nothing");
 }
 

@@ -3,10 +3,17 @@
 mod control;
 mod data;
 mod deploy;
+mod egress;
 mod examples;
 mod guests;
+mod hostile;
+mod manifest;
 mod models;
+mod registry;
+mod rollout;
 mod server;
+mod streams;
+mod worlds;
 
 /// Every program in `guests/` has a case of its name in [`guests`], or this does not compile.
 mod every_guest_has_a_case {

@@ -17,6 +17,17 @@ pub fn post(url: &str, body: &str) -> (u16, String) {
     read(ureq::Agent::new_with_config(config()).post(url).send(body))
 }
 
+/// Sends bytes and gives all that comes back, until the server closes the connection or nothing comes for a while.
+pub fn whole(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("the server listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket can be set");
+    stream.write_all(request.as_bytes()).expect("the server reads");
+    let mut bytes = Vec::new();
+    // A reset is an end too.
+    let _ = stream.read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 fn config() -> ureq::config::Config {
     ureq::Agent::config_builder().http_status_as_error(false).proxy(None).timeout_global(Some(PATIENCE)).build()
 }
@@ -109,6 +120,14 @@ impl Connection {
             }
             None => std::iter::from_fn(|| self.chunk()).collect(),
         }
+    }
+
+    /// Whether bytes have come that were not read yet; does not wait.
+    pub fn has_answer(&mut self) -> bool {
+        self.stream.get_ref().set_nonblocking(true).expect("a socket can be set");
+        let came = !self.stream.buffer().is_empty() || self.stream.get_ref().peek(&mut [0]).is_ok();
+        self.stream.get_ref().set_nonblocking(false).expect("a socket can be set");
+        came
     }
 
     /// Whether the server has closed, or reset, this connection; waits for one or the other, or for bytes.

@@ -1,11 +1,17 @@
 //! The harness: a real `hob serve` on a directory of its own, real sockets, and the command line.
 
+mod client;
 mod http;
 mod index;
+mod neighbour;
+mod registry;
 mod server;
 
-pub use http::{Connection, Head, get, post};
+pub use client::{Answer, Client, Trailers};
+pub use http::{Connection, Head, get, post, whole};
 pub use index::PackageIndex;
+pub use neighbour::Neighbours;
+pub use registry::{Fault, Registry};
 pub use server::{Hob, ServeOptions, hob, refused};
 
 use std::path::{Path, PathBuf};
@@ -34,11 +40,24 @@ pub fn hob_binary() -> PathBuf {
     path
 }
 
+/// A file of `golden/tls`.
+pub fn certificate(name: &str) -> PathBuf {
+    root().join("tests/golden/tls").join(name)
+}
+
 /// A component that `cargo xtask guests` built: `hello`, `guest-spin`...
 pub fn component(package: &str) -> PathBuf {
     let path = root().join("target/guests/out").join(format!("{package}.wasm"));
     assert!(path.exists(), "{} is not built; run `cargo xtask guests`", path.display());
     path
+}
+
+/// A component that does the same as `component` and is another: with a section that nobody reads.
+pub fn distinct(component: &[u8], mark: &[u8]) -> Vec<u8> {
+    let name = b"hob-test";
+    let size = u8::try_from(1 + name.len() + mark.len()).expect("a mark is short");
+    assert!(size < 128, "the size is one byte");
+    [component, &[0, size, name.len() as u8], name, mark].concat()
 }
 
 /// The directory that `cargo xtask test` pulled the model into.

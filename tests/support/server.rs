@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use hob::DataDir;
 use hob::client::Client;
+use hob::config::{FunctionConfig, RouteConfig};
 use hob::request::Summary;
 use tempfile::TempDir;
 
@@ -49,7 +50,11 @@ impl Hob {
 
     /// Starts a server.
     pub fn with(options: ServeOptions) -> Self {
-        let home = tempfile::tempdir().expect("a temporary directory can be made");
+        Self::on(tempfile::tempdir().expect("a temporary directory can be made"), options)
+    }
+
+    /// Starts a server on a directory that was prepared.
+    pub fn on(home: TempDir, options: ServeOptions) -> Self {
         if options.model {
             crate::lend_model(home.path());
         }
@@ -97,6 +102,28 @@ impl Hob {
         self.ok(&[&["deploy", file, "--name", package], args].concat());
     }
 
+    /// Deploys a component under `/` and its name, with all that can be configured.
+    pub fn deploy_with(&self, package: &str, config: FunctionConfig) {
+        self.deploy_as(package, package, config);
+    }
+
+    /// The same under another name.
+    pub fn deploy_as(&self, package: &str, name: &str, config: FunctionConfig) {
+        let bytes = std::fs::read(component(package)).expect("it was built");
+        self.deploy_bytes(&bytes, name, config);
+    }
+
+    /// The same with a component that was built elsewhere.
+    pub fn deploy_bytes(&self, bytes: &[u8], name: &str, mut config: FunctionConfig) {
+        let client = self.client();
+        let path = format!("/{name}").parse().expect("a name makes a route");
+        config.routes.push(RouteConfig::path(path));
+        let component = client.upload(bytes).expect("it is a component");
+        let request = serde_json::json!({ "component": component, "config": config });
+        let request = serde_json::from_value(request).expect("it is a request");
+        client.deploy(&name.parse().expect("it is a name"), &request).expect("it can be deployed");
+    }
+
     /// Deploys a component that may use the test model.
     pub fn deploy_with_model(&self, package: &str) {
         self.deploy(package, &["--model", crate::MODEL]);
@@ -130,6 +157,13 @@ impl Hob {
         self.process.wait().expect("it is our child");
     }
 
+    /// Its memory now, in MiB.
+    pub fn memory_mib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("the kernel says");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("it is a number") / 1024
+    }
+
     /// Asks it to stop, and waits until it has.
     pub fn terminate(&mut self) -> bool {
         let pid = self.process.id().to_string();
@@ -142,7 +176,8 @@ impl Hob {
         (self.process, self.address) = spawn(self.home.path(), &self.args, &self.log);
     }
 
-    fn until<T>(&self, what: &str, look: impl Fn() -> Option<T>) -> T {
+    /// Waits until `look` sees something.
+    pub fn until<T>(&self, what: &str, look: impl Fn() -> Option<T>) -> T {
         let started = Instant::now();
         loop {
             if let Some(seen) = look() {
@@ -212,7 +247,8 @@ fn spawn(home: &Path, args: &[String], log: &Arc<Mutex<String>>) -> (Child, Sock
         first = lines.next().unwrap_or_else(|| panic!("the server ended: {first}")).expect("hob prints UTF-8");
         log.lock().expect("the reader does not panic").push_str(&format!("{first}\n"));
     }
-    let address = first.trim_start_matches("Serving HTTP on http://").trim_end_matches('/');
+    let address = first.trim_start_matches("Serving HTTP on http").trim_start_matches('s').trim_start_matches("://");
+    let address = address.trim_end_matches('/');
     let address = address.parse().expect("it says where it listens");
     let log = log.clone();
     std::thread::spawn(move || {

@@ -1,38 +1,36 @@
-//! The control API: JSON over HTTP on a listener of its own, for those who hold its key.
+//! The control API: JSON over HTTP on a listener of its own, for those who hold a key.
 //!
-//! | call | does |
-//! |---|---|
-//! | `GET /v1/status` | version, data listener, code path of the engine |
-//! | `PUT /v1/components/{digest}` | uploads a component |
-//! | `GET /v1/functions` | lists functions |
-//! | `PUT /v1/functions/{name}` | deploys one ([`DeployRequest`]) |
-//! | `DELETE /v1/functions/{name}` | removes one |
-//! | `GET /v1/invocations` | the last invocations, with their times |
-//! | `GET /v1/models/resident` | models in memory |
-//! | `DELETE /v1/models/resident/{name}` | gives back the memory of an unused model |
-//!
-//! An error is `{"error":{"code":...,"message":...}}`.
-//!
-//! [`DeployRequest`]: crate::function_host::DeployRequest
+//! [`calls`] is the table of all calls; `GET /v1/openapi.json` describes them, and needs no key. An error is
+//! `{"error":{"code":...,"message":...}}`. What changes something is noted in `audit.jsonl` in the data directory.
 
+mod access;
+mod audit;
+pub mod calls;
 mod functions;
+mod keys;
 mod models;
+mod openapi;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
-use axum::middleware::Next;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, put};
+use axum::routing::get;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
 use crate::data::{DataDir, write_private};
 use crate::function_host::Host;
+use crate::keys::random_hex;
+use audit::Audit;
+
+pub use functions::TrafficRequest;
+pub use keys::{KeyStatus, NewKey};
 
 /// Largest component that can be uploaded, in bytes.
 pub const MAX_COMPONENT_BYTES: usize = 256 << 20;
@@ -61,10 +59,12 @@ pub struct Status {
 
 /// What the handlers share.
 #[derive(Clone)]
-struct App {
+pub struct App {
     host: Arc<Host>,
     status: Status,
+    /// The key in `control.json`.
     key: Arc<str>,
+    audit: Arc<Audit>,
 }
 
 /// A running control API; its file is removed when it is dropped.
@@ -81,8 +81,9 @@ impl Control {
     pub async fn start(host: Arc<Host>, listen: SocketAddr, data_listener: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(listen).await?;
         let address = listener.local_addr()?;
-        let key = random_key()?;
+        let key = random_hex(32)?;
         let data = host.data().clone();
+        let audit = Arc::new(Audit::open(&data.audit())?);
         let file = ControlFile { address, key: key.clone(), pid: std::process::id() };
         let text = serde_json::to_vec_pretty(&file).expect("the file has only string keys");
         write_private(&data.control(), &text)?;
@@ -91,7 +92,7 @@ impl Control {
             listen: data_listener,
             code_path: host.library().engine().code_path().to_string(),
         };
-        let router = router(App { host, status, key: key.into() });
+        let router = router(App { host, status, key: key.into(), audit });
         tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::error!(%error, "the control API ended");
@@ -114,46 +115,32 @@ impl Drop for Control {
 }
 
 fn router(app: App) -> Router {
-    let upload = put(functions::upload).layer(axum::extract::DefaultBodyLimit::max(MAX_COMPONENT_BYTES));
-    Router::new()
-        .route("/v1/status", get(|State(app): State<App>| async move { Json(app.status) }))
-        .route("/v1/components/{digest}", upload)
-        .route("/v1/functions", get(functions::list))
-        .route("/v1/functions/{name}", put(functions::deploy).delete(functions::remove))
-        .route("/v1/invocations", get(|State(app): State<App>| async move { Json(app.host.recent()) }))
-        .route("/v1/models/resident", get(models::resident))
-        .route("/v1/models/resident/{name}", delete(models::evict))
-        .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "not-found", "no such call") })
-        .layer(axum::middleware::from_fn_with_state(app.clone(), authenticate))
-        .with_state(app)
-}
-
-async fn authenticate(State(app): State<App>, request: Request, next: Next) -> Response {
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.strip_prefix("Bearer "));
-    if given.is_some_and(|given| same(given.as_bytes(), app.key.as_bytes())) {
-        return next.run(request).await;
+    let mut calls = Router::new();
+    for call in calls::all() {
+        let needs = call.needs;
+        let authorize =
+            move |caller: access::Caller, request: Request, next: Next| access::authorize(needs, caller, request, next);
+        calls = calls.route(call.path, call.handler.layer(middleware::from_fn_with_state(app.clone(), authorize)));
     }
-    let why = "the control API needs its key, as `Authorization: Bearer`; it is in control.json in the data directory";
-    ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", why).into_response()
-}
-
-/// Compares without telling, by the time it takes, how much is right.
-fn same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
-}
-
-/// 256 bits from the system's generator.
-fn random_key() -> io::Result<String> {
-    use std::io::Read as _;
-    let mut bytes = [0; 32];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    calls
+        .fallback(|| async {
+            ApiError::new(StatusCode::NOT_FOUND, "not-found", "no such call; /v1/openapi.json has them all")
+        })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method",
+                "this path has other methods; /v1/openapi.json has them all",
+            )
+        })
+        .layer(middleware::from_fn_with_state(app.clone(), access::authenticate))
+        .route("/v1/openapi.json", get(|| async { Json(openapi::document()) }))
+        .with_state(app)
 }
 
 /// A refusal, as JSON.
 #[derive(Debug)]
-struct ApiError {
+pub struct ApiError {
     status: StatusCode,
     code: &'static str,
     message: String,
@@ -168,6 +155,9 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = serde_json::json!({ "error": { "code": self.code, "message": self.message } });
-        (self.status, Json(body)).into_response()
+        // What is wrong with a body may show what is in it, and that may be a secret.
+        let note = if self.code == "body" { "body".into() } else { format!("{}: {}", self.code, self.message) };
+        let note = access::Note(note);
+        (self.status, axum::Extension(note), Json(body)).into_response()
     }
 }

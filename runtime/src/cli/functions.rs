@@ -2,7 +2,7 @@
 
 use super::{ago, table};
 use crate::client::Client;
-use crate::data::DataDir;
+use crate::function_host::{FunctionState, FunctionStatus};
 use crate::names::FunctionName;
 
 #[derive(clap::Args)]
@@ -12,33 +12,44 @@ pub struct ListArgs {
     json: bool,
 }
 
-pub fn list(data: &DataDir, args: ListArgs) -> anyhow::Result<()> {
-    let functions = Client::find(data)?.functions()?;
+pub fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()> {
+    let functions = client.functions()?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&functions)?);
         return Ok(());
     }
-    let rows: Vec<_> = functions
-        .iter()
-        .map(|function| {
-            let record = &function.record;
-            let models: Vec<_> = record.models.iter().map(|model| model.as_str()).collect();
-            [
-                record.name.to_string(),
-                record.route.to_string(),
-                if models.is_empty() { "-".into() } else { models.join(", ") },
-                record.component.short(),
-                ago(record.deployed_at),
-                function.broken.clone().unwrap_or_else(|| "ready".into()),
-            ]
-        })
-        .collect();
+    let rows: Vec<_> = functions.iter().map(row).collect();
     if rows.is_empty() {
         println!("no function is deployed; `hob deploy FILE.wasm` deploys one");
     } else {
-        table(["NAME", "ROUTE", "MODELS", "COMPONENT", "DEPLOYED", "STATE"], &rows);
+        table(["NAME", "ROUTES", "MODELS", "TRAFFIC", "DEPLOYED", "STATE"], &rows);
     }
     Ok(())
+}
+
+fn row(function: &FunctionStatus) -> [String; 6] {
+    let state = match function.state {
+        FunctionState::Ready => "ready",
+        FunctionState::Warming => "warming",
+        FunctionState::Broken => "broken",
+    };
+    [
+        function.name.to_string(),
+        list_of(&function.routes),
+        list_of(&function.models),
+        function.traffic.to_string(),
+        ago(function.deployed_at),
+        function.why.as_ref().map_or_else(|| state.to_owned(), |why| format!("{state}: {why}")),
+    ]
+}
+
+/// `a, b and 3 more`
+fn list_of<T: ToString>(things: &[T]) -> String {
+    match things.len() {
+        0 => "-".into(),
+        1..4 => things.iter().map(T::to_string).collect::<Vec<_>>().join(", "),
+        many => format!("{}, {} and {} more", things[0].to_string(), things[1].to_string(), many - 2),
+    }
 }
 
 #[derive(clap::Args)]
@@ -47,8 +58,8 @@ pub struct RemoveArgs {
     name: FunctionName,
 }
 
-pub fn remove(data: &DataDir, args: &RemoveArgs) -> anyhow::Result<()> {
-    Client::find(data)?.remove(&args.name)?;
+pub fn remove(client: &Client, args: &RemoveArgs) -> anyhow::Result<()> {
+    client.remove(&args.name)?;
     println!("{} is removed", args.name);
     Ok(())
 }

@@ -2,10 +2,14 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person
 
 mod bench;
+mod command;
 mod deploy;
 mod engine;
 mod functions;
+mod keys;
 mod models;
+mod push;
+mod revisions;
 mod run;
 mod serve;
 
@@ -13,9 +17,11 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::builder::OsStringValueParser;
 use clap::{Parser, Subcommand};
 
+use crate::client::Client;
 use crate::data::DataDir;
 
 /// Run WebAssembly functions that share resident models.
@@ -30,16 +36,34 @@ struct Cli {
 
 /// What every subcommand takes.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Everywhere")]
 struct Global {
     /// Where hob keeps functions and models [default: ~/.local/share/hob]
     #[arg(long, env = "HOB_DATA", value_name = "DIR", global = true, value_parser = OsStringValueParser::new())]
     data: Option<OsString>,
+    /// The control API of a server elsewhere, as in http://10.0.0.7:9000 [default: the server of this directory]
+    #[arg(long, env = "HOB_SERVER", value_name = "URL", global = true)]
+    server: Option<String>,
+    /// The key to it, from `hob keys create`; better in the variable, which other users of the machine do not see
+    #[arg(long, env = "HOB_KEY", value_name = "KEY", global = true, hide_env_values = true)]
+    key: Option<String>,
 }
 
 impl Global {
     /// The directory named, if one is: an empty variable names none.
     fn data(&self) -> Option<&Path> {
         self.data.as_deref().filter(|path| !path.is_empty()).map(Path::new)
+    }
+
+    /// A client of the server that is meant.
+    fn client(&self) -> anyhow::Result<Client> {
+        match self.server.as_deref().filter(|server| !server.is_empty()) {
+            Some(server) => {
+                let key = self.key.clone().context("give the key of that server in HOB_KEY, or with --key")?;
+                Ok(Client::at(server, key))
+            }
+            None => Ok(Client::find(&DataDir::open(self.data())?)?),
+        }
     }
 }
 
@@ -49,11 +73,22 @@ enum Command {
     Serve(serve::Args),
     /// Put a component into service, on the server that runs
     Deploy(deploy::Args),
+    /// Put a component into an OCI registry
+    Push(push::Args),
     /// List deployed functions
     List(functions::ListArgs),
-    /// Remove a function
+    /// List a function's revisions
+    Revisions(revisions::ListArgs),
+    /// Share a function's requests out over its revisions
+    Traffic(revisions::TrafficArgs),
+    /// Go back to how a function's requests were shared out before, at once
+    Rollback(revisions::RollbackArgs),
+    /// Remove a function, with its revisions and what it keeps
     Rm(functions::RemoveArgs),
-    /// Let a model answer a prompt, here and now
+    /// Make and revoke keys to the control API
+    #[command(subcommand)]
+    Keys(keys::Command),
+    /// Let a model answer a prompt, or run a command component, here and now
     Run(run::Args),
     /// Measure how fast a model is on this machine
     Bench(bench::Args),
@@ -77,15 +112,21 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     let quiet = !matches!(cli.command, Command::Serve(_));
     log(if quiet { "error" } else { "info" });
-    let data = DataDir::open(cli.global.data())?;
+    let global = cli.global;
+    let data = || DataDir::open(global.data());
     match cli.command {
-        Command::Serve(args) => serve::run(data, args),
-        Command::Deploy(args) => deploy::run(&data, args),
-        Command::List(args) => functions::list(&data, args),
-        Command::Rm(args) => functions::remove(&data, &args),
-        Command::Run(args) => run::run(data, args),
-        Command::Bench(args) => bench::run(data, args),
-        Command::Models(command) => models::run(data, command),
+        Command::Serve(args) => serve::run(data()?, args),
+        Command::Deploy(args) => deploy::run(&global, args),
+        Command::Push(args) => push::run(&args),
+        Command::List(args) => functions::list(&global.client()?, &args),
+        Command::Revisions(args) => revisions::list(&global.client()?, &args),
+        Command::Traffic(args) => revisions::traffic(&global.client()?, &args),
+        Command::Rollback(args) => revisions::rollback(&global.client()?, &args),
+        Command::Rm(args) => functions::remove(&global.client()?, &args),
+        Command::Keys(command) => keys::run(&global.client()?, command),
+        Command::Run(args) => run::run(data()?, args),
+        Command::Bench(args) => bench::run(data()?, args),
+        Command::Models(command) => models::run(data()?, command),
     }
 }
 

@@ -1,10 +1,12 @@
-//! `hob run`
+//! `hob run`: a model's answer, or a command component.
 
 use std::io::Write as _;
+use std::path::Path;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use hob_gpu::{Ask, Engine, Event, Message, Prompt, Role, Sampling, Tokens};
 
+use super::command::{self, CommandArgs};
 use super::engine::EngineArgs;
 use crate::data::DataDir;
 use crate::models::Library;
@@ -13,10 +15,12 @@ use crate::names::ModelRef;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The model: a name from `hob models list`, a .gguf file, or a folder with a safetensors checkpoint
-    model: ModelRef,
-    /// What to ask it
-    prompt: String,
+    /// A model (a name from `hob models list`, a .gguf file, or a folder with a safetensors checkpoint), or a command: a
+    /// .wasm file
+    #[arg(value_name = "MODEL|FILE.wasm")]
+    what: String,
+    /// What to ask the model
+    prompt: Option<String>,
     /// Instructions that frame the answer
     #[arg(long)]
     system: Option<String>,
@@ -33,15 +37,25 @@ pub struct Args {
     #[arg(long)]
     seed: Option<u64>,
     #[command(flatten)]
+    command: CommandArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
 pub fn run(data: DataDir, args: Args) -> anyhow::Result<()> {
+    if args.what.ends_with(".wasm") {
+        if args.prompt.is_some() {
+            bail!("a command takes its arguments after `--`: hob run {} -- ARGS", args.what);
+        }
+        return command::run(data, Path::new(&args.what), args.command, args.engine.config());
+    }
+    let reference: ModelRef = args.what.parse()?;
+    let prompt_text = args.prompt.clone().context("say what to ask the model: hob run MODEL PROMPT")?;
     let library = Library::new(ModelStore::new(data), Engine::start(args.engine.config())?);
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     runtime.block_on(async {
-        let model = library.join_ref(&args.model).await?;
-        let mut ask = Ask::new(prompt(&args, model.info().has_chat_template));
+        let model = library.join_ref(&reference).await?;
+        let mut ask = Ask::new(prompt(&args, prompt_text, model.info().has_chat_template));
         ask.max_tokens = Some(args.max_tokens);
         ask.sampling = Sampling { temperature: args.temperature, seed: args.seed, ..Sampling::default() };
         let mut tokens = model.generate(ask)?;
@@ -51,12 +65,12 @@ pub fn run(data: DataDir, args: Args) -> anyhow::Result<()> {
     })
 }
 
-fn prompt(args: &Args, chat: bool) -> Prompt {
+fn prompt(args: &Args, text: String, chat: bool) -> Prompt {
     if args.raw || !chat {
-        return Prompt::Raw(args.prompt.clone());
+        return Prompt::Raw(text);
     }
     let system = args.system.iter().map(|content| Message { role: Role::System, content: content.clone() });
-    let user = Message { role: Role::User, content: args.prompt.clone() };
+    let user = Message { role: Role::User, content: text };
     Prompt::Chat(system.chain([user]).collect())
 }
 

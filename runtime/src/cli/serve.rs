@@ -1,6 +1,7 @@
 //! `hob serve`
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use crate::api::Control;
 use crate::data::DataDir;
 use crate::function_host::{Host, HostConfig};
 use crate::instance::engine::PoolConfig;
-use crate::server::Server;
+use crate::server::{Server, ServerConfig, ServerTls};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -24,6 +25,18 @@ pub struct Args {
     /// Threads for requests [default: one a core]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
+    /// Connections at once; those beyond wait
+    #[arg(long, default_value_t = 10_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    connections: u32,
+    /// Speak TLS (HTTP/1.1 and HTTP/2) with this certificate, a PEM file with those between it and its authority
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's key, a PEM file
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Certificate authorities that functions' outgoing requests trust, beside those of the web: a PEM file
+    #[arg(long, value_name = "FILE")]
+    egress_ca: Vec<PathBuf>,
     #[command(flatten)]
     engine: EngineArgs,
     /// Instances that can live at once
@@ -39,8 +52,9 @@ pub fn run(data: DataDir, args: Args) -> anyhow::Result<()> {
 async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
     let started = Instant::now();
     let host = open(data, &args).await?;
-    let workers = args.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let server = Server::start(host.clone(), args.listen, workers)
+    let config = server_config(&args)?;
+    let workers = config.threads;
+    let server = Server::start(host.clone(), config)
         .await
         .with_context(|| format!("cannot listen on {}; choose another address with --listen", args.listen))?;
     let control = Control::start(host.clone(), args.control, server.address())
@@ -48,7 +62,8 @@ async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}; choose another address with --control", args.control))?;
     let functions = host.functions();
     let engine = host.library().engine();
-    eprintln!("Serving HTTP on http://{}/", server.address());
+    let scheme = if args.tls_cert.is_some() { "https" } else { "http" };
+    eprintln!("Serving HTTP on {scheme}://{}/", server.address());
     tracing::info!(
         control = %control.address(), data = %host.data().root().display(), functions = functions.len(),
         code_path = %engine.code_path(), activations = %engine.config().activations, kv = %engine.config().kv_type,
@@ -61,9 +76,24 @@ async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn server_config(args: &Args) -> anyhow::Result<ServerConfig> {
+    let mut config = ServerConfig::new(args.listen);
+    config.threads = args.workers.unwrap_or(config.threads);
+    config.connections = args.connections as usize;
+    if let (Some(cert), Some(key)) = (&args.tls_cert, &args.tls_key) {
+        config.tls = Some(ServerTls::open(cert, key)?);
+    }
+    Ok(config)
+}
+
 async fn open(data: DataDir, args: &Args) -> anyhow::Result<Arc<Host>> {
     let pool = PoolConfig { instances: args.instances, ..PoolConfig::default() };
-    let config = HostConfig { pool, engine: args.engine.config() };
+    let config = HostConfig {
+        pool,
+        engine: args.engine.config(),
+        egress_roots: args.egress_ca.clone(),
+        ..HostConfig::default()
+    };
     Ok(tokio::task::spawn_blocking(|| Host::open(data, config)).await??)
 }
 

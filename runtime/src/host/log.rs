@@ -1,7 +1,8 @@
 //! What a guest prints goes to the host's log, line by line, under the invocation that printed it.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use tokio::io::AsyncWrite;
@@ -14,17 +15,49 @@ const MAX_LINE: usize = 4096;
 /// Most bytes that one invocation can put into the log.
 const MAX_LOGGED: usize = 1 << 20;
 
-/// The two output streams of an instance.
-pub fn streams(invocation: &Arc<Invocation>) -> (Printed, Printed) {
-    let printed = |stream| Printed { stream, invocation: invocation.clone() };
-    (printed("stdout"), printed("stderr"))
+/// Under whose name an instance prints now, and how much it has printed under that name.
+#[derive(Clone)]
+pub struct Printing(Arc<Inner>);
+
+struct Inner {
+    invocation: Mutex<Arc<Invocation>>,
+    logged: AtomicUsize,
+}
+
+impl Printing {
+    /// An instance that prints for `invocation`.
+    pub fn new(invocation: Arc<Invocation>) -> Self {
+        Self(Arc::new(Inner { invocation: Mutex::new(invocation), logged: AtomicUsize::new(0) }))
+    }
+
+    /// From now on it prints for another.
+    pub fn renew(&self, invocation: Arc<Invocation>) {
+        *self.0.invocation.lock().unwrap_or_else(PoisonError::into_inner) = invocation;
+        self.0.logged.store(0, Ordering::Relaxed);
+    }
+
+    /// The two output streams of the instance.
+    pub fn streams(&self) -> (Printed, Printed) {
+        let printed = |stream| Printed { stream, printing: self.clone() };
+        (printed("stdout"), printed("stderr"))
+    }
+
+    /// What may be logged of a message: all, its beginning, or nothing.
+    pub fn admit(&self, mut message: String) -> Option<String> {
+        message.truncate(message.floor_char_boundary(MAX_LINE));
+        self.has_room(message.len()).then_some(message)
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.0.logged.fetch_add(bytes + 1, Ordering::Relaxed) + bytes < MAX_LOGGED
+    }
 }
 
 /// One of an instance's output streams.
 #[derive(Clone)]
 pub struct Printed {
     stream: &'static str,
-    invocation: Arc<Invocation>,
+    printing: Printing,
 }
 
 impl IsTerminal for Printed {
@@ -35,14 +68,13 @@ impl IsTerminal for Printed {
 
 impl StdoutStream for Printed {
     fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
-        Box::new(Lines { to: self.clone(), line: Vec::new(), logged: 0 })
+        Box::new(Lines { to: self.clone(), line: Vec::new() })
     }
 }
 
 struct Lines {
     to: Printed,
     line: Vec<u8>,
-    logged: usize,
 }
 
 impl Lines {
@@ -59,11 +91,11 @@ impl Lines {
 
     fn log(&mut self) {
         let line = std::mem::take(&mut self.line);
-        self.logged += line.len() + 1;
-        if self.logged > MAX_LOGGED {
+        if !self.to.printing.has_room(line.len()) {
             return;
         }
-        let Invocation { id, function, .. } = &*self.to.invocation;
+        let invocation = self.to.printing.0.invocation.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Invocation { id, function, .. } = &*invocation;
         tracing::info!(target: "hob::guest", %function, %id, stream = self.to.stream, "{}", String::from_utf8_lossy(&line));
     }
 }

@@ -1,58 +1,60 @@
 //! What a guest can call: one module for each interface that is ours, and the linking of all of them.
 //!
-//! Nothing reaches a guest that is not linked here. The standard library of `wasm32-wasip2` imports the command
-//! line, the file system and the clocks whether a program uses them or not, so these are present but empty: no
-//! arguments, no variables, no directories. Sockets and outgoing HTTP are absent. Models come with a grant.
+//! Nothing reaches a guest that is not linked here. The standard libraries import the command line, the file system,
+//! the clocks and sockets whether a program uses them or not, so these are present but give only what was granted: no
+//! arguments, the function's own variables, its directories, and no socket at all. Outgoing HTTP comes with an egress
+//! rule, models with a grant.
 
+mod config;
+pub mod egress;
 pub mod infer;
+pub mod keyvalue;
 mod log;
+mod logging;
 pub mod nn;
 
 use std::sync::Arc;
 
-use http::HeaderName;
 use wasmtime::component::{HasData, Linker, ResourceTable};
-use wasmtime::{StoreLimits, StoreLimitsBuilder};
-use wasmtime_wasi::p2::bindings as wasi;
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::p2::bindings::http as wasi_http;
-use wasmtime_wasi_http::{
-    Error, RequestOptions, WasiBody, WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
-};
+use wasmtime_wasi_http::{WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpView, p3};
 
+use self::egress::{Hooks, Outgoing};
+use self::log::Printing;
+use crate::config::Grants;
+use crate::instance::{Granted, Limiter, Meter};
 use crate::models::Library;
 use crate::names::ModelName;
-use crate::records::Limits;
 use crate::request::Invocation;
 
-/// Most host resources (streams, headers, tensors, models...) that one instance can hold at once. Some of them keep up
-/// to 128 KiB in the host.
-const MAX_RESOURCES: usize = 1000;
 /// Most bytes of text that one call takes: a prompt, something to tokenize. Above it, an error that the guest can handle.
 pub const MAX_CALL_BYTES: usize = 16 << 20;
-/// Most bytes that one call may bring into the host at all. Above it, a trap.
-pub const MAX_TRANSFER_BYTES: usize = 2 * MAX_CALL_BYTES;
 /// Most bytes that the tensors of one instance can hold together.
 const MAX_TENSOR_BYTES: usize = 64 << 20;
+/// Most random bytes that one call gets: making them keeps the thread, and no clock stops a call to the host.
+const MAX_RANDOM_BYTES: u64 = 1 << 20;
 
 /// Everything the host keeps for one instance; dropped with it, and with it all that it holds.
 pub struct State {
     table: ResourceTable,
     wasi: WasiCtx,
     http: WasiHttpCtx,
-    hooks: NoNetwork,
-    /// Enforced by the store.
-    pub limits: StoreLimits,
-    /// The request this instance was made for.
+    hooks: Hooks,
+    /// Asked by the store before anything grows.
+    pub limiter: Limiter,
+    /// The request this instance serves; of several, the latest.
     pub invocation: Arc<Invocation>,
-    models: Grant,
+    meter: Arc<Meter>,
+    granted: Arc<Granted>,
+    printing: Printing,
     /// What the tensors in `table` hold.
     tensor_bytes: usize,
 }
 
 /// The models a function may use, and where they come from.
 #[derive(Clone)]
-pub struct Grant {
+pub struct Models {
     /// Names, the default first.
     pub names: Arc<[ModelName]>,
     /// The host's models.
@@ -61,21 +63,86 @@ pub struct Grant {
 
 impl State {
     /// The state of a fresh instance.
-    pub fn new(limits: Limits, models: Grant, invocation: Arc<Invocation>) -> Self {
-        let mut table = ResourceTable::new();
-        table.set_max_capacity(MAX_RESOURCES);
-        let (out, err) = log::streams(&invocation);
-        Self {
-            table,
-            wasi: WasiCtx::builder().stdout(out).stderr(err).build(),
-            http: WasiHttpCtx::new(),
-            hooks: NoNetwork,
-            limits: StoreLimitsBuilder::new().memory_size((limits.memory_mib as usize) << 20).build(),
-            invocation,
-            models,
-            tensor_bytes: 0,
-        }
+    ///
+    /// # Errors
+    /// A directory that was granted cannot be opened.
+    pub fn new(granted: Arc<Granted>, invocation: Arc<Invocation>, meter: Arc<Meter>) -> wasmtime::Result<Self> {
+        let printing = Printing::new(invocation.clone());
+        let (out, err) = printing.streams();
+        let mut wasi = WasiCtx::builder();
+        wasi.stdout(out).stderr(err);
+        Self::with_streams(wasi, printing, granted, invocation, meter)
     }
+
+    /// The state of a command: its streams are this process's, and it has arguments.
+    ///
+    /// # Errors
+    /// A directory that was granted cannot be opened.
+    pub fn of_command(
+        args: &[String],
+        granted: Arc<Granted>,
+        invocation: Arc<Invocation>,
+        meter: Arc<Meter>,
+    ) -> wasmtime::Result<Self> {
+        let mut wasi = WasiCtx::builder();
+        wasi.inherit_stdio().args(args);
+        Self::with_streams(wasi, Printing::new(invocation.clone()), granted, invocation, meter)
+    }
+
+    fn with_streams(
+        mut wasi: WasiCtxBuilder,
+        printing: Printing,
+        granted: Arc<Granted>,
+        invocation: Arc<Invocation>,
+        meter: Arc<Meter>,
+    ) -> wasmtime::Result<Self> {
+        let limits = granted.limits;
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(limits.handles as usize);
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(limits.header_bytes as usize);
+        let outgoing = |egress: &Arc<_>| Outgoing::new(Arc::clone(egress), limits.connections, invocation.clone());
+        grant(&mut wasi, &granted)?;
+        Ok(Self {
+            table,
+            wasi: wasi.build(),
+            http,
+            hooks: Hooks(granted.egress.as_ref().map(outgoing)),
+            limiter: Limiter::new(limits, meter.clone()),
+            invocation,
+            meter,
+            granted,
+            printing,
+            tensor_bytes: 0,
+        })
+    }
+
+    /// From now on it serves another request.
+    pub fn renew(&mut self, invocation: Arc<Invocation>, meter: Arc<Meter>) {
+        self.limiter.renew(meter.clone());
+        self.printing.renew(invocation.clone());
+        if let Hooks(Some(outgoing)) = &mut self.hooks {
+            outgoing.invocation = invocation.clone();
+        }
+        self.meter = meter;
+        self.invocation = invocation;
+    }
+
+    /// What counts its time.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+}
+
+/// The function's own variables and directories.
+fn grant(wasi: &mut WasiCtxBuilder, granted: &Granted) -> wasmtime::Result<()> {
+    wasi.max_random_size(MAX_RANDOM_BYTES).envs(&granted.environment);
+    for directory in &granted.directories {
+        let perms = if directory.writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
+        wasi.preopened_dir(&directory.host, &directory.guest, perms)
+            .map_err(|error| error.context(format!("opening {} for the guest", directory.host.display())))?;
+    }
+    Ok(())
 }
 
 impl WasiView for State {
@@ -93,7 +160,7 @@ impl WasiHttpView for State {
 /// The host's side of the model interfaces, borrowed from a [`State`] for one call.
 pub struct ModelView<'a> {
     table: &'a mut ResourceTable,
-    models: &'a Grant,
+    models: &'a Models,
     invocation: &'a Arc<Invocation>,
     tensor_bytes: &'a mut usize,
 }
@@ -105,63 +172,34 @@ impl HasData for HasModels {
 }
 
 fn model_view(state: &mut State) -> ModelView<'_> {
-    let State { table, models, invocation, tensor_bytes, .. } = state;
-    ModelView { table, models, invocation, tensor_bytes }
+    let State { table, granted, invocation, tensor_bytes, .. } = state;
+    ModelView { table, models: &granted.models, invocation, tensor_bytes }
 }
 
-/// Refuses every outgoing request. Outgoing HTTP is not linked; this stands behind it should that ever change.
-struct NoNetwork;
-
-type Sent = Box<dyn Future<Output = Result<(), Error>> + Send>;
-
-impl WasiHttpHooks for NoNetwork {
-    fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
-        wasmtime_wasi_http::DEFAULT_FORBIDDEN_HEADERS.contains(name)
-    }
-
-    fn send_request(
-        &mut self,
-        _request: http::Request<WasiBody>,
-        _options: Option<RequestOptions>,
-        _sent: Sent,
-    ) -> Box<dyn Future<Output = Result<(http::Response<WasiBody>, Sent), Error>> + Send> {
-        Box::new(async { Err(Error::HttpRequestDenied) })
-    }
-}
-
-/// Links what every function gets, and the model interfaces if it was granted a model.
+/// Links what every function gets, and what comes with its grants; for the engine with tasks, WASI 0.3 beside 0.2.
 ///
 /// # Errors
 /// None in practice: the interfaces are distinct.
-pub fn link(linker: &mut Linker<State>, has_model: bool) -> wasmtime::Result<()> {
-    // The interfaces of the `wasi:http/proxy` world, without outgoing-handler.
-    wasmtime_wasi::p2::add_to_linker_proxy_interfaces_async(linker)?;
+pub fn link(linker: &mut Linker<State>, grants: Grants, concurrent: bool) -> wasmtime::Result<()> {
+    wasmtime_wasi::p2::add_to_linker_async(linker)?;
     let options = wasmtime_wasi_http::p2::bindings::LinkOptions::default();
     wasi_http::types::add_to_linker::<_, WasiHttp>(linker, &(&options).into(), State::http)?;
-    link_std(linker)?;
-    if has_model {
+    config::link(linker)?;
+    keyvalue::link(linker)?;
+    logging::link(linker)?;
+    if concurrent {
+        wasmtime_wasi::p3::add_to_linker(linker)?;
+        p3::bindings::http::types::add_to_linker::<_, WasiHttp>(linker, State::http)?;
+    }
+    if grants.egress {
+        wasi_http::outgoing_handler::add_to_linker::<_, WasiHttp>(linker, State::http)?;
+        if concurrent {
+            p3::bindings::http::client::add_to_linker::<_, WasiHttp>(linker, State::http)?;
+        }
+    }
+    if grants.models {
         infer::link(linker)?;
         nn::link(linker)?;
     }
-    Ok(())
-}
-
-/// What the standard library imports beyond that.
-fn link_std(linker: &mut Linker<State>) -> wasmtime::Result<()> {
-    use wasmtime_wasi::cli::{WasiCli, WasiCliView as _};
-    use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView as _};
-    use wasmtime_wasi::random::WasiRandom;
-
-    wasi::cli::environment::add_to_linker::<_, WasiCli>(linker, State::cli)?;
-    wasi::cli::exit::add_to_linker::<_, WasiCli>(linker, State::cli)?;
-    wasi::cli::terminal_input::add_to_linker::<_, WasiCli>(linker, State::cli)?;
-    wasi::cli::terminal_output::add_to_linker::<_, WasiCli>(linker, State::cli)?;
-    wasi::cli::terminal_stdin::add_to_linker::<_, WasiCli>(linker, State::cli)?;
-    wasi::cli::terminal_stdout::add_to_linker::<_, WasiCli>(linker, State::cli)?;
-    wasi::cli::terminal_stderr::add_to_linker::<_, WasiCli>(linker, State::cli)?;
-    wasi::filesystem::preopens::add_to_linker::<_, WasiFilesystem>(linker, State::filesystem)?;
-    wasi::filesystem::types::add_to_linker::<_, WasiFilesystem>(linker, State::filesystem)?;
-    wasi::random::insecure::add_to_linker::<_, WasiRandom>(linker, |state| state.ctx().ctx.random())?;
-    wasi::random::insecure_seed::add_to_linker::<_, WasiRandom>(linker, |state| state.ctx().ctx.random())?;
     Ok(())
 }

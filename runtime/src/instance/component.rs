@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use wasmtime::Engine;
 use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
 
 use super::engine::WasmEngine;
+use crate::config::Grants;
 use crate::data::DataDir;
 use crate::digest::Digest;
 
@@ -22,14 +24,24 @@ pub enum ComponentError {
     #[error("this component does not compile: {0:#}")]
     Invalid(wasmtime::Error),
     /// It imports what hob does not have.
-    #[error("it imports `{0}`, which hob does not offer{hint}", hint = hint(.0))]
+    #[error("it imports `{0}`, which hob does not offer")]
     NotOffered(String),
     /// It imports what the function was not granted.
-    #[error("it imports `{0}`, but was granted no model; add `--model NAME`")]
-    NotGranted(String),
+    #[error("it imports `{import}`, but was granted {grant}; {way_out}")]
+    NotGranted {
+        /// The import.
+        import: String,
+        /// What is missing.
+        grant: &'static str,
+        /// What to do.
+        way_out: &'static str,
+    },
+    /// It is no command.
+    #[error("it exports no wasi:cli/run@0.2 or 0.3, so there is nothing to run; deploy it if it handles HTTP")]
+    NotACommand,
     /// It does not handle HTTP.
     #[error(
-        "it does not export wasi:http/incoming-handler@0.2, so there is nothing to call; build it as an HTTP handler"
+        "it exports neither wasi:http/incoming-handler@0.2 nor wasi:http/handler@0.3, so there is nothing to call; build it as an HTTP handler"
     )]
     NotAHandler,
     /// It links, but not at the version it wants.
@@ -46,6 +58,19 @@ pub enum ComponentError {
 /// # Errors
 /// `NotWasm`, `CoreModule`, `Invalid`, `Disk`.
 pub fn load(engine: &WasmEngine, data: &DataDir, digest: &Digest) -> Result<Component, ComponentError> {
+    load_from(engine, data, digest, || std::fs::read(data.component(digest)))
+}
+
+/// The same for a component whose bytes are elsewhere; read only if it was never compiled.
+///
+/// # Errors
+/// As for [`load`].
+pub fn load_from(
+    engine: &WasmEngine,
+    data: &DataDir,
+    digest: &Digest,
+    read: impl FnOnce() -> std::io::Result<Vec<u8>>,
+) -> Result<Component, ComponentError> {
     let compiled = data.compiled(engine.compatibility(), digest);
     if compiled.exists() {
         match map(engine, &compiled) {
@@ -55,16 +80,20 @@ pub fn load(engine: &WasmEngine, data: &DataDir, digest: &Digest) -> Result<Comp
             }
         }
     }
-    let bytes = std::fs::read(data.component(digest))?;
-    let code = compile(engine, &bytes)?;
+    let code = compile(engine, &read()?)?;
     data.write(&compiled, &code)?;
     map(engine, &compiled).map_err(ComponentError::Invalid)
 }
 
-/// Compiles a component to this engine's machine code.
+/// Compiles a component to the machine code of one of the engines: a component that needs tasks, streams or futures is
+/// invalid to the plain one.
 fn compile(engine: &WasmEngine, bytes: &[u8]) -> Result<Vec<u8>, ComponentError> {
     check_kind(bytes)?;
-    engine.wasmtime().precompile_component(bytes).map_err(ComponentError::Invalid)
+    if let Ok(code) = engine.wasmtime().precompile_component(bytes) {
+        return Ok(code);
+    }
+    let concurrent = engine.concurrent().map_err(ComponentError::Invalid)?;
+    concurrent.precompile_component(bytes).map_err(ComponentError::Invalid)
 }
 
 /// Says what `bytes` are when they are no component.
@@ -80,70 +109,83 @@ pub fn check_kind(bytes: &[u8]) -> Result<(), ComponentError> {
     }
 }
 
-#[allow(unsafe_code)]
 fn map(engine: &WasmEngine, compiled: &Path) -> wasmtime::Result<Component> {
-    // SAFETY: the file was written by `load` from `precompile_component`'s output, appears only when whole, and lies in a
-    // directory that only this user may write; wasmtime checks that it was compiled for this engine.
-    unsafe { Component::deserialize_file(engine.wasmtime(), compiled) }
+    map_for(engine.wasmtime(), compiled).or_else(|_| map_for(engine.concurrent()?, compiled))
 }
 
-/// The interfaces that every function gets, without versions. wasm32-wasip2's standard library imports most of them
-/// whether the program uses them or not: no directory is opened and no variable set behind them.
+#[allow(unsafe_code)]
+fn map_for(engine: &Engine, compiled: &Path) -> wasmtime::Result<Component> {
+    // SAFETY: the file was written by `load` from `precompile_component`'s output, appears only when whole, and lies in a
+    // directory that only this user may write; wasmtime checks that it was compiled for this engine.
+    unsafe { Component::deserialize_file(engine, compiled) }
+}
+
+/// The packages whose interfaces every function gets, in the versions that are linked. The standard libraries import most
+/// of them whether a program uses them or not: behind them are only the directories and variables that were granted,
+/// and no socket (`wasi:sockets` refuses every call).
 const ALWAYS: &[&str] = &[
-    "wasi:cli/environment",
-    "wasi:cli/exit",
-    "wasi:cli/stderr",
-    "wasi:cli/stdin",
-    "wasi:cli/stdout",
-    "wasi:cli/terminal-input",
-    "wasi:cli/terminal-output",
-    "wasi:cli/terminal-stderr",
-    "wasi:cli/terminal-stdin",
-    "wasi:cli/terminal-stdout",
-    "wasi:clocks/monotonic-clock",
-    "wasi:clocks/wall-clock",
-    "wasi:filesystem/preopens",
-    "wasi:filesystem/types",
-    "wasi:http/types",
-    "wasi:io/error",
-    "wasi:io/poll",
-    "wasi:io/streams",
-    "wasi:random/insecure",
-    "wasi:random/insecure-seed",
-    "wasi:random/random",
+    "wasi:cli",
+    "wasi:clocks",
+    "wasi:config",
+    "wasi:filesystem",
+    "wasi:http",
+    "wasi:io",
+    "wasi:keyvalue",
+    "wasi:logging",
+    "wasi:random",
+    "wasi:sockets",
 ];
 
 /// The interfaces that come with the first model.
 const WITH_A_MODEL: &[&str] =
     &["hob:infer/models", "wasi:nn/errors", "wasi:nn/graph", "wasi:nn/inference", "wasi:nn/tensor"];
 
-/// Checks that `component` is an HTTP handler and imports nothing beyond what it gets.
+/// The interfaces that come with the first egress rule: outgoing requests of WASI 0.2 and 0.3.
+const WITH_EGRESS: &[&str] = &["wasi:http/outgoing-handler", "wasi:http/client"];
+
+/// Checks that `component` is an HTTP handler and imports nothing beyond what it gets. Versions are the linker's to check.
 ///
 /// # Errors
 /// `NotAHandler`, `NotOffered`, `NotGranted`, with the import's name.
-pub fn check_world(engine: &WasmEngine, component: &Component, has_model: bool) -> Result<(), ComponentError> {
+pub fn check_world(component: &Component, grants: Grants) -> Result<(), ComponentError> {
+    check_imports(component, grants)?;
     let world = component.component_type();
-    for (name, item) in world.imports(engine.wasmtime()) {
-        let interface = name.split('@').next().unwrap_or(name);
-        let granted = ALWAYS.contains(&interface) || has_model && WITH_A_MODEL.contains(&interface);
-        match item {
-            _ if granted => {}
-            // An import of types alone needs no host.
-            wasmtime::component::types::ComponentExtern { ty: ComponentItem::Type(_), .. } => {}
-            _ if WITH_A_MODEL.contains(&interface) => return Err(ComponentError::NotGranted(name.to_owned())),
-            _ => return Err(ComponentError::NotOffered(name.to_owned())),
-        }
-    }
-    let handles = world.exports(engine.wasmtime()).any(|(name, _)| name.starts_with("wasi:http/incoming-handler@0.2."));
+    let handles = world.exports(component.engine()).any(|(name, _)| {
+        name.starts_with("wasi:http/incoming-handler@0.2.") || name.starts_with("wasi:http/handler@0.3.")
+    });
     if handles { Ok(()) } else { Err(ComponentError::NotAHandler) }
 }
 
-fn hint(import: &str) -> &'static str {
-    if import.starts_with("wasi:http/outgoing-handler") || import.starts_with("wasi:sockets/") {
-        ": functions have no network of their own yet"
-    } else {
-        ""
+/// Checks that `component` imports nothing beyond what it gets.
+///
+/// # Errors
+/// `NotOffered`, `NotGranted`, with the import's name.
+pub fn check_imports(component: &Component, grants: Grants) -> Result<(), ComponentError> {
+    let world = component.component_type();
+    for (name, item) in world.imports(component.engine()) {
+        let interface = name.split('@').next().unwrap_or(name);
+        let package = interface.split('/').next().unwrap_or(interface);
+        // An import of types alone needs no host.
+        if matches!(item.ty, ComponentItem::Type(_)) {
+            continue;
+        }
+        let missing = |grant, way_out| ComponentError::NotGranted { import: name.to_owned(), grant, way_out };
+        if WITH_A_MODEL.contains(&interface) {
+            if !grants.models {
+                return Err(missing("no model", "add `--model NAME`"));
+            }
+        } else if WITH_EGRESS.contains(&interface) {
+            if !grants.egress {
+                return Err(missing(
+                    "no egress to the network",
+                    "say where it may send requests, as in `egress = [\"https://api.example.com\"]`",
+                ));
+            }
+        } else if !ALWAYS.contains(&package) {
+            return Err(ComponentError::NotOffered(name.to_owned()));
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -156,7 +198,5 @@ mod tests {
         assert!(matches!(check_kind(b""), Err(ComponentError::NotWasm(_))));
         assert!(matches!(check_kind(b"\0asm\x01\0\0\0"), Err(ComponentError::CoreModule)));
         assert!(check_kind(b"\0asm\x0d\0\x01\0").is_ok());
-        let message = ComponentError::NotOffered("wasi:sockets/tcp@0.2.0".into()).to_string();
-        assert!(message.contains("`wasi:sockets/tcp@0.2.0`") && message.contains("network"), "{message}");
     }
 }

@@ -1,7 +1,10 @@
 //! The wasmtime engine: pooled slots, copy-on-write images, epochs.
 
+use std::sync::OnceLock;
+
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use super::linked::Linkers;
 use super::ticker::Ticker;
 
 /// Linear memory that stays mapped in a slot between two instances; what a small guest dirties is cheaper
@@ -13,7 +16,7 @@ const KEEP_RESIDENT_SMALL: usize = 64 << 10;
 /// How many instances can live at once, and how large one may be.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolConfig {
-    /// Slots for instances; a request beyond them is refused as busy.
+    /// Slots for instances, in each of the two engines; a request beyond them is refused as busy.
     pub instances: u32,
     /// Most linear memory that any function's limit may allow, in MiB.
     pub memory_mib: u32,
@@ -25,11 +28,17 @@ impl Default for PoolConfig {
     }
 }
 
-/// The engine that compiles and runs all components of a host, and the clock behind their deadlines.
+/// The engines that compile and run all components of a host, and the clock behind their deadlines.
+///
+/// There are two, because the bookkeeping of WASI 0.3's tasks costs each call something, and components of WASI 0.2
+/// need not pay for it. The second one reserves its slots when it is first needed.
 pub struct WasmEngine {
-    engine: Engine,
+    plain: Engine,
+    concurrent: OnceLock<Engine>,
+    pool: PoolConfig,
     compatibility: String,
-    _ticker: Ticker,
+    pub(super) linkers: Linkers,
+    ticker: Ticker,
 }
 
 impl WasmEngine {
@@ -38,29 +47,47 @@ impl WasmEngine {
     /// # Errors
     /// When the address space for the pool cannot be reserved.
     pub fn start(pool: PoolConfig) -> wasmtime::Result<Self> {
-        let engine = Engine::new(&config(pool))?;
-        let compatibility = compatibility(&engine);
-        let ticker = Ticker::start(engine.clone());
-        Ok(Self { engine, compatibility, _ticker: ticker })
+        let plain = Engine::new(&config(pool, false))?;
+        let compatibility = compatibility(&plain);
+        let ticker = Ticker::start(plain.clone());
+        Ok(Self { plain, concurrent: OnceLock::new(), pool, compatibility, linkers: Linkers::default(), ticker })
     }
 
-    /// The engine itself.
+    /// The engine of WASI 0.2 components.
     pub fn wasmtime(&self) -> &Engine {
-        &self.engine
+        &self.plain
     }
 
-    /// Names what compiled code must have been compiled for, to be loaded here.
+    /// The engine of WASI 0.3 components.
+    ///
+    /// # Errors
+    /// When the address space for its pool cannot be reserved.
+    pub fn concurrent(&self) -> wasmtime::Result<&Engine> {
+        if let Some(engine) = self.concurrent.get() {
+            return Ok(engine);
+        }
+        let engine = Engine::new(&config(self.pool, true))?;
+        Ok(self.concurrent.get_or_init(|| {
+            self.ticker.add(engine.clone());
+            engine
+        }))
+    }
+
+    /// Names what compiled code must have been compiled for, to be loaded here; the same for both engines.
     pub fn compatibility(&self) -> &str {
         &self.compatibility
     }
 }
 
-fn config(pool: PoolConfig) -> Config {
+fn config(pool: PoolConfig, concurrency: bool) -> Config {
     let mut config = Config::new();
     config
         .wasm_component_model(true)
+        .concurrency_support(concurrency)
         .epoch_interruption(true)
         .memory_init_cow(true)
+        // Only debuggers would read it; without it code is smaller, and mapped faster.
+        .native_unwind_info(false)
         // A guest's trap is its own affair: a bounded trace is enough to find it, and cheap to take.
         .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(16))
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pooling(pool)));

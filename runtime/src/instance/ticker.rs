@@ -1,6 +1,7 @@
 //! The epoch clock: an operating-system thread of its own, so that no guest and no busy executor can stop it.
 
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ pub const EPOCH: Duration = Duration::from_millis(1);
 
 /// Advances the epoch until dropped.
 pub struct Ticker {
+    engines: Arc<Mutex<Vec<Engine>>>,
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -18,16 +20,25 @@ pub struct Ticker {
 impl Ticker {
     /// Starts the clock of `engine`.
     pub fn start(engine: Engine) -> Self {
+        let engines = Arc::new(Mutex::new(vec![engine]));
+        let ticking = engines.clone();
         let (stop, stopped) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("hob-epoch".into())
             .spawn(move || {
                 while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(EPOCH) {
-                    engine.increment_epoch();
+                    for engine in ticking.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                        engine.increment_epoch();
+                    }
                 }
             })
             .expect("a thread can be started while the host starts");
-        Self { stop: Some(stop), thread: Some(thread) }
+        Self { engines, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Advances the epoch of another engine too.
+    pub fn add(&self, engine: Engine) {
+        self.engines.lock().unwrap_or_else(PoisonError::into_inner).push(engine);
     }
 }
 

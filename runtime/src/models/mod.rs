@@ -56,6 +56,13 @@ impl Library {
         self.store.get(name).is_ok()
     }
 
+    /// Whether a model of the store is in memory.
+    pub fn is_resident(&self, name: &ModelName) -> bool {
+        let Ok(entry) = self.store.get(name) else { return false };
+        let digest = entry.digest.to_string();
+        self.engine.resident().iter().any(|model| model.digest == digest)
+    }
+
     /// The right to use a model; it is loaded first if it is not resident.
     ///
     /// # Errors

@@ -9,15 +9,51 @@ use http_body_util::{BodyExt as _, Full};
 use super::Body;
 
 /// Why a request got no answer from a guest.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum RequestError {
     /// No function has this path.
     #[error("no function takes the path `{0}`; `hob list` shows the routes")]
     NoRoute(String),
+    /// The function has no such revision.
+    #[error("function `{function}` has no revision {revision}; `hob revisions {function}` shows those it has")]
+    NoRevision {
+        /// The function.
+        function: String,
+        /// What it does not have.
+        revision: String,
+    },
+    /// The path has routes, none of which takes the method.
+    #[error("its method is not among those that this path takes: {0}")]
+    OtherMethods(String),
     /// The request itself cannot be passed on.
     #[error("the request cannot be passed on: {0}")]
     BadRequest(String),
-    /// All instance slots are taken.
+    /// Its body is larger than the function takes.
+    #[error(
+        "the request's body has more than the {0} bytes that the function takes; send less, or raise `limits.request_bytes`"
+    )]
+    TooLarge(u64),
+    /// Its headers are larger than the function takes.
+    #[error(
+        "the request's headers have {bytes} bytes; the function takes {most}; send less, or raise `limits.header_bytes`"
+    )]
+    HeadersTooLarge {
+        /// What they have.
+        bytes: usize,
+        /// What is taken.
+        most: u32,
+    },
+    /// The function runs and queues as many requests as it may.
+    #[error("{running} requests of this function run and up to {queued} wait: {why}; try again")]
+    TooMany {
+        /// Most that run.
+        running: u32,
+        /// Most that wait.
+        queued: u32,
+        /// Why this one could not.
+        why: &'static str,
+    },
+    /// All instance slots of the host are taken.
     #[error("all {0} instances are in use; try again")]
     Busy(u32),
     /// The function's component could not be loaded when the host started.
@@ -29,8 +65,14 @@ pub enum RequestError {
         why: String,
     },
     /// The guest did not answer in time.
-    #[error("the function did not answer within {} s", .0.as_secs())]
+    #[error("the function was not done within {} ms", .0.as_millis())]
     Deadline(Duration),
+    /// The guest computed for as long as it may.
+    #[error("the function used up its {} ms of processor time", .0.as_millis())]
+    Cpu(Duration),
+    /// The guest announced a larger answer than it may give.
+    #[error("the function's answer has more than the {0} bytes that it may send; raise `limits.response_bytes`")]
+    AnswerTooLarge(u64),
     /// The guest trapped or exited. What it did is in the log only: it may be nobody's business outside.
     #[error("the function failed; the log has the cause under its id")]
     Failed,
@@ -44,10 +86,17 @@ impl RequestError {
     fn table(&self) -> (StatusCode, &'static str) {
         match self {
             Self::NoRoute(_) => (StatusCode::NOT_FOUND, "no-route"),
+            Self::NoRevision { .. } => (StatusCode::NOT_FOUND, "no-revision"),
+            Self::OtherMethods(_) => (StatusCode::METHOD_NOT_ALLOWED, "method"),
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad-request"),
+            Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
+            Self::HeadersTooLarge { .. } => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large"),
+            Self::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "too-many"),
             Self::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             Self::Broken { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "broken"),
             Self::Deadline(_) => (StatusCode::GATEWAY_TIMEOUT, "deadline"),
+            Self::Cpu(_) => (StatusCode::GATEWAY_TIMEOUT, "cpu"),
+            Self::AnswerTooLarge(_) => (StatusCode::BAD_GATEWAY, "answer-too-large"),
             Self::Failed => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
             Self::NoAnswer => (StatusCode::INTERNAL_SERVER_ERROR, "no-answer"),
         }
@@ -67,7 +116,16 @@ impl RequestError {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if let Self::OtherMethods(methods) = self {
+            headers.insert(header::ALLOW, HeaderValue::from_str(methods).expect("methods are tokens"));
+        }
+        if let Some(id) = id.and_then(|id| HeaderValue::from_str(id).ok()) {
+            headers.insert("x-hob-invocation", id);
+        }
+        if let Self::OtherMethods(methods) = self {
+            headers.insert(header::ALLOW, HeaderValue::from_str(methods).expect("methods are tokens"));
+        }
+        if matches!(self, Self::Busy(_) | Self::TooMany { .. }) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

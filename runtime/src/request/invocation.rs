@@ -1,13 +1,14 @@
 //! One invocation: its id, its times, and the list of recent ones.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hob_gpu::{Event, Tokens, Usage};
 use serde::{Deserialize, Serialize};
 
+use crate::instance::Meter;
 use crate::names::FunctionName;
 
 /// One request's run through a function.
@@ -21,13 +22,20 @@ pub struct Invocation {
     pub account: u64,
     /// When its request had been read.
     pub started: Instant,
+    /// What its instance uses.
+    pub meter: Arc<Meter>,
     marks: Mutex<Marks>,
-    recent: Arc<Recent>,
+    /// Its instance ended before its answer did.
+    cut: AtomicBool,
+    /// Where it is listed once it has ended; an instance that rests is no invocation.
+    recent: Option<Arc<Recent>>,
 }
 
 /// How long the parts took, as far as they were reached.
 #[derive(Clone, Debug, Default)]
 pub struct Marks {
+    /// Waiting for others of its function to end.
+    pub wait: Duration,
     /// From the request to the start of the instance: finding the function, making the store.
     pub accept: Duration,
     /// Making the instance.
@@ -44,6 +52,8 @@ pub struct Marks {
     pub tokens: (u32, u32),
     /// How it ended: `ok`, or a code of [`super::RequestError`].
     pub outcome: &'static str,
+    /// The request's body got longer than the function takes.
+    pub request_too_large: bool,
 }
 
 /// An invocation that has ended. Times in microseconds.
@@ -55,6 +65,9 @@ pub struct Summary {
     pub function: FunctionName,
     /// How it ended.
     pub outcome: String,
+    /// See [`Marks::wait`].
+    #[serde(default)]
+    pub wait_us: u64,
     /// See [`Marks::accept`].
     pub accept_us: u64,
     /// See [`Marks::instantiate`].
@@ -69,6 +82,12 @@ pub struct Summary {
     pub first_token_us: Option<u64>,
     /// From the request to the end of the instance.
     pub total_us: u64,
+    /// Time for which the guest computed.
+    #[serde(default)]
+    pub cpu_us: u64,
+    /// Its linear memory at its most.
+    #[serde(default)]
+    pub memory_peak_bytes: u64,
     /// Tokens of prompts.
     pub prompt_tokens: u32,
     /// Tokens generated.
@@ -79,7 +98,27 @@ impl Invocation {
     /// Begins one now.
     pub fn start(function: FunctionName, account: u64, started: Instant, recent: Arc<Recent>) -> Self {
         let id = recent.next_id();
-        Self { id, function, account, started, marks: Mutex::default(), recent }
+        Self::new(id, function, account, started, Some(recent))
+    }
+
+    /// What an instance that rests between two invocations of `function` belongs to.
+    pub fn none(function: FunctionName) -> Self {
+        Self::new("idle".into(), function, 0, Instant::now(), None)
+    }
+
+    fn new(id: String, function: FunctionName, account: u64, started: Instant, recent: Option<Arc<Recent>>) -> Self {
+        let meter = Arc::new(Meter::new(started));
+        Self { id, function, account, started, meter, marks: Mutex::default(), cut: AtomicBool::new(false), recent }
+    }
+
+    /// Notes that its instance ended before its answer did: what has come of the answer is not the whole.
+    pub fn cut(&self) {
+        self.cut.store(true, Ordering::Release);
+    }
+
+    /// Whether that was noted.
+    pub fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Acquire)
     }
 
     /// Notes something about it.
@@ -111,15 +150,17 @@ impl Invocation {
 
 impl Drop for Invocation {
     fn drop(&mut self) {
+        let Some(recent) = self.recent.take() else { return };
         let total = self.started.elapsed();
         let marks = std::mem::take(self.marks.get_mut().unwrap_or_else(PoisonError::into_inner));
         let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let outcome = if marks.outcome.is_empty() { "client-left" } else { marks.outcome };
         tracing::debug!(function = %self.function, id = %self.id, outcome, total_us = us(total), "invocation ended");
-        self.recent.push(Summary {
+        recent.push(Summary {
             id: std::mem::take(&mut self.id),
             function: self.function.clone(),
             outcome: outcome.to_owned(),
+            wait_us: us(marks.wait),
             accept_us: us(marks.accept),
             instantiate_us: us(marks.instantiate),
             join_us: us(marks.join),
@@ -127,6 +168,8 @@ impl Drop for Invocation {
             prefill_us: us(marks.prefill),
             first_token_us: marks.first_token.map(us),
             total_us: us(total),
+            cpu_us: us(self.meter.cpu()),
+            memory_peak_bytes: self.meter.memory_peak(),
             prompt_tokens: marks.tokens.0,
             generated_tokens: marks.tokens.1,
         });

@@ -1,10 +1,17 @@
-//! The life of a request: routed, given a fresh instance, answered, accounted for.
+//! The life of a request: routed, admitted, given an instance, answered, accounted for.
 
+mod admission;
+mod body;
 pub mod errors;
 mod invocation;
 pub mod router;
 mod run;
 
+pub use admission::Gate;
+pub use body::Body;
 pub use errors::RequestError;
 pub use invocation::{Invocation, Marks, Recent, Summary};
-pub use run::{Body, Callable, run};
+pub use run::{Secure, run};
+pub(crate) use run::{explain, spent_error};
+
+pub use crate::instance::Callable;

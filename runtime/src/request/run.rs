@@ -1,52 +1,33 @@
-//! A request in a fresh instance.
+//! A request in an instance.
 //!
 //! The guest runs as a task of its own beside the connection, on the same thread. Whoever waits for its answer
 //! holds the task: first the call, then the response body. When the client leaves, hyper drops what it holds,
 //! the task is aborted, and the instance goes with all it has: memory, models, running generations.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response};
-use http_body::Body as _;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
-use http_body_util::combinators::UnsyncBoxBody;
-use tokio::sync::oneshot;
-use tokio::task::{AbortHandle, JoinHandle};
-use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::task::JoinHandle;
+use wasmtime::{PoolConcurrencyLimitError, Trap};
 use wasmtime_wasi::I32Exit;
-use wasmtime_wasi_http::WasiHttpView as _;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
-use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
+use wasmtime_wasi_http::WasiBody;
 
+use super::body::{AnswerBody, Body, Held, RequestBody};
 use super::{Invocation, RequestError};
-use crate::host::{Grant, State};
-use crate::records::Limits;
+use crate::instance::{Call, Callable, Head, Meter, Spent};
 
-/// The body of an answer.
-pub type Body = UnsyncBoxBody<Bytes, wasmtime_wasi_http::Error>;
+/// In a request's extensions: it came over TLS.
+#[derive(Clone, Copy, Debug)]
+pub struct Secure;
 
-type Head = Result<Response<Body>, ErrorCode>;
-
-/// A component ready to be instantiated, and what its instances get.
-pub struct Callable {
-    /// Linked, checked.
-    pub pre: ProxyPre<State>,
-    /// What one invocation may use.
-    pub limits: Limits,
-    /// The models it may use.
-    pub models: Grant,
-    /// Slots that the host has for instances, to say so when they run out.
-    pub instances: u32,
-}
-
-/// Runs `request` in a fresh instance, until its answer begins; the body carries the rest.
+/// Runs `request` in an instance, until its answer begins; the body carries the rest.
 ///
 /// # Errors
-/// When the guest gave no answer.
+/// When the guest gave no answer, or may not be called now.
 pub async fn run<B>(
     callable: Arc<Callable>,
     request: Request<B>,
@@ -56,177 +37,172 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<wasmtime_wasi_http::Error>,
 {
+    let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+    let answer = call(&callable, request, &invocation).await;
+    answer.map_err(|error| {
+        // A guest that broke off because it could not read on is not to blame.
+        let mut error = error;
+        invocation.mark(|marks| {
+            if marks.request_too_large {
+                error = RequestError::TooLarge(callable.limits().request_bytes);
+            }
+            marks.outcome = error.code();
+        });
+        error
+    })
+}
+
+async fn call(
+    callable: &Arc<Callable>,
+    request: Request<WasiBody>,
+    invocation: &Arc<Invocation>,
+) -> Result<Response<Body>, RequestError> {
+    let limits = callable.limits();
+    check_size(&request, limits.header_bytes, limits.request_bytes)?;
+    let permit = callable.gate.admit().await?;
+    invocation.mark(|marks| marks.wait = invocation.started.elapsed());
+    invocation.meter.allow(invocation.started + limits.wall(), cpu_limit(callable));
+    let request = request.map(|body| RequestBody::new(body, limits.request_bytes, invocation.clone()).boxed_unsync());
+    let is_head = request.method() == Method::HEAD;
     let (send, head) = oneshot::channel();
-    let guest = tokio::spawn(guarded(callable, request, send, invocation.clone()));
-    let held = AbortOnDrop(Some(guest.abort_handle()));
-    match head.await {
-        Ok(Ok(response)) => Ok(answer(response, held, &invocation)),
-        // The guest itself says that it cannot answer.
-        Ok(Err(code)) => {
-            tracing::warn!(function = %invocation.function, id = %invocation.id, ?code, "guest gave an error for an answer");
-            Err(RequestError::Failed)
-        }
-        Err(_) => Err(ended(guest).await),
+    let (ending, ended) = oneshot::channel();
+    let call = Call { request, invocation: invocation.clone(), head: send, ended };
+    let (head, held) = if callable.is_shared() {
+        (in_shared(callable, call, permit, head).await, Held::new(None, ending))
+    } else {
+        let guest = tokio::spawn(guarded(callable.clone(), call, permit));
+        let held = Held::new(Some(guest.abort_handle()), ending);
+        (in_own(guest, head).await, held)
+    };
+    let head = head?;
+    let held = if is_head || is_bodiless(head.status()) {
+        // Nobody reads the body; the guest is not to end for that.
+        held.release();
+        None
+    } else {
+        Some(held)
+    };
+    answer(head, held, limits.response_bytes, invocation)
+}
+
+/// Refuses a request that is too large for its function before anything is made for it.
+fn check_size(request: &Request<WasiBody>, header_bytes: u32, body_bytes: u64) -> Result<(), RequestError> {
+    let bytes = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+    if bytes > header_bytes as usize {
+        return Err(RequestError::HeadersTooLarge { bytes, most: header_bytes });
+    }
+    match content_length(request.headers()) {
+        Some(length) if length > body_bytes => Err(RequestError::TooLarge(body_bytes)),
+        _ => Ok(()),
     }
 }
 
-fn answer(response: Response<Body>, held: AbortOnDrop, invocation: &Invocation) -> Response<Body> {
-    let mut response = response.map(|body| GuestBody::new(body, held).boxed_unsync());
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+async fn in_own(guest: JoinHandle<Result<(), RequestError>>, head: oneshot::Receiver<Head>) -> Head {
+    match head.await {
+        Ok(head) => head,
+        // Why the guest ended without an answer.
+        Err(_) => Err(match guest.await {
+            Ok(Ok(())) => RequestError::NoAnswer,
+            Ok(Err(error)) => error,
+            Err(panic) => {
+                tracing::error!(%panic, "the host panicked while it ran a guest");
+                RequestError::Failed
+            }
+        }),
+    }
+}
+
+async fn in_shared(
+    callable: &Arc<Callable>,
+    call: Call,
+    permit: OwnedSemaphorePermit,
+    head: oneshot::Receiver<Head>,
+) -> Head {
+    let invocation = call.invocation.clone();
+    let worker = callable.place(call, permit);
+    match head.await {
+        Ok(head) => head,
+        Err(_) if invocation.started.elapsed() >= callable.limits().wall() => Err(spent_error(Spent::Wall, callable)),
+        Err(_) => {
+            let fate = worker.fate();
+            tracing::warn!(function = %invocation.function, id = %invocation.id, %fate, "its shared instance ended");
+            Err(fate)
+        }
+    }
+}
+
+/// An answer with this status has no body, whatever its guest writes.
+fn is_bodiless(status: StatusCode) -> bool {
+    status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
+fn answer(
+    response: Response<WasiBody>,
+    held: Option<Held>,
+    most_bytes: u64,
+    invocation: &Arc<Invocation>,
+) -> Result<Response<Body>, RequestError> {
+    if held.is_some() && content_length(response.headers()).is_some_and(|length| length > most_bytes) {
+        tracing::warn!(function = %invocation.function, id = %invocation.id, most_bytes, "the answer is too large");
+        return Err(RequestError::AnswerTooLarge(most_bytes));
+    }
+    let mut response = response.map(|body| AnswerBody::new(body, held, most_bytes, invocation.clone()).boxed_unsync());
     let id = HeaderValue::from_str(&invocation.id).expect("an id is hexadecimal digits and a dash");
     response.headers_mut().insert("x-hob-invocation", id);
-    response
+    Ok(response)
 }
 
-/// Why the guest ended without an answer.
-async fn ended(guest: JoinHandle<Result<(), RequestError>>) -> RequestError {
-    match guest.await {
-        Ok(Ok(())) => RequestError::NoAnswer,
-        Ok(Err(error)) => error,
-        Err(panic) => {
-            tracing::error!(%panic, "the host panicked while it ran a guest");
-            RequestError::Failed
-        }
-    }
-}
-
-/// The guest's run, bounded by its wall-clock limit, its end noted.
-async fn guarded<B>(
-    callable: Arc<Callable>,
-    request: Request<B>,
-    send: oneshot::Sender<Head>,
-    invocation: Arc<Invocation>,
-) -> Result<(), RequestError>
-where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<wasmtime_wasi_http::Error>,
-{
-    let wall = Duration::from_secs(callable.limits.wall_s.into());
-    let deadline = invocation.started + wall;
-    let run = invoke(&callable, request, send, invocation.clone(), deadline);
-    // Two guards: the timer for a guest that waits, the epoch for one that computes and so lets no timer fire.
-    let result = match tokio::time::timeout_at(deadline.into(), run).await {
+/// The guest's run, bounded by its limits, its end noted.
+async fn guarded(callable: Arc<Callable>, call: Call, _permit: OwnedSemaphorePermit) -> Result<(), RequestError> {
+    let invocation = call.invocation.clone();
+    let result = match invocation.meter.run(callable.serve(call)).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(explain(error, &callable, &invocation)),
-        Err(_) => Err(RequestError::Deadline(wall)),
+        Ok(Err(error)) => Err(explain(&error, &callable, &invocation, &invocation.meter)),
+        Err(spent) => Err(spent_error(spent, &callable)),
     };
-    if let Err(RequestError::Deadline(_)) = result {
-        tracing::warn!(function = %invocation.function, id = %invocation.id, wall_s = wall.as_secs(), "deadline");
+    if let Err(error @ (RequestError::Deadline(_) | RequestError::Cpu(_))) = &result {
+        tracing::warn!(function = %invocation.function, id = %invocation.id, %error, "guest stopped");
     }
-    invocation.mark(|marks| marks.outcome = result.as_ref().err().map_or("ok", RequestError::code));
+    invocation.mark(|marks| {
+        if marks.outcome.is_empty() || marks.outcome == "ok" {
+            marks.outcome = result.as_ref().err().map_or("ok", RequestError::code);
+        }
+    });
     result
 }
 
-async fn invoke<B>(
-    callable: &Callable,
-    request: Request<B>,
-    send: oneshot::Sender<Head>,
-    invocation: Arc<Invocation>,
-    deadline: Instant,
-) -> wasmtime::Result<()>
-where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<wasmtime_wasi_http::Error>,
-{
-    let mut store = store(callable, invocation.clone(), deadline);
-    let request = store.data_mut().http().new_incoming_request(Scheme::Http, request)?;
-    let out = store.data_mut().http().new_response_outparam(send)?;
-    let accepted = invocation.started.elapsed();
-    let proxy = callable.pre.instantiate_async(&mut store).await?;
-    let instantiated = invocation.started.elapsed();
-    invocation.mark(|marks| (marks.accept, marks.instantiate) = (accepted, instantiated - accepted));
-    proxy.wasi_http_incoming_handler().call_handle(&mut store, request, out).await
+fn cpu_limit(callable: &Callable) -> Duration {
+    Duration::from_millis(callable.limits().cpu_ms.into())
 }
 
-fn store(callable: &Callable, invocation: Arc<Invocation>, deadline: Instant) -> Store<State> {
-    let state = State::new(callable.limits, callable.models.clone(), invocation);
-    let mut store = Store::new(callable.pre.engine(), state);
-    store.limiter(|state| &mut state.limits);
-    store.set_hostcall_fuel(crate::host::MAX_TRANSFER_BYTES);
-    store.set_epoch_deadline(1);
-    store.epoch_deadline_callback(move |_| {
-        Ok(if Instant::now() >= deadline {
-            UpdateDeadline::Interrupt
-        } else {
-            UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))
-        })
-    });
-    store
+/// What a guest has used up, as its caller is told.
+pub(crate) fn spent_error(spent: Spent, callable: &Callable) -> RequestError {
+    match spent {
+        Spent::Wall => RequestError::Deadline(callable.limits().wall()),
+        Spent::Cpu => RequestError::Cpu(cpu_limit(callable)),
+    }
 }
 
 /// A guest's end in the host's words; the details go to the log, under the invocation's id.
-fn explain(error: wasmtime::Error, callable: &Callable, invocation: &Invocation) -> RequestError {
+pub(crate) fn explain(
+    error: &wasmtime::Error,
+    callable: &Callable,
+    invocation: &Invocation,
+    meter: &Meter,
+) -> RequestError {
     if error.is::<PoolConcurrencyLimitError>() {
-        return RequestError::Busy(callable.instances);
+        return RequestError::Busy(callable.services.instances);
     }
-    if let Some(Trap::Interrupt) = error.downcast_ref() {
-        return RequestError::Deadline(Duration::from_secs(callable.limits.wall_s.into()));
+    if let (Some(Trap::Interrupt), Some(spent)) = (error.downcast_ref(), meter.spent()) {
+        return spent_error(spent, callable);
     }
     if let Some(I32Exit(0)) = error.downcast_ref() {
         return RequestError::NoAnswer;
     }
     tracing::warn!(function = %invocation.function, id = %invocation.id, error = format!("{error:#}"), "guest failed");
     RequestError::Failed
-}
-
-struct AbortOnDrop(Option<AbortHandle>);
-
-impl AbortOnDrop {
-    /// Lets the task go on alone.
-    fn release(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        if let Some(task) = &self.0 {
-            task.abort();
-        }
-    }
-}
-
-/// An answer's body, which holds the guest that makes it.
-struct GuestBody {
-    body: Body,
-    /// Let go at the end of the body: a guest may work on after its answer, until its deadline.
-    guest: Option<AbortOnDrop>,
-}
-
-impl GuestBody {
-    fn new(body: Body, held: AbortOnDrop) -> Self {
-        let mut body = Self { body, guest: Some(held) };
-        // An empty body is never polled.
-        body.release_at_end(false);
-        body
-    }
-
-    fn release_at_end(&mut self, ended: bool) {
-        if (ended || self.body.is_end_stream())
-            && let Some(held) = self.guest.take()
-        {
-            held.release();
-        }
-    }
-}
-
-impl http_body::Body for GuestBody {
-    type Data = Bytes;
-    type Error = wasmtime_wasi_http::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        self.release_at_end(matches!(frame, Poll::Ready(None)));
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
-    }
 }

@@ -1,0 +1,155 @@
+//! Every call of the control API, in one table: what is routed is what is documented.
+
+use axum::routing::{MethodRouter, delete, get, post, put};
+use axum::{Json, extract::State};
+
+use super::{App, MAX_COMPONENT_BYTES, functions, keys, models};
+use crate::keys::Scope;
+
+/// One call.
+pub struct Call {
+    /// Its method, in lower case, as OpenAPI writes it.
+    pub method: &'static str,
+    /// Its path.
+    pub path: &'static str,
+    /// What it does.
+    pub does: &'static str,
+    /// What a key must allow.
+    pub needs: Scope,
+    /// The schema of its body; `binary` is bytes.
+    pub takes: Option<&'static str>,
+    /// The status when all is well, and the schema of its body; `[x]` is a list of x.
+    pub gives: (u16, Option<&'static str>),
+    /// What answers it.
+    pub handler: MethodRouter<App>,
+}
+
+/// All calls.
+pub fn all() -> Vec<Call> {
+    use Scope::{Admin, Deploy, Read};
+    let upload = put(functions::upload).layer(axum::extract::DefaultBodyLimit::max(MAX_COMPONENT_BYTES));
+    let status = get(|State(app): State<App>| async move { Json(app.status) });
+    let call =
+        |method, path, does, needs, takes, gives, handler| Call { method, path, does, needs, takes, gives, handler };
+    vec![
+        call(
+            "get",
+            "/v1/status",
+            "version, data listener, code path of the engine",
+            Read,
+            None,
+            (200, Some("Status")),
+            status,
+        ),
+        call("put", "/v1/components/{digest}", "uploads a component", Deploy, Some("binary"), (201, None), upload),
+        call(
+            "get",
+            "/v1/functions",
+            "the tenant's functions; those of all tenants for an administrator",
+            Read,
+            None,
+            (200, Some("[FunctionStatus]")),
+            get(functions::list),
+        ),
+        call(
+            "put",
+            "/v1/functions/{name}",
+            "makes a revision of a function, and the function if it is the first",
+            Deploy,
+            Some("DeployRequest"),
+            (200, Some("Deployed")),
+            put(functions::deploy),
+        ),
+        call(
+            "delete",
+            "/v1/functions/{name}",
+            "removes a function with all its revisions and what it keeps",
+            Deploy,
+            None,
+            (204, None),
+            delete(functions::remove),
+        ),
+        call(
+            "post",
+            "/v1/functions/{name}/check",
+            "says what deploying would be refused for",
+            Deploy,
+            Some("DeployRequest"),
+            (204, None),
+            post(functions::check),
+        ),
+        call(
+            "get",
+            "/v1/functions/{name}/revisions",
+            "a function's revisions, newest first",
+            Read,
+            None,
+            (200, Some("[RevisionStatus]")),
+            get(functions::revisions),
+        ),
+        call(
+            "put",
+            "/v1/functions/{name}/traffic",
+            "shares a function's requests out over its revisions",
+            Deploy,
+            Some("TrafficRequest"),
+            (200, Some("FunctionStatus")),
+            put(functions::traffic),
+        ),
+        call(
+            "post",
+            "/v1/functions/{name}/rollback",
+            "goes back to how requests were shared out before",
+            Deploy,
+            None,
+            (200, Some("FunctionStatus")),
+            post(functions::rollback),
+        ),
+        call(
+            "get",
+            "/v1/invocations",
+            "the last invocations of the tenant's functions, with their times",
+            Read,
+            None,
+            (200, Some("[Invocation]")),
+            get(functions::invocations),
+        ),
+        call(
+            "get",
+            "/v1/models/resident",
+            "models in memory",
+            Read,
+            None,
+            (200, Some("[ResidentModel]")),
+            get(models::resident),
+        ),
+        call(
+            "delete",
+            "/v1/models/resident/{name}",
+            "gives back the memory of an unused model",
+            Admin,
+            None,
+            (200, Some("Evicted")),
+            delete(models::evict),
+        ),
+        call(
+            "get",
+            "/v1/keys",
+            "all keys, without the keys themselves",
+            Admin,
+            None,
+            (200, Some("[Key]")),
+            get(keys::list),
+        ),
+        call(
+            "post",
+            "/v1/keys",
+            "makes a key; this answer alone shows it",
+            Admin,
+            Some("NewKey"),
+            (201, Some("Key")),
+            post(keys::create),
+        ),
+        call("delete", "/v1/keys/{id}", "makes a key worthless", Admin, None, (204, None), delete(keys::revoke)),
+    ]
+}

@@ -1,0 +1,342 @@
+//! The description of the control API that programs read: OpenAPI 3.1, made from the table of calls.
+
+use serde_json::{Map, Value, json};
+
+use super::calls::{self, Call};
+use crate::config::{FunctionConfig, Setting};
+
+/// The document.
+pub fn document() -> Value {
+    let mut paths = Map::new();
+    for call in calls::all() {
+        let path = paths.entry(call.path).or_insert_with(|| json!({}));
+        path[call.method] = operation(&call);
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "hob control API",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Deploys functions and shows what they do. It has a listener of its own, apart from the functions'.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas(),
+            "securitySchemes": { "key": { "type": "http", "scheme": "bearer", "description": "made with `hob keys create`" } },
+        },
+        "security": [{ "key": [] }],
+    })
+}
+
+fn operation(call: &Call) -> Value {
+    let (status, gives) = call.gives;
+    let mut good = json!({ "description": "done" });
+    if let Some(schema) = gives {
+        good["content"] = content(schema);
+    }
+    let names = call.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let parameters: Vec<_> = names
+        .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
+        .collect();
+    let mut operation = json!({
+        "summary": call.does,
+        "description": format!("Needs a key of scope `{}`.", call.needs.as_str()),
+        "operationId": operation_id(call),
+        "parameters": parameters,
+        "responses": {
+            status.to_string(): good,
+            "default": { "description": "refused", "content": content("Error") },
+        },
+    });
+    if let Some(schema) = call.takes {
+        operation["requestBody"] = json!({ "required": true, "content": content(schema) });
+    }
+    operation
+}
+
+/// `put_functions_name_traffic`
+fn operation_id(call: &Call) -> String {
+    let parts = call.path.split('/').skip(2).map(|part| part.trim_matches(['{', '}']));
+    parts.fold(call.method.to_owned(), |id, part| format!("{id}_{part}"))
+}
+
+fn content(schema: &str) -> Value {
+    if schema == "binary" {
+        return json!({ "application/wasm": {} });
+    }
+    let schema = match schema.strip_prefix('[').and_then(|list| list.strip_suffix(']')) {
+        Some(item) => list(&reference(item)),
+        None => reference(schema),
+    };
+    json!({ "application/json": { "schema": schema } })
+}
+
+fn reference(schema: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{schema}") })
+}
+
+fn list(items: &Value) -> Value {
+    json!({ "type": "array", "items": items })
+}
+
+fn object(required: &[&str], properties: Value) -> Value {
+    json!({ "type": "object", "required": required, "properties": properties, "additionalProperties": false })
+}
+
+fn text(what: &str) -> Value {
+    json!({ "type": "string", "description": what })
+}
+
+fn number(what: &str) -> Value {
+    json!({ "type": "integer", "minimum": 0, "description": what })
+}
+
+fn texts(what: &str) -> Value {
+    json!({ "type": "object", "additionalProperties": { "type": "string" }, "description": what })
+}
+
+/// A table of numbers, each with its default and its bounds.
+fn settings(all: &[Setting], table: &str) -> Value {
+    let mut properties = Map::new();
+    for setting in all {
+        if let Some(key) = setting.name.strip_prefix(table).and_then(|rest| rest.strip_prefix('.')) {
+            let Setting { default, least, most, .. } = *setting;
+            let schema = json!({ "type": "integer", "default": default, "minimum": least, "maximum": most });
+            properties.insert(key.to_owned(), schema);
+        }
+    }
+    object(&[], properties.into())
+}
+
+fn schemas() -> Value {
+    let mut schemas = function_schemas();
+    for (name, schema) in [
+        (
+            "Error",
+            object(
+                &["error"],
+                json!({ "error": object(&["code", "message"], json!({ "code": text("for programs"), "message": text("for people") })) }),
+            ),
+        ),
+        (
+            "Status",
+            object(
+                &["version", "listen", "code_path"],
+                json!({
+                    "version": text("the server's version"),
+                    "listen": text("where functions are called"),
+                    "code_path": text("which instructions the engine uses"),
+                }),
+            ),
+        ),
+        (
+            "NewKey",
+            object(
+                &["name", "scope"],
+                json!({
+                    "name": text("what a person calls it"), "tenant": text("whose functions it reaches; `default` unless said"), "scope": scope(),
+                }),
+            ),
+        ),
+        (
+            "Key",
+            object(
+                &["id", "name", "tenant", "scope", "created_at"],
+                json!({
+                    "id": text("what it is called in the audit log"), "name": text("what a person calls it"),
+                    "tenant": text("whose functions it reaches"), "scope": scope(),
+                    "created_at": number("in seconds since 1970"), "key": text("only when it was just made"),
+                }),
+            ),
+        ),
+        // These grow with what is measured.
+        ("Invocation", json!({ "type": "object", "required": ["id", "function", "outcome"] })),
+        ("ResidentModel", json!({ "type": "object", "required": ["name", "digest", "bytes", "leases"] })),
+        ("Evicted", object(&["evicted"], json!({ "evicted": { "type": "boolean" } }))),
+    ] {
+        schemas.insert(name.into(), schema);
+    }
+    schemas.into()
+}
+
+fn scope() -> Value {
+    json!({ "enum": ["read", "deploy", "admin"], "description": "each includes those before it" })
+}
+
+fn function_schemas() -> Map<String, Value> {
+    let numbers = FunctionConfig::default().settings();
+    let traffic = json!({
+        "type": "object", "additionalProperties": { "type": "integer", "minimum": 0, "maximum": 100 },
+        "description": "shares in percent, by revision, 100 together", "examples": [{ "r7": 10, "r6": 90 }],
+    });
+    let maybe = |schema: &str| json!({ "oneOf": [reference(schema), { "type": "null" }] });
+    let pairs = [
+        ("Traffic", traffic),
+        ("TrafficRequest", object(&["to"], json!({ "to": reference("Traffic") }))),
+        (
+            "Route",
+            object(
+                &["path"],
+                json!({
+                    "host": text("the host it is for, or *.example.com; any, if none is named"),
+                    "path": text("what its path begins with"),
+                    "methods": list(&text("in capitals; any, if none is named")),
+                }),
+            ),
+        ),
+        (
+            "Directory",
+            object(
+                &["host", "guest"],
+                json!({
+                    "host": text("absolute, on the host"), "guest": text("what the guest calls it"), "writable": { "type": "boolean", "default": false },
+                }),
+            ),
+        ),
+        ("Limits", settings(&numbers, "limits")),
+        ("Concurrency", settings(&numbers, "concurrency")),
+        ("Reuse", settings(&numbers, "reuse")),
+        (
+            "FunctionConfig",
+            object(
+                &[],
+                json!({
+                    "routes": list(&reference("Route")),
+                    "sticky": text("the request header that decides which revision answers"),
+                    "environment": texts("variables"),
+                    "config": texts("what wasi:config answers"),
+                    "secrets": list(&text("names; the values are in the request's `secrets`")),
+                    "models": list(&text("the first is its default")),
+                    "egress": list(&text("SCHEME://HOST[:PORT], as in https://*.example.com")),
+                    "directories": list(&reference("Directory")),
+                    "limits": reference("Limits"),
+                    "concurrency": reference("Concurrency"),
+                    "reuse": reference("Reuse"),
+                }),
+            ),
+        ),
+        (
+            "DeployRequest",
+            object(
+                &["component"],
+                json!({
+                    "component": text("the digest of an uploaded component"),
+                    "config": reference("FunctionConfig"),
+                    "secrets": texts("values; never shown again"),
+                    "source": text("where the component came from, for people"),
+                    "traffic": { "type": "boolean", "default": true, "description": "whether the new revision is to take all requests" },
+                }),
+            ),
+        ),
+        (
+            "Deployed",
+            object(
+                &["revision", "function"],
+                json!({ "revision": text("the new one"), "function": reference("FunctionStatus") }),
+            ),
+        ),
+        (
+            "FunctionStatus",
+            object(
+                &["name", "tenant", "latest", "traffic", "state"],
+                json!({
+                    "name": text("unique on the host"), "tenant": text("whose it is"),
+                    "routes": list(&reference("Route")), "models": list(&text("that it may use")),
+                    "component": { "type": ["string", "null"] }, "deployed_at": number("in seconds since 1970"),
+                    "latest": text("the newest revision"), "traffic": reference("Traffic"),
+                    "previous": maybe("Traffic"), "pending": maybe("Traffic"),
+                    "state": { "enum": ["ready", "warming", "broken"] }, "why": { "type": ["string", "null"] },
+                }),
+            ),
+        ),
+        (
+            "RevisionStatus",
+            object(
+                &["id", "component", "config", "deployed_at", "share", "state"],
+                json!({
+                    "id": text("as in r7"), "component": text("its digest"), "source": text("where it came from"),
+                    "config": reference("FunctionConfig"), "deployed_at": number("in seconds since 1970"),
+                    "share": number("of requests, in percent"),
+                    "state": { "enum": ["serving", "warming", "idle", "broken"] }, "why": { "type": ["string", "null"] },
+                }),
+            ),
+        ),
+    ];
+    pairs.into_iter().map(|(name, schema)| (name.to_owned(), schema)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Concurrency, Directory, Limits, Reuse, RouteConfig};
+    use crate::digest::Digest;
+    use crate::function_host::DeployRequest;
+    use crate::function_host::function::Function;
+    use crate::names::Tenant;
+    use crate::records::{FunctionRecord, RevisionRecord};
+
+    #[test]
+    fn every_reference_leads_somewhere_and_every_call_is_there() {
+        let document = document();
+        let text = document.to_string();
+        for part in text.split("#/components/schemas/").skip(1) {
+            let name = part.split('"').next().unwrap();
+            assert!(document["components"]["schemas"][name].is_object(), "{name}");
+        }
+        for call in calls::all() {
+            assert!(document["paths"][call.path][call.method]["summary"].is_string(), "{} {}", call.method, call.path);
+        }
+    }
+
+    /// What is sent and what is described must have the same keys.
+    fn agrees(value: &Value, schema: &Value, document: &Value) {
+        let schema = match schema["$ref"].as_str() {
+            Some(reference) => document.pointer(reference.trim_start_matches('#')).unwrap(),
+            None => schema,
+        };
+        if let (Some(fields), Some(properties)) = (value.as_object(), schema["properties"].as_object()) {
+            for (key, value) in fields {
+                let property = properties.get(key).unwrap_or_else(|| panic!("`{key}` is not described"));
+                agrees(value, property, document);
+            }
+            let missing =
+                schema["required"].as_array().unwrap().iter().find(|key| value.get(key.as_str().unwrap()).is_none());
+            assert!(missing.is_none(), "{missing:?} is not sent");
+        }
+        if let (Some(items), Some(schema)) = (value.as_array(), schema.get("items")) {
+            items.iter().for_each(|item| agrees(item, schema, document));
+        }
+    }
+
+    #[test]
+    fn what_is_sent_is_what_is_described() {
+        let document = document();
+        let config = FunctionConfig {
+            routes: vec![RouteConfig {
+                host: Some("h".parse().unwrap()),
+                path: "/".parse().unwrap(),
+                methods: vec!["GET".into()],
+            }],
+            sticky: Some("x".into()),
+            environment: [("a".into(), "b".into())].into(),
+            config: [("a".into(), "b".into())].into(),
+            secrets: vec!["s".into()],
+            models: vec!["m".parse().unwrap()],
+            egress: vec!["http://x".parse().unwrap()],
+            directories: vec![Directory { host: "/".into(), guest: "/".into(), writable: true }],
+            limits: Limits { wall_ms: 1, ..Limits::default() },
+            concurrency: Concurrency { running: 1, ..Concurrency::default() },
+            reuse: Reuse { requests: 2, ..Reuse::default() },
+        };
+        let digest = Digest::of(b"");
+        let request = DeployRequest { source: "x".into(), ..DeployRequest::new(digest, config.clone()) };
+        let schema = |name: &str| document["components"]["schemas"][name].clone();
+        agrees(&serde_json::to_value(&request).unwrap(), &schema("DeployRequest"), &document);
+        let record = FunctionRecord::first("f".parse().unwrap(), Tenant::default());
+        let revision =
+            RevisionRecord { id: record.latest, component: digest, source: "x".into(), config, deployed_at: 1 };
+        let function = Function::new(record, vec![revision]);
+        agrees(&serde_json::to_value(function.status(None)).unwrap(), &schema("FunctionStatus"), &document);
+        agrees(&serde_json::to_value(&function.revisions()[0]).unwrap(), &schema("RevisionStatus"), &document);
+    }
+}

@@ -1,0 +1,73 @@
+//! What no revision names any more: its component, what that was compiled to, and its secrets are removed.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use super::Host;
+use super::function::Revision;
+use super::table::Table;
+use crate::digest::Digest;
+
+/// A component that was uploaded is kept this long for the deployment that is to follow.
+const UPLOADED: Duration = Duration::from_secs(3600);
+
+impl Host {
+    /// Removes what only `dropped` revisions named.
+    pub(super) fn sweep(&self, table: &Table, dropped: &[Arc<Revision>]) {
+        for revision in dropped {
+            if !revision.record.config.secrets.is_empty() {
+                remove(&self.data.secrets(&revision.function, revision.record.id));
+            }
+        }
+        let mut gone: HashSet<Digest> = dropped.iter().map(|revision| revision.record.component).collect();
+        if gone.is_empty() {
+            return;
+        }
+        for digest in named(table) {
+            gone.remove(&digest);
+        }
+        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        uploads.retain(|_, at| at.elapsed() < UPLOADED);
+        for digest in gone.iter().filter(|digest| !uploads.contains_key(digest)) {
+            tracing::info!(component = digest.short(), "no revision names it any more: removed");
+            remove(&self.data.component(digest));
+            remove(&self.data.compiled(self.components.engine().compatibility(), digest));
+        }
+    }
+
+    /// Removes what a process that died left behind: it owns the directory now.
+    pub(super) fn sweep_all(&self, table: &Table) {
+        let named: HashSet<Digest> = named(table).collect();
+        let engine = self.components.engine().compatibility();
+        for (path, digest) in self.data.kept_components() {
+            if !named.contains(&digest) && is_old(&path) {
+                remove(&path);
+                remove(&self.data.compiled(engine, &digest));
+            }
+        }
+        self.data.remove_compiled_but_for(engine);
+        self.data.remove_secrets_but_for(|function, revision| {
+            table.get(function).is_some_and(|function| function.revisions.contains_key(&revision))
+        });
+    }
+}
+
+fn named(table: &Table) -> impl Iterator<Item = Digest> + '_ {
+    table.functions().flat_map(|function| function.revisions.values().map(|revision| revision.record.component))
+}
+
+fn is_old(path: &Path) -> bool {
+    let modified = path.metadata().and_then(|file| file.modified());
+    modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > UPLOADED))
+}
+
+/// What cannot be removed only takes room; the next start tries again.
+fn remove(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "left-over file could not be removed");
+    }
+}
