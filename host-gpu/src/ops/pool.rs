@@ -277,7 +277,7 @@ impl Drop for Pool {
 }
 
 /// A matrix whose columns are handed out in ranges that do not overlap.
-struct Columns<'a, T> {
+pub(super) struct Columns<'a, T> {
     start: *mut T,
     len: usize,
     width: usize,
@@ -288,7 +288,7 @@ struct Columns<'a, T> {
 unsafe impl<T: Send> Sync for Columns<'_, T> {}
 
 impl<'a, T> Columns<'a, T> {
-    fn new(out: &'a mut [T], width: usize) -> Self {
+    pub(super) fn new(out: &'a mut [T], width: usize) -> Self {
         Self { start: out.as_mut_ptr(), len: out.len(), width, borrow: PhantomData }
     }
 
@@ -313,6 +313,14 @@ pub struct View<'a, T = f32> {
     columns: &'a Columns<'a, T>,
     range: Range<usize>,
     rows: Range<usize>,
+}
+
+impl<'a, T> View<'a, T> {
+    /// All of a matrix. The only view of it: it borrows what hands out others.
+    pub(super) fn whole(columns: &'a mut Columns<'_, T>) -> Self {
+        let range = 0..columns.width;
+        Self { columns, range, rows: 0..columns.rows() }
+    }
 }
 
 impl<T> View<'_, T> {

@@ -9,7 +9,7 @@ use super::lanes::CACHE_LINE;
 use super::{Activations, Cpu};
 use crate::format::huge::Piece;
 use crate::format::quant::Quant;
-use crate::ops::pool::{Pool, View};
+use crate::ops::pool::{Columns, Pool, View};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -172,6 +172,8 @@ struct Scratch {
 struct Panels {
     floats: Vec<f32>,
     lines: Vec<int::Line>,
+    /// Products with floats, before they go where they belong.
+    part: Vec<f32>,
 }
 
 /// Rows of a chunk of work on `rows` rows. Where weights are read once, chunks are large, since memory is read faster the
@@ -191,18 +193,29 @@ impl Cpu {
         self.activations == Activations::Q8 && is_quantised(quant)
     }
 
-    fn product(self, w: Matrix<'_>, rows: Range<usize>, x: &Input<'_>, panels: &mut Panels, part: &mut Vec<f32>) {
+    /// `rows` of `w` times all tokens, to the columns of `view` from `at` on.
+    fn product(
+        self,
+        (w, rows): (Matrix<'_>, Range<usize>),
+        x: &Input<'_>,
+        panels: &mut Panels,
+        (view, at): (&mut View<'_>, usize),
+        add: bool,
+    ) {
         assert!(w.cols == x.cols && w.bytes.len() == w.rows * w.row_bytes(), "shapes agree");
-        let (split, width) = (x.split, rows.len());
-        part.resize(if split { 2 } else { 1 } * x.tokens * width, 0.0);
-        let Panels { floats, lines } = panels;
+        let Panels { floats, lines, part } = panels;
         match (x.floats, x.bytes) {
-            (_, Some(x)) if self.multiplies_bytes(w.quant) => int::Work { w, rows, x, panel: lines, part }.run(self),
-            (Some(x), _) => float::Work { w, rows, x, panel: floats, part }.run(self),
+            (_, Some(bytes)) if self.multiplies_bytes(w.quant) => {
+                let out = int::Out { view, at, rows: rows.len(), add, split: x.split };
+                int::Work { w, rows, x: bytes, panel: lines, out }.run(self);
+            }
+            (Some(floats_of_x), _) => {
+                let width = rows.len();
+                part.resize(x.tokens * width, 0.0);
+                float::Work { w, rows, x: floats_of_x, panel: floats, part }.run(self);
+                put(view, at, width, part, add);
+            }
             _ => panic!("the input was not prepared for {:?}", w.quant),
-        }
-        if split {
-            fold(part, width);
         }
     }
 
@@ -212,13 +225,12 @@ impl Cpu {
         assert!(out.len() == x.tokens * width, "a row for each token");
         let chunk = chunk_rows(pool, width, x);
         pool.columns(out, width, chunk, |mut view| {
-            SCRATCH.with_borrow_mut(|Scratch { panels, first: part, .. }| {
+            SCRATCH.with_borrow_mut(|Scratch { panels, .. }| {
                 let mut begin = 0;
                 for w in weights {
                     for rows in by_piece(overlap(view.range(), begin, w.rows), w) {
-                        self.product(*w, rows.clone(), x, panels, part);
                         let at = begin + rows.start - view.range().start;
-                        put(&mut view, at, rows.len(), part, add);
+                        self.product((*w, rows), x, panels, (&mut view, at), add);
                     }
                     begin += w.rows;
                 }
@@ -235,8 +247,11 @@ impl Cpu {
                 let begin = view.range().start;
                 let both = by_piece(view.range(), &gate).flat_map(|rows| by_piece(rows, &up));
                 for rows in both {
-                    self.product(gate, rows.clone(), x, panels, first);
-                    self.product(up, rows.clone(), x, panels, second);
+                    for (w, out) in [(gate, &mut *first), (up, &mut *second)] {
+                        out.resize(x.tokens * rows.len(), 0.0);
+                        let mut columns = Columns::new(out, rows.len());
+                        self.product((w, rows.clone()), x, panels, (&mut View::whole(&mut columns), 0), false);
+                    }
                     let parts = first.chunks_exact(rows.len()).zip(second.chunks_exact(rows.len()));
                     for (token, (gate, up)) in parts.enumerate() {
                         self.silu_mul(gate, up, &mut view.row(token)[rows.start - begin..rows.end - begin]);
@@ -263,16 +278,6 @@ fn overlap(range: Range<usize>, begin: usize, len: usize) -> Range<usize> {
     let start = range.start.max(begin) - begin;
     let end = range.end.min(begin + len).saturating_sub(begin);
     start..end.max(start)
-}
-
-/// Adds neighbouring rows of `width`.
-fn fold(part: &mut Vec<f32>, width: usize) {
-    for token in 0..part.len() / (2 * width) {
-        for r in 0..width {
-            part[token * width + r] = part[2 * token * width + r] + part[(2 * token + 1) * width + r];
-        }
-    }
-    part.truncate(part.len() / 2);
 }
 
 fn put(view: &mut View<'_>, at: usize, rows: usize, part: &[f32], add: bool) {

@@ -4,12 +4,18 @@
 //! exact; the floats they are scaled to are added in the order of the groups, so a token gets the same bits whatever is
 //! computed beside it. Few tokens are multiplied [`straight`], many with a [`panel`].
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "several arrays go by one index; iterators bring closures, see `lanes`"
+)]
+
 use super::super::bytes::Bytes;
 use super::super::groups::Groups;
 use super::super::lanes::{LANES, Lanes};
 use super::super::{Cpu, SMALL_TILE, Task};
 use super::Matrix;
 use crate::format::quant::*;
+use crate::ops::pool::View;
 use activations::{HALF_SUM, SUM};
 use panel::{LINES, LINES_OF_TWO, PanelProduct, pack_all};
 use std::ops::Range;
@@ -24,8 +30,8 @@ mod strips;
 pub(super) use activations::{Leaves, Tiles};
 pub(super) use panel::Line;
 
-/// `part[t][r - rows.start] = w[r] . x[t]`.
-pub(super) struct Product<'a, B, const N: usize> {
+/// `out[t][r - rows.start] = w[r] . x[t]`.
+pub(super) struct Product<'a, 'v, B, const N: usize> {
     /// (rows, per_row)
     pub(super) blocks: &'a [B],
     pub(super) per_row: usize,
@@ -33,46 +39,45 @@ pub(super) struct Product<'a, B, const N: usize> {
     pub(super) woven: bool,
     pub(super) x: Tiles<'a>,
     pub(super) panel: &'a mut Vec<Line>,
-    /// (tokens, rows)
-    pub(super) part: &'a mut [f32],
+    pub(super) out: Out<'a, 'v>,
 }
 
-impl<B: Groups, const N: usize> Task for Product<'_, B, N> {
+impl<B: Groups, const N: usize> Task for Product<'_, '_, B, N> {
     #[inline(always)]
     fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
-        let Self { blocks, per_row, woven, x, panel, part } = self;
+        let Self { blocks, per_row, woven, x, panel, mut out } = self;
+        let out = &mut out;
         let strips = blocks.chunks(LANES * per_row);
         match woven {
             true => {
                 if B::GROUPS == 1 && !x.direct() && x.straight::<B>() {
                     let woven = WovenStrips { blocks: bytemuck::cast_slice(blocks), per_row };
                     return match x.tile {
-                        SMALL_TILE => woven.multiply::<L, B, SMALL_TILE, S>(x, part),
-                        _ => woven.multiply::<L, B, T, S>(x, part),
+                        SMALL_TILE => woven.multiply::<L, B, SMALL_TILE, S>(x, out),
+                        _ => woven.multiply::<L, B, T, S>(x, out),
                     };
                 }
                 let strips = strips.map(|strip| WovenRows(bytemuck::cast_slice(strip)));
-                all_strips::<L, B, _, N>(strips, per_row, x, panel, part);
+                all_strips::<L, B, _, N>(strips, per_row, x, panel, out);
             }
             false => {
                 let strips = strips.map(|strip| Rows::new(strip, per_row));
-                all_strips::<L, B, _, N>(strips, per_row, x, panel, part);
+                all_strips::<L, B, _, N>(strips, per_row, x, panel, out);
             }
         }
     }
 }
 
 /// What a product computes on: weights, activations, and where the result goes.
-pub(super) struct Work<'a> {
+pub(super) struct Work<'a, 'v> {
     pub(super) w: Matrix<'a>,
     pub(super) rows: Range<usize>,
     pub(super) x: Tiles<'a>,
     pub(super) panel: &'a mut Vec<Line>,
-    /// (tokens, rows of the range)
-    pub(super) part: &'a mut [f32],
+    pub(super) out: Out<'a, 'v>,
 }
 
-impl Work<'_> {
+impl Work<'_, '_> {
     /// Does it. Each type is a task of its own: one function with all of them would be compiled for minutes.
     pub(super) fn run(self, cpu: Cpu) {
         match self.w.quant {
@@ -93,18 +98,18 @@ impl Work<'_> {
     }
 
     fn of<B: Groups, const N: usize>(self, cpu: Cpu) {
-        let Self { w, rows, x, panel, part } = self;
+        let Self { w, rows, x, panel, mut out } = self;
         let (bytes, woven) = match w.woven_bytes(&rows) {
             Some(woven) => (woven, true),
             None => (w.rows_bytes(&rows), false),
         };
         let (blocks, per_row): (&[B], usize) = (bytemuck::cast_slice(bytes), w.cols / (32 * B::GROUPS));
-        cpu.run(Product::<B, N> { blocks, per_row, woven, x, panel, part });
+        cpu.run(Product::<B, N> { blocks, per_row, woven, x, panel: &mut *panel, out: out.again() });
         if !(x.direct() || woven && x.straight::<B>()) {
             let (rows, groups) = (rows.len(), per_row * B::GROUPS);
             match B::SIGNED {
-                true => cpu.run(PanelProduct::<true, N> { rows, groups, x, panel, part }),
-                false => cpu.run(PanelProduct::<false, N> { rows, groups, x, panel, part }),
+                true => cpu.run(PanelProduct::<true, N> { rows, groups, x, panel, out }),
+                false => cpu.run(PanelProduct::<false, N> { rows, groups, x, panel, out }),
             }
         }
     }
@@ -117,11 +122,11 @@ fn all_strips<L: Bytes, B: Groups, S: Strip<B>, const N: usize>(
     per_row: usize,
     x: Tiles<'_>,
     panel: &mut Vec<Line>,
-    part: &mut [f32],
+    out: &mut Out<'_, '_>,
 ) {
     match (x.direct(), x.tile) {
-        (true, 1) => direct_all::<L, B, S, 1>(strips, per_row, x.words, part),
-        (true, _) => direct_all::<L, B, S, 2>(strips, per_row, x.words, part),
+        (true, 1) => direct_all::<L, B, S, 1>(strips, per_row, x.words, out),
+        (true, _) => direct_all::<L, B, S, 2>(strips, per_row, x.words, out),
         (false, _) => pack_all::<L, B, S, N>(strips, per_row, panel),
     }
 }
@@ -145,30 +150,58 @@ fn sum_at(n: usize, parts: usize) -> usize {
     if parts == 1 { SUM } else { HALF_SUM + n }
 }
 
-/// Stores the lanes that `out` has room for.
-#[inline(always)]
-fn put<L: Lanes>(v: L::V, out: &mut [f32]) {
-    match out.first_chunk_mut::<LANES>() {
-        Some(out) => L::store(v, out),
-        None => {
-            let mut all = [0.0; LANES];
-            L::store(v, &mut all);
-            out.copy_from_slice(&all[..out.len()]);
-        }
-    }
+/// Where the sums of some rows go: columns of a matrix that has a row for each token.
+pub(super) struct Out<'a, 'v> {
+    pub(super) view: &'a mut View<'v>,
+    /// The first of the columns, in the view, and how many there are.
+    pub(super) at: usize,
+    pub(super) rows: usize,
+    /// Whether sums are added to what is there.
+    pub(super) add: bool,
+    /// Whether each two tokens are two parts of one, to be added.
+    pub(super) split: bool,
 }
 
-/// Stores the sums of `tokens` tokens from strip `strip` on; `part` (tokens, rows).
-#[inline(always)]
-fn put_all<L: Lanes, const T: usize, const S: usize>(
-    sums: &[[L::V; T]; S],
-    (rows, strip): (usize, usize),
-    tokens: usize,
-    part: &mut [f32],
-) {
-    for s in 0..S {
+impl<'v> Out<'_, 'v> {
+    /// The same, for another task.
+    fn again(&mut self) -> Out<'_, 'v> {
+        let Self { view, at, rows, add, split } = self;
+        Out { view, at: *at, rows: *rows, add: *add, split: *split }
+    }
+
+    /// Takes sixteen sums of token `token`, from column `from` on; those beyond the last column are dropped.
+    #[inline(always)]
+    fn put<L: Lanes>(&mut self, token: usize, from: usize, v: L::V) {
+        let (row, add) = match self.split {
+            true => (token / 2, self.add || token % 2 == 1),
+            false => (token, self.add),
+        };
+        let out = &mut self.view.row(row)[self.at..self.at + self.rows][from..];
+        match out.first_chunk_mut::<LANES>() {
+            Some(out) if add => L::store(L::add(L::load(out), v), out),
+            Some(out) => L::store(v, out),
+            None => {
+                let mut all = [0.0; LANES];
+                L::store(v, &mut all);
+                for i in 0..out.len() {
+                    out[i] = if add { out[i] + all[i] } else { all[i] };
+                }
+            }
+        }
+    }
+
+    /// Takes the sums of `tokens` tokens from `token` on, and of the strips from `strip` on.
+    #[inline(always)]
+    fn put_all<L: Lanes, const T: usize, const S: usize>(
+        &mut self,
+        sums: &[[L::V; T]; S],
+        strip: usize,
+        (token, tokens): (usize, usize),
+    ) {
         for t in 0..tokens {
-            put::<L>(sums[s][t], &mut part[t * rows..(t + 1) * rows][(strip + s) * LANES..]);
+            for s in 0..S {
+                self.put::<L>(token + t, (strip + s) * LANES, sums[s][t]);
+            }
         }
     }
 }

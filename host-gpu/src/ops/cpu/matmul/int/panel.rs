@@ -6,7 +6,7 @@ use super::super::super::lanes::LANES;
 use super::super::super::{SMALL_TILE, Task};
 use super::activations::{SCALE, Tiles, WORDS};
 use super::strips::Strip;
-use super::{dot, put_all, scale, sum_at};
+use super::{Out, dot, scale, sum_at};
 use bytemuck::{Pod, Zeroable};
 
 /// A cache line of a panel: 64 bytes of weights, or sixteen floats.
@@ -31,23 +31,23 @@ pub(super) const LINES: usize = 10;
 pub(super) const LINES_OF_TWO: usize = 12;
 
 /// The same for weights that [`Product`] has unpacked into `panel`.
-pub(super) struct PanelProduct<'a, const SIGNED: bool, const N: usize> {
+pub(super) struct PanelProduct<'a, 'v, const SIGNED: bool, const N: usize> {
     pub(super) rows: usize,
     pub(super) groups: usize,
     pub(super) x: Tiles<'a>,
     pub(super) panel: &'a [Line],
-    /// (tokens, rows)
-    pub(super) part: &'a mut [f32],
+    pub(super) out: Out<'a, 'v>,
 }
 
-impl<const SIGNED: bool, const N: usize> Task for PanelProduct<'_, SIGNED, N> {
+impl<const SIGNED: bool, const N: usize> Task for PanelProduct<'_, '_, SIGNED, N> {
     #[inline(always)]
     fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
-        let Self { rows, groups, x, panel: lines, part } = self;
+        let Self { rows, groups, x, panel: lines, mut out } = self;
+        let out = &mut out;
         let panel = Panel { lines, groups, rows };
         match x.tile {
-            SMALL_TILE => panel.multiply::<L, SIGNED, N, SMALL_TILE, S>(x, part),
-            _ => panel.multiply::<L, SIGNED, N, T, S>(x, part),
+            SMALL_TILE => panel.multiply::<L, SIGNED, N, SMALL_TILE, S>(x, out),
+            _ => panel.multiply::<L, SIGNED, N, T, S>(x, out),
         }
     }
 }
@@ -93,12 +93,12 @@ struct Panel<'a> {
 }
 
 impl Panel<'_> {
-    /// Multiplies every strip with every tile, `S` strips at a time; `part` (tokens, rows).
+    /// Multiplies every strip with every tile, `S` strips at a time.
     #[inline(always)]
     fn multiply<L: Bytes, const SIGNED: bool, const N: usize, const T: usize, const S: usize>(
         &self,
         x: Tiles<'_>,
-        part: &mut [f32],
+        out: &mut Out<'_, '_>,
     ) {
         let strips = self.rows.div_ceil(LANES);
         let lines = self.lines.as_chunks::<N>().0;
@@ -109,11 +109,11 @@ impl Panel<'_> {
                 let left = &lines[strip * self.groups..];
                 if strip + S <= strips {
                     let sums = product::<L, SIGNED, N, T, S>(left, tile);
-                    put_all::<L, T, S>(&sums, (self.rows, strip), tokens, &mut part[n * T * self.rows..]);
+                    out.put_all::<L, T, S>(&sums, strip, (n * T, tokens));
                     strip += S;
                 } else {
                     let sums = product::<L, SIGNED, N, T, 1>(left, tile);
-                    put_all::<L, T, 1>(&sums, (self.rows, strip), tokens, &mut part[n * T * self.rows..]);
+                    out.put_all::<L, T, 1>(&sums, strip, (n * T, tokens));
                     strip += 1;
                 }
             }

@@ -11,17 +11,16 @@ use super::super::super::lanes::LANES;
 use super::super::super::woven::Woven;
 use super::activations::{SCALE, SUM, Tiles, WORDS};
 use super::strips::Strip;
-use super::{dot, put, put_all, scale, sum_at};
+use super::{Out, dot, scale, sum_at};
 
-/// `T` tokens, one or two; `part` (T, rows).
+/// `T` tokens, one or two.
 #[inline(always)]
 pub(super) fn direct_all<L: Bytes, B: Groups, S: Strip<B>, const T: usize>(
     strips: impl Iterator<Item = S>,
     per_row: usize,
     x: &[u32],
-    part: &mut [f32],
+    out: &mut Out<'_, '_>,
 ) {
-    let rows = part.len() / T;
     let x = &x.as_chunks::<T>().0.as_chunks::<WORDS>().0[..per_row * B::GROUPS];
     for (n, strip) in strips.enumerate() {
         let sums = match B::SIGNED {
@@ -29,7 +28,7 @@ pub(super) fn direct_all<L: Bytes, B: Groups, S: Strip<B>, const T: usize>(
             false => direct::<L, B, S, false, T>(&strip, per_row, x),
         };
         for t in 0..T {
-            put::<L>(sums[t], &mut part[t * rows..(t + 1) * rows][n * LANES..]);
+            out.put::<L>(t, n * LANES, sums[t]);
         }
     }
 }
@@ -71,15 +70,17 @@ pub(super) struct WovenStrips<'a> {
 }
 
 impl WovenStrips<'_> {
-    /// Multiplies every strip with every tile, `S` strips at a time; `part` (tokens, rows).
+    /// Multiplies every strip with every tile, `S` strips at a time.
     #[inline(always)]
-    pub(super) fn multiply<L: Bytes, B: Groups, const T: usize, const S: usize>(&self, x: Tiles<'_>, part: &mut [f32]) {
+    pub(super) fn multiply<L: Bytes, B: Groups, const T: usize, const S: usize>(
+        &self,
+        x: Tiles<'_>,
+        out: &mut Out<'_, '_>,
+    ) {
         let size = self.per_row * LANES * size_of::<B>();
         let (strips, groups) = (self.blocks.len() / size, self.per_row * B::GROUPS);
-        let rows = strips * LANES;
         for (n, tile) in x.words.as_chunks::<T>().0.as_chunks::<WORDS>().0.chunks_exact(groups).enumerate() {
             let tokens = T.min(x.tokens - n * T);
-            let part = &mut part[n * T * rows..];
             let mut strip = 0;
             while strip < strips {
                 let left = &self.blocks[strip * size..];
@@ -88,14 +89,14 @@ impl WovenStrips<'_> {
                         true => woven_product::<L, B, true, T, S>(left, size, tile),
                         false => woven_product::<L, B, false, T, S>(left, size, tile),
                     };
-                    put_all::<L, T, S>(&sums, (rows, strip), tokens, part);
+                    out.put_all::<L, T, S>(&sums, strip, (n * T, tokens));
                     strip += S;
                 } else {
                     let sums = match B::SIGNED {
                         true => woven_product::<L, B, true, T, 1>(left, size, tile),
                         false => woven_product::<L, B, false, T, 1>(left, size, tile),
                     };
-                    put_all::<L, T, 1>(&sums, (rows, strip), tokens, part);
+                    out.put_all::<L, T, 1>(&sums, strip, (n * T, tokens));
                     strip += 1;
                 }
             }
