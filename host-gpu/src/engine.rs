@@ -4,6 +4,7 @@
 //! their tokens. Nothing here blocks: a full queue is a refusal.
 
 use crate::ask::{Ask, Refusal, TokenId};
+use crate::format::huge;
 use crate::format::quantize::Quantize;
 use crate::kv::{Arena, KvType};
 use crate::model::forward::Compute;
@@ -80,6 +81,12 @@ impl EngineConfig {
     /// Computes with floats throughout: what all faster settings are compared with.
     pub fn exact() -> Self {
         Self { activations: Activations::F32, kv_type: KvType::F32, ..Self::default() }
+    }
+
+    /// Whether weights move to huge pages once a model has answered.
+    pub(crate) fn moves_weights(&self) -> bool {
+        // Only kernels for quantised activations read what is woven.
+        self.huge_pages && self.activations == Activations::Q8 && huge::available()
     }
 
     /// The tokens of the largest step that there can be, and how many of these give logits: what

@@ -55,26 +55,30 @@ pub fn read_rate(threads: usize) -> std::io::Result<f64> {
     map.chunks_mut(4096).for_each(|page| page[0] = 1);
     let words: &[u64] = bytemuck::cast_slice(&map);
     let parts: Vec<&[u64]> = words.chunks(words.len().div_ceil(threads.max(1))).collect();
-    let barrier = Barrier::new(parts.len() + 1);
+    let barrier = Barrier::new(parts.len());
+    // Each takes down its own times: a thread that only watches may come late.
     let pass = |part: &[u64]| {
-        for _ in 0..PASSES {
-            barrier.wait();
-            std::hint::black_box(sum(part));
-            barrier.wait();
-        }
-    };
-    let mut best = f64::MAX;
-    std::thread::scope(|scope| {
-        for part in &parts {
-            scope.spawn(|| pass(part));
-        }
+        let mut times = Vec::new();
         for _ in 0..PASSES {
             barrier.wait();
             let started = Instant::now();
-            barrier.wait();
-            best = best.min(started.elapsed().as_secs_f64());
+            std::hint::black_box(sum(std::hint::black_box(part)));
+            times.push((started, Instant::now()));
         }
+        times
+    };
+    let times: Vec<Vec<(Instant, Instant)>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = parts.iter().map(|part| scope.spawn(|| pass(part))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("sums do not fail")).collect()
     });
+    let mut best = f64::MAX;
+    for n in 0..PASSES {
+        let began = times.iter().map(|times| times[n].0).min();
+        let ended = times.iter().map(|times| times[n].1).max();
+        if let (Some(began), Some(ended)) = (began, ended) {
+            best = best.min((ended - began).as_secs_f64());
+        }
+    }
     Ok(BYTES as f64 / best)
 }
 
@@ -87,6 +91,21 @@ fn sum(words: &[u64]) -> u64 {
         }
     }
     sums.iter().fold(0, |all, sum| all.wrapping_add(*sum))
+}
+
+/// Lets `model` answer, and waits until its weights are where they are read fast, some seconds at most.
+///
+/// # Errors
+/// If the engine refuses a sequence, or fails.
+pub async fn warm_up(model: &Model) -> Result<(), MeasureError> {
+    prefill(model, 32).await?;
+    decode(model, 1, 1, 8).await?;
+    let started = Instant::now();
+    while !model.is_settled() && started.elapsed() < Duration::from_secs(10) {
+        // Nothing else runs while something is measured.
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    decode(model, 1, 1, 8).await.map(drop)
 }
 
 /// Processes a prompt of `tokens`, alone.

@@ -201,6 +201,12 @@ impl Model {
         self.loaded.tokenizer.ends()
     }
 
+    /// Whether its weights are where they are read fastest: they begin to move there with its first token, if the engine
+    /// is configured so.
+    pub fn is_settled(&self) -> bool {
+        self.loaded.weights.is_settled() || !self.engine.config().moves_weights()
+    }
+
     /// Which instructions compute it.
     pub fn code_path(&self) -> CodePath {
         self.engine.code_path()

@@ -64,8 +64,7 @@ fn model(report: &mut Report, peers: &Peers, model: &str, file: &Path) -> Result
     let started = Instant::now();
     let joined = runtime.block_on(engine.join(&source))?;
     report.add(Measure::new(name("load, file in page cache"), started.elapsed().as_secs_f64() * 1e3, "ms"));
-    // Pages of the file are touched for the first time, and weights move to where they are read fast.
-    decode(&runtime, &joined, 1, PROMPT)?;
+    runtime.block_on(measure::warm_up(&joined))?;
     rates(report, name, &runtime, &joined, peers, (file, threads))?;
     report.note(&format!("engine: {model} beside a busy process on each core"));
     contention(report, name, &runtime, &joined)?;

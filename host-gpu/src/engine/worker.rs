@@ -6,10 +6,8 @@
 use super::job::Job;
 use super::pace::{Paces, Work};
 use super::{Arrival, Counters, EngineConfig};
-use crate::format::huge;
 use crate::kv::Arena;
 use crate::model::forward::{self, Buffers, Compute, Part};
-use crate::ops::cpu::Activations;
 use crate::schedule::{Item, ModelKey, Scheduler, SeqId};
 use crate::tokens::Finish;
 use std::collections::HashMap;
@@ -44,8 +42,7 @@ impl Worker {
     ) -> Self {
         let (scheduler, paces) = (Scheduler::new(pages, config.max_running), Paces::new(config));
         let (buffers, jobs) = (Buffers::default(), HashMap::new());
-        // Only kernels for quantised activations read what is woven.
-        let huge_pages = config.huge_pages && config.activations == Activations::Q8 && huge::available();
+        let huge_pages = config.moves_weights();
         let largest_step = config.largest_step();
         Self { compute, arena, buffers, scheduler, paces, jobs, next: 0, inbox, counters, huge_pages, largest_step }
     }

@@ -117,6 +117,8 @@ pub struct Weights {
     files: Arc<[Mapped]>,
     /// Whether somebody copies the files' tensors to huge pages, or has.
     copied: AtomicBool,
+    /// Whether they have, as far as they can.
+    settled: Arc<AtomicBool>,
     made: Vec<Vec<u8>>,
     /// (vocab, width)
     pub embedding: MatrixAt,
@@ -161,8 +163,10 @@ impl Weights {
             Some(Factors::Given(factors)) => Some(factors.clone()),
         };
         f.refuse_unused()?;
-        let (copied, made, fine_head) = (AtomicBool::new(false), Vec::new(), false);
-        let mut all = Self { embedding, layers, final_norm, head, rope_factors, fine_head, files, copied, made };
+        let (copied, settled) = (AtomicBool::new(false), Arc::default());
+        let (made, fine_head) = (Vec::new(), false);
+        let mut all =
+            Self { embedding, layers, final_norm, head, rope_factors, fine_head, files, copied, settled, made };
         let size = |at: &MatrixAt| (at.rows * at.cols) as f64;
         let layers: f64 = all.matrices().into_iter().filter(|(_, end)| !end).map(|(at, _)| size(at)).sum();
         all.fine_head = size(&all.head) <= SMALL_HEAD * (layers + size(&all.head));
@@ -185,20 +189,28 @@ impl Weights {
         if self.copied.swap(true, Ordering::Relaxed) {
             return;
         }
-        let (files, moves) = (self.files.clone(), self.moves());
+        let (files, moves, settled) = (self.files.clone(), self.moves(), self.settled.clone());
         let copy = move || {
             for Move { file, part, rows } in &moves {
                 let ranges: Vec<Range<usize>> = rows.iter().map(|rows| rows.range.clone()).collect();
                 let weave = |n: usize, from: &[u8], to: &mut [u8]| weave(rows[n].quant, rows[n].row_bytes, from, to);
                 if let Err(error) = part.copy(&files[*file], &ranges, weave) {
-                    return tracing::warn!(%error, "weights stay in small pages");
+                    tracing::warn!(%error, "weights stay in small pages");
+                    break;
                 }
             }
             moves.iter().for_each(|Move { file, part, .. }| part.let_go(&files[*file]));
+            settled.store(true, Ordering::Relaxed);
         };
         if let Err(error) = std::thread::Builder::new().name("hob-huge-pages".into()).spawn(copy) {
             tracing::warn!(%error, "weights stay in small pages");
+            self.settled.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Whether [`Self::move_to_huge_pages`] has done what it could.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
     }
 
     /// What there is to copy, in the order of the files; matrices know their pieces from now on.

@@ -57,7 +57,7 @@ pub fn run(data: DataDir, args: Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     runtime.block_on(async {
         let model = library.join_ref(&args.model).await?;
-        warm_up(&model).await?;
+        measure::warm_up(&model).await?;
         let mut rows = Vec::new();
         for test in tests(&args) {
             let mut rates = Vec::new();
@@ -76,12 +76,6 @@ pub fn run(data: DataDir, args: Args) -> anyhow::Result<()> {
         }
         Ok(())
     })
-}
-
-/// Pages of the file are touched for the first time, and weights move to where they are read fast.
-async fn warm_up(model: &Model) -> Result<(), MeasureError> {
-    measure::prefill(model, SHORT_PROMPT).await?;
-    measure::decode(model, 1, 1, 8).await.map(drop)
 }
 
 fn tests(args: &Args) -> Vec<Test> {
