@@ -4,6 +4,7 @@
 
 pub mod deploy;
 pub mod function;
+mod observe;
 mod sweep;
 pub mod table;
 mod warm;
@@ -33,6 +34,7 @@ use crate::models::store::ModelStore;
 use crate::names::{FunctionName, Tenant};
 use crate::records::{Records, RecordsError};
 use crate::request::{self, Body, Callable, Invocation, Recent, RequestError, Summary};
+use crate::telemetry::{Telemetry, server_timing};
 
 pub use deploy::{DeployError, DeployRequest, Deployed};
 use function::{Function, Revision};
@@ -50,6 +52,8 @@ pub struct HostConfig {
     pub egress_roots: Vec<std::path::PathBuf>,
     /// Most components that are mapped at once; as many as the process may map, unless said.
     pub mapped_components: Option<usize>,
+    /// Answers do not say in a `Server-Timing` header where their time went.
+    pub hide_timing: bool,
 }
 
 /// Why a host does not start.
@@ -94,6 +98,8 @@ pub struct Host {
     /// Components that came lately, and may not be named by a revision yet.
     uploads: Mutex<HashMap<Digest, Instant>>,
     recent: Arc<Recent>,
+    telemetry: Arc<Telemetry>,
+    hide_timing: bool,
 }
 
 impl Host {
@@ -137,6 +143,8 @@ impl Host {
             warming: Mutex::default(),
             uploads: Mutex::default(),
             recent: Arc::default(),
+            telemetry: Arc::default(),
+            hide_timing: config.hide_timing,
         });
         host.resume();
         Ok(host)
@@ -241,25 +249,46 @@ impl Host {
         let (parts, body) = request.into_parts();
         let revision = match self.table.load().find(&parts) {
             Ok(revision) => revision,
-            Err(error) => return error.response(None),
+            Err(error) => {
+                self.telemetry.lost.count(error.code());
+                return error.response(None);
+            }
         };
         let request = Request::from_parts(parts, body);
         let invocation = Invocation::start(revision.function.clone(), revision.account, started, self.recent.clone());
-        let invocation = Arc::new(invocation);
-        let callable = match self.callable(&revision).await {
-            Ok(callable) => callable,
-            Err(error) => return error.response(Some(&invocation.id)),
-        };
-        if request.uri().authority().is_none() && !request.headers().contains_key(http::header::HOST) {
-            return RequestError::BadRequest("it has no Host header".into()).response(Some(&invocation.id));
-        }
-        let mut response = match request::run(callable, request, invocation.clone()).await {
+        let watched = revision.watched(&self.telemetry);
+        let invocation = Arc::new(invocation.watched(watched.clone()));
+        let mut response = match self.answer(&revision, request, &invocation).await {
             Ok(response) => response,
-            Err(error) => error.response(Some(&invocation.id)),
+            Err(error) => {
+                invocation.mark(|marks| marks.outcome = error.code());
+                error.response(Some(&invocation.id))
+            }
         };
+        watched.metrics.answered(response.status());
+        if !self.hide_timing {
+            response.headers_mut().append("server-timing", server_timing(&invocation));
+        }
         let id = HeaderValue::try_from(revision.record.id.to_string()).expect("it is a letter and digits");
         response.headers_mut().insert(table::REVISION_HEADER, id);
         response
+    }
+
+    async fn answer<B>(
+        &self,
+        revision: &Arc<Revision>,
+        request: Request<B>,
+        invocation: &Arc<Invocation>,
+    ) -> Result<Response<Body>, RequestError>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<wasmtime_wasi_http::Error>,
+    {
+        let callable = self.callable(revision).await?;
+        if request.uri().authority().is_none() && !request.headers().contains_key(http::header::HOST) {
+            return Err(RequestError::BadRequest("it has no Host header".into()));
+        }
+        request::run(callable, request, invocation.clone()).await
     }
 
     /// What is called for a revision: at hand, or mapped and linked now.

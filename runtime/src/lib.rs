@@ -35,6 +35,7 @@ pub mod records;
 pub mod request;
 pub mod server;
 pub mod sources;
+pub mod telemetry;
 pub mod traffic;
 
 pub use data::DataDir;

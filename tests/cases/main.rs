@@ -9,6 +9,7 @@ mod guests;
 mod hostile;
 mod manifest;
 mod models;
+mod observe;
 mod registry;
 mod rollout;
 mod server;

@@ -37,6 +37,9 @@ pub struct Args {
     /// Certificate authorities that functions' outgoing requests trust, beside those of the web: a PEM file
     #[arg(long, value_name = "FILE")]
     egress_ca: Vec<PathBuf>,
+    /// Answers without the Server-Timing header, which says where their time went
+    #[arg(long)]
+    no_server_timing: bool,
     #[command(flatten)]
     engine: EngineArgs,
     /// Instances that can live at once
@@ -92,6 +95,7 @@ async fn open(data: DataDir, args: &Args) -> anyhow::Result<Arc<Host>> {
         pool,
         engine: args.engine.config(),
         egress_roots: args.egress_ca.clone(),
+        hide_timing: args.no_server_timing,
         ..HostConfig::default()
     };
     Ok(tokio::task::spawn_blocking(|| Host::open(data, config)).await??)

@@ -139,6 +139,7 @@ impl Outgoing {
             let refused = |why: &str| {
                 let Invocation { function, id, .. } = &*invocation;
                 tracing::info!(%function, %id, "a request to {target} was refused: {why}");
+                invocation.print("host", format!("a request to {target} was refused: {why}"));
             };
             if !egress.allows(&target) {
                 refused("no rule of `egress` allows it");
