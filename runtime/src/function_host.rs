@@ -34,7 +34,7 @@ use crate::models::store::ModelStore;
 use crate::names::{FunctionName, Tenant};
 use crate::records::{Records, RecordsError};
 use crate::request::{self, Body, Callable, Invocation, Recent, RequestError, Summary};
-use crate::telemetry::{Telemetry, server_timing};
+use crate::telemetry::{Collector, Exporter, ExporterError, TRACEPARENT, Telemetry, Trace, server_timing};
 
 pub use deploy::{DeployError, DeployRequest, Deployed};
 use function::{Function, Revision};
@@ -54,6 +54,8 @@ pub struct HostConfig {
     pub mapped_components: Option<usize>,
     /// Answers do not say in a `Server-Timing` header where their time went.
     pub hide_timing: bool,
+    /// Where traces of requests go; nowhere, unless said.
+    pub traces: Option<Collector>,
 }
 
 /// Why a host does not start.
@@ -74,6 +76,9 @@ pub enum HostError {
     /// The certificates for outgoing connections.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The way to the collector of traces.
+    #[error(transparent)]
+    Traces(#[from] ExporterError),
     /// The inference engine.
     #[error("the inference engine does not start: {0}")]
     Engine(#[from] hob_gpu::StartError),
@@ -100,6 +105,7 @@ pub struct Host {
     recent: Arc<Recent>,
     telemetry: Arc<Telemetry>,
     hide_timing: bool,
+    exporter: Option<Arc<Exporter>>,
 }
 
 impl Host {
@@ -129,6 +135,7 @@ impl Host {
         };
         let components = Arc::new(Components::new(wasm, data.clone(), config.mapped_components));
         let sweeper = Sweeper::start(&components).map_err(HostError::Thread)?;
+        let exporter = config.traces.as_ref().map(Exporter::start).transpose()?.map(Arc::new);
         let host = Arc::new_cyclic(|me| Self {
             me: me.clone(),
             components,
@@ -145,6 +152,7 @@ impl Host {
             recent: Arc::default(),
             telemetry: Arc::default(),
             hide_timing: config.hide_timing,
+            exporter,
         });
         host.resume();
         Ok(host)
@@ -254,10 +262,15 @@ impl Host {
                 return error.response(None);
             }
         };
-        let request = Request::from_parts(parts, body);
+        let mut request = Request::from_parts(parts, body);
+        let called = || (format!("{} {}", request.method(), revision.function), request.uri().path().to_owned());
+        let trace = Trace::begin(request.headers(), called, self.exporter.as_ref());
+        if let Some(trace) = &trace {
+            request.headers_mut().insert(TRACEPARENT, trace.header());
+        }
         let invocation = Invocation::start(revision.function.clone(), revision.account, started, self.recent.clone());
         let watched = revision.watched(&self.telemetry);
-        let invocation = Arc::new(invocation.watched(watched.clone()));
+        let invocation = Arc::new(invocation.watched(watched.clone()).traced(trace));
         let mut response = match self.answer(&revision, request, &invocation).await {
             Ok(response) => response,
             Err(error) => {

@@ -1,6 +1,7 @@
 //! What a host shows while it runs: metrics, logs, where an answer's time went.
 
-use std::io::BufRead as _;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use hob::client::Client;
 use hob::config::{Concurrency, FunctionConfig, Limits};
 use hob::keys::Scope;
-use hob_tests::{Connection, Head, Hob, ServeOptions, get, hob_binary};
+use hob_tests::{Collector, Connection, Head, Hob, ServeOptions, get, hob_binary};
 use serde_json::Value;
 
 /// The value of a metric: a line's last part, the line's beginning being given.
@@ -195,7 +196,7 @@ fn logs_can_be_followed() {
         .stdout(Stdio::piped())
         .spawn()
         .expect("hob is a command");
-    let out = std::io::BufReader::new(follower.stdout.take().expect("it is piped"));
+    let out = BufReader::new(follower.stdout.take().expect("it is piped"));
     let (send, lines) = mpsc::channel();
     std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
     let next = || lines.recv_timeout(Duration::from_secs(30)).expect("a line comes");
@@ -226,4 +227,114 @@ fn a_guest_that_prints_without_end_fills_no_memory() {
     let told = lines.iter().any(|line| line["stream"] == "host" && line["text"].as_str().unwrap().contains("dropped"));
     assert!(told, "it is said that lines are missing");
     assert!(hob.memory_mib() < before + 64);
+}
+
+/// A server that answers each request with its `traceparent` header; its port.
+fn trace_mirror() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("there are ports");
+    let port = listener.local_addr().expect("it listens").port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let lines = BufReader::new(stream.try_clone().expect("it is open")).lines().map_while(Result::ok);
+            let head: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
+            let given = head.iter().find_map(|line| line.strip_prefix("traceparent: ")).unwrap_or("none");
+            let length = given.len();
+            let _ = write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{given}");
+        }
+    });
+    port
+}
+
+/// Asks through a guest that asks the mirror: the head, and the `traceparent` that came out.
+fn through(hob: &Hob, port: u16, headers: &str) -> (Head, String) {
+    let mut connection = Connection::open(hob.address());
+    let url = format!("/guest-fetch?url=http://localhost:{port}/");
+    connection.send(format!("GET {url} HTTP/1.1\r\nhost: test\r\n{headers}\r\n").as_bytes());
+    let head = connection.head();
+    let body: Value = serde_json::from_str(&connection.body()).expect("it is JSON");
+    (head, body[0]["body"].as_str().unwrap_or_else(|| panic!("{body}")).to_owned())
+}
+
+fn fetching(port: u16) -> FunctionConfig {
+    let rule = format!("http://localhost:{port}").parse().expect("it is a rule");
+    FunctionConfig { egress: vec![rule], ..FunctionConfig::default() }
+}
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const PARENT: &str = "00f067aa0ba902b7";
+
+#[test]
+fn traces_go_through_guests_and_to_a_collector() {
+    let (collector, port) = (Collector::start(), trace_mirror());
+    let args = vec!["--otlp-endpoint".into(), collector.endpoint.clone(), "--otlp-service".into(), "stove".into()];
+    let mut hob = Hob::with(ServeOptions { args, ..ServeOptions::default() });
+    hob.deploy_with("guest-fetch", fetching(port));
+    hob.deploy("guest-trap", &[]);
+    let span = |id: &str| {
+        hob.until(&format!("the collector has span {id}"), || {
+            collector.spans().into_iter().find(|span| span["spanId"] == id)
+        })
+    };
+    let attribute = |span: &Value, key: &str| {
+        let attributes = span["attributes"].as_array().expect("an invocation has some").clone();
+        attributes.into_iter().find(|attribute| attribute["key"] == key).expect("it has that")["value"].clone()
+    };
+
+    let (head, sent) = through(&hob, port, &format!("traceparent: 00-{TRACE}-{PARENT}-01\r\n"));
+    let parts: Vec<_> = sent.split('-').collect();
+    assert_eq!([parts[0], parts[1], parts[3]], ["00", TRACE, "01"]);
+    let own = parts[2].to_owned();
+    assert_ne!(own, PARENT);
+    let whole = span(&own);
+    assert_eq!([&whole["traceId"], &whole["parentSpanId"], &whole["name"]], [TRACE, PARENT, "GET guest-fetch"]);
+    assert_eq!((&whole["kind"], &whole["status"]), (&2.into(), &Value::Null));
+    let id = head.header("x-hob-invocation").expect("it has an id");
+    assert_eq!(attribute(&whole, "faas.invocation_id")["stringValue"], id);
+    assert_eq!(attribute(&whole, "url.path")["stringValue"], "/guest-fetch");
+    let nanos = |span: &Value, key: &str| span[key].as_str().expect("it is text").parse::<u64>().expect("a number");
+    let within = (nanos(&whole, "startTimeUnixNano"), nanos(&whole, "endTimeUnixNano"));
+    let parts = hob.until("the parts of it come", || {
+        let parts: Vec<_> = collector.spans().into_iter().filter(|span| span["parentSpanId"] == own.as_str()).collect();
+        (parts.len() == 3).then_some(parts)
+    });
+    for (part, name) in parts.iter().zip(["queue", "start", "guest"]) {
+        assert_eq!((&part["name"], &part["traceId"]), (&name.into(), &TRACE.into()));
+        let (from, to) = (nanos(part, "startTimeUnixNano"), nanos(part, "endTimeUnixNano"));
+        assert!(within.0 <= from && from <= to && to <= within.1, "{part} is within {whole}");
+    }
+
+    // One that nobody began begins here; one that is not sampled is not told; one that is none is none.
+    let (_, sent) = through(&hob, port, "");
+    assert!(sent.ends_with("-01") && !sent.contains(TRACE), "{sent}");
+    assert_eq!(span(&sent[36..52])["parentSpanId"], Value::Null);
+    let (_, unsampled) = through(&hob, port, &format!("traceparent: 00-{TRACE}-{PARENT}-00\r\n"));
+    assert!(unsampled.contains(TRACE) && unsampled.ends_with("-00"), "{unsampled}");
+    assert!(!through(&hob, port, &format!("traceparent: 00-{TRACE}-nonsense-01\r\n")).1.contains(TRACE));
+
+    assert_eq!(get(&hob.url("/guest-trap")).0, 500);
+    assert!(hob.terminate(), "it ends well");
+    let spans = collector.spans();
+    let failed = spans.iter().find(|span| span["name"] == "GET guest-trap").expect("what waits is sent at the end");
+    assert_eq!((&failed["status"]["code"], &failed["status"]["message"]), (&2.into(), &"failed".into()));
+    assert!(!spans.iter().any(|span| span["spanId"] == unsampled[36..52]));
+    assert!(collector.services().iter().all(|service| service == "stove"));
+}
+
+#[test]
+fn a_collector_that_is_away_harms_nobody() {
+    let home = tempfile::tempdir().expect("a temporary directory can be made");
+    let error = hob_tests::refused(home.path(), &["serve", "--listen", "127.0.0.1:0", "--otlp-endpoint", "nowhere"]);
+    assert!(error.contains("`nowhere`") && error.contains("http://localhost:4318"), "{error}");
+    let port = trace_mirror();
+    let args = vec!["--otlp-endpoint".into(), "http://127.0.0.1:1".into()];
+    let hob = Hob::with(ServeOptions { args, ..ServeOptions::default() });
+    hob.deploy_with("guest-fetch", fetching(port));
+    assert_ne!(through(&hob, port, "").1, "none");
+    hob.logged("the collector does not take traces");
+    assert_ne!(through(&hob, port, "").1, "none");
+    let silent = Hob::start();
+    silent.deploy_with("guest-fetch", fetching(port));
+    assert_eq!(through(&silent, port, "").1, "none", "without a collector no trace is begun");
+    let given = format!("traceparent: 00-{TRACE}-{PARENT}-01\r\n");
+    assert!(through(&silent, port, &given).1.contains(TRACE), "and those that come go on");
 }

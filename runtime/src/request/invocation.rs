@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::instance::Meter;
 use crate::names::FunctionName;
-use crate::telemetry::Watched;
+use crate::telemetry::{Trace, Watched};
 
 /// One request's run through a function.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub struct Invocation {
     recent: Option<Arc<Recent>>,
     /// Where it is counted, and what it prints is kept.
     watched: Option<Arc<Watched>>,
+    /// The trace it belongs to.
+    pub trace: Option<Trace>,
 }
 
 /// How long the parts took, as far as they were reached.
@@ -115,6 +117,12 @@ impl Invocation {
         self
     }
 
+    /// The same, as a part of a trace.
+    pub fn traced(mut self, trace: Option<Trace>) -> Self {
+        self.trace = trace;
+        self
+    }
+
     /// Keeps a line for who reads its function's log. `stream` is `stdout`, `stderr`, `log` or, said by the host, `host`.
     pub fn print(&self, stream: &'static str, text: impl Into<String>) {
         if let Some(watched) = &self.watched {
@@ -125,7 +133,7 @@ impl Invocation {
     fn new(id: String, function: FunctionName, account: u64, started: Instant, recent: Option<Arc<Recent>>) -> Self {
         let meter = Arc::new(Meter::new(started));
         let (marks, cut) = (Mutex::default(), AtomicBool::new(false));
-        Self { id, function, account, started, meter, marks, cut, recent, watched: None }
+        Self { id, function, account, started, meter, marks, cut, recent, watched: None, trace: None }
     }
 
     /// Notes that its instance ended before its answer did: what has come of the answer is not the whole.
@@ -174,6 +182,9 @@ impl Drop for Invocation {
         let (cpu, memory_peak) = (self.meter.cpu(), self.meter.memory_peak());
         if let Some(watched) = &self.watched {
             watched.metrics.ended(outcome, &marks, total, cpu, memory_peak);
+        }
+        if let Some(trace) = &self.trace {
+            trace.end(&self.id, self.function.as_str(), outcome, &marks, total);
         }
         let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         tracing::debug!(function = %self.function, id = %self.id, outcome, total_us = us(total), "invocation ended");

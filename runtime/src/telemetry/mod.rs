@@ -1,4 +1,4 @@
-//! What a host shows of itself while it runs: numbers for Prometheus, and what guests print.
+//! What a host shows of itself while it runs: numbers for Prometheus, what guests print, traces.
 //!
 //! Each function that was called is [`Watched`]: its counters and its last lines. A request is handed that at its
 //! beginning and writes to it without a lock; only a line that a guest prints takes one, its function's own.
@@ -6,7 +6,9 @@
 mod exposition;
 mod log;
 mod metrics;
+mod otlp;
 mod timing;
+mod trace;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +18,9 @@ use crate::names::FunctionName;
 pub use exposition::{Gauges, Load, exposition};
 pub use log::{Line, Log, Room};
 pub use metrics::{Codes, Metrics};
+pub use otlp::{Collector, Exporter, ExporterError};
 pub(crate) use timing::server_timing;
+pub use trace::{TRACEPARENT, Trace};
 
 /// Functions that have metrics under their own name. Those called later, while so many are there, are counted together
 /// as `other`: a scrape stays within some megabytes however many functions there are.
