@@ -134,6 +134,26 @@ fn keys_do_what_their_scope_says_and_reach_their_tenant_only() {
         assert!(said.contains(why), "{args:?}: {said}");
     }
 
+    // A tenant does not give itself the host's files, or what listens beside it.
+    let manifest = hob.home.path().join("hob.toml");
+    for (grant, said) in [
+        ("directories = [{ host = \"/\", guest = \"/host\" }]", "the directory / is an administrator's to grant"),
+        (
+            "egress = [\"https://example.com\", \"http://127.0.0.1:*\"]",
+            "egress to http://127.0.0.1:* is an administrator's",
+        ),
+        ("egress = [\"http://localhost\"]", "egress to http://localhost is an administrator's"),
+    ] {
+        std::fs::write(&manifest, format!("name = \"greet\"\ncomponent = {hello:?}\n{grant}\n")).unwrap();
+        for flag in [&["--check"][..], &[]] {
+            let output = elsewhere(&hob, &deploy, &[&["deploy", manifest.to_str().unwrap()], flag].concat());
+            assert!(!output.status.success());
+            let said_it = String::from_utf8(output.stderr).unwrap();
+            assert!(said_it.contains(said), "{grant}: {said_it}");
+        }
+        hob.ok(&["deploy", "--check", manifest.to_str().unwrap()]);
+    }
+
     // Revoked, it is worth nothing from the next call on.
     let keys = hob.ok(&["keys", "list"]);
     assert!(!keys.contains(&deploy[..12]), "the keys themselves are not shown: {keys}");

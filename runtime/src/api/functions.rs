@@ -48,6 +48,7 @@ pub async fn deploy(
     request: Result<Json<DeployRequest>, JsonRejection>,
 ) -> Result<(Extension<Note>, Json<Deployed>), ApiError> {
     let (name, Json(request)) = (function(&name)?, request?);
+    check_grants(&caller, &request)?;
     let tenant = caller.tenant_of(&app, &name);
     let component = request.component;
     let deployed = blocking(move || app.host.deploy(&tenant, name, request)).await?;
@@ -62,6 +63,7 @@ pub async fn check(
     request: Result<Json<DeployRequest>, JsonRejection>,
 ) -> Result<StatusCode, ApiError> {
     let (name, Json(request)) = (function(&name)?, request?);
+    check_grants(&caller, &request)?;
     let tenant = caller.tenant_of(&app, &name);
     blocking(move || app.host.check(&tenant, &name, &request)).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -112,6 +114,24 @@ pub async fn invocations(State(app): State<App>, caller: Caller) -> Json<Vec<Sum
         recent.retain(|summary| app.host.owner(&summary.function).as_ref() == Some(&caller.tenant));
     }
     Json(recent)
+}
+
+/// What reaches into the host itself is an administrator's to grant: a tenant must not give itself the host's files, or
+/// what listens beside it.
+fn check_grants(caller: &Caller, request: &DeployRequest) -> Result<(), ApiError> {
+    if caller.scope >= Scope::Admin {
+        return Ok(());
+    }
+    let config = &request.config;
+    let directory = config.directories.first().map(|directory| format!("the directory {}", directory.host.display()));
+    let egress = config.egress.iter().find(|rule| rule.may_lead_inside()).map(|rule| format!("egress to {rule}"));
+    match directory.or(egress) {
+        Some(grant) => {
+            let why = format!("{grant} is an administrator's to grant; deploy it with a key of scope admin");
+            Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", why))
+        }
+        None => Ok(()),
+    }
 }
 
 /// For the audit log: how requests are shared out now.

@@ -86,6 +86,15 @@ impl EgressRule {
         }
     }
 
+    /// Whether it may lead into the host or its network: it names addresses, or what always stands for some.
+    pub fn may_lead_inside(&self) -> bool {
+        match &self.host {
+            Host::Any => false,
+            Host::Pattern(pattern) => pattern.as_str().rsplit('.').next() == Some("localhost"),
+            Host::Network(..) => true,
+        }
+    }
+
     /// Whether it names `address` itself, or a network around it: only then may it be loopback, private or link-local.
     pub fn names_address(&self, scheme: EgressScheme, address: IpAddr, port: u16) -> bool {
         matches!(self.host, Host::Network(network, bits) if contains(network, bits, address))
@@ -247,6 +256,9 @@ mod tests {
         assert!(rule("http://127.0.0.1:8080").names_address(Http, loopback, 8080));
         assert!(!rule("http://127.0.0.1:8080").names_address(Http, loopback, 8081));
         assert!(!rule("http://*:*").names_address(Http, loopback, 8080), "a name says nothing about addresses");
+        let inside = |text: &str| rule(text).may_lead_inside();
+        assert!(inside("http://10.0.0.0/8") && inside("http://localhost") && inside("http://a.localhost"));
+        assert!(!inside("https://*") && !inside("https://example.com"));
     }
 
     #[test]
