@@ -3,6 +3,7 @@
 //! [`deploy`] changes it, [`table`] finds what answers a request, [`function`] is what is found.
 
 pub mod deploy;
+mod embed;
 pub mod function;
 mod observe;
 mod sweep;
@@ -37,6 +38,7 @@ use crate::request::{self, Body, Callable, Invocation, Recent, RequestError, Sum
 use crate::telemetry::{Collector, Exporter, ExporterError, TRACEPARENT, Telemetry, Trace, server_timing};
 
 pub use deploy::{DeployError, DeployRequest, Deployed};
+pub use embed::{FunctionService, HostBuilder};
 use function::{Function, Revision};
 pub use function::{FunctionState, FunctionStatus, RevisionState, RevisionStatus};
 use table::Table;
@@ -257,12 +259,23 @@ impl Host {
         let (parts, body) = request.into_parts();
         let revision = match self.table.load().find(&parts) {
             Ok(revision) => revision,
-            Err(error) => {
-                self.telemetry.lost.count(error.code());
-                return error.response(None);
-            }
+            Err(error) => return self.lost(&error),
         };
-        let mut request = Request::from_parts(parts, body);
+        self.handle_in(&revision, Request::from_parts(parts, body), started).await
+    }
+
+    /// The answer to a request that led to no function.
+    fn lost(&self, error: &RequestError) -> Response<Body> {
+        self.telemetry.lost.count(error.code());
+        error.response(None)
+    }
+
+    /// Answers a request in a revision.
+    async fn handle_in<B>(&self, revision: &Arc<Revision>, mut request: Request<B>, started: Instant) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<wasmtime_wasi_http::Error>,
+    {
         let called = || (format!("{} {}", request.method(), revision.function), request.uri().path().to_owned());
         let trace = Trace::begin(request.headers(), called, self.exporter.as_ref());
         if let Some(trace) = &trace {
@@ -271,7 +284,7 @@ impl Host {
         let invocation = Invocation::start(revision.function.clone(), revision.account, started, self.recent.clone());
         let watched = revision.watched(&self.telemetry);
         let invocation = Arc::new(invocation.watched(watched.clone()).traced(trace));
-        let mut response = match self.answer(&revision, request, &invocation).await {
+        let mut response = match self.answer(revision, request, &invocation).await {
             Ok(response) => response,
             Err(error) => {
                 invocation.mark(|marks| marks.outcome = error.code());

@@ -4,6 +4,7 @@ mod control;
 mod data;
 mod deploy;
 mod egress;
+mod embed;
 mod examples;
 mod guests;
 mod hostile;

@@ -8,7 +8,7 @@ use http::StatusCode;
 use crate::request::Marks;
 
 /// How an invocation can end. What is not in the list is counted as the last.
-const CODES: [&str; 17] = [
+const CODES: [&str; 18] = [
     "ok",
     "client-left",
     "failed",
@@ -23,13 +23,14 @@ const CODES: [&str; 17] = [
     "bad-request",
     "broken",
     "no-route",
+    "no-function",
     "no-revision",
     "method",
     "other",
 ];
 
 /// Those by which a request was refused before a guest saw it.
-pub(super) const REFUSALS: [&str; 9] = [
+pub(super) const REFUSALS: [&str; 10] = [
     "too-many",
     "busy",
     "too-large",
@@ -37,6 +38,7 @@ pub(super) const REFUSALS: [&str; 9] = [
     "bad-request",
     "broken",
     "no-route",
+    "no-function",
     "no-revision",
     "method",
 ];

@@ -111,7 +111,9 @@ impl Sender {
                     Err(RecvTimeoutError::Disconnected) => open = false,
                 }
             }
-            let sent = self.agent.post(&self.url).send_json(document(&self.service, &batch));
+            let text = document(&self.service, &batch).to_string();
+            // Some collectors take the type to the letter, so it is not ureq's, which has more behind it.
+            let sent = self.agent.post(&self.url).header("content-type", "application/json").send(&text);
             if let Err(error) = sent {
                 self.complain(&error);
             }

@@ -1,5 +1,6 @@
 //! The `Server-Timing` header: where the time before an answer's first byte went.
 
+use std::fmt;
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -18,9 +19,18 @@ pub(crate) fn server_timing(invocation: &Invocation) -> HeaderValue {
 
 fn text(queue: Duration, start: Duration, total: Duration) -> String {
     let guest = total.saturating_sub(queue + start);
-    let ms = |time: Duration| time.as_micros() as f64 / 1000.0;
-    let [queue, start, guest, total] = [queue, start, guest, total].map(ms);
+    let [queue, start, guest, total] = [queue, start, guest, total].map(Ms);
     format!("queue;dur={queue}, start;dur={start}, guest;dur={guest}, total;dur={total}")
+}
+
+/// In whole microseconds: quicker to write than a float, and each answer does.
+struct Ms(Duration);
+
+impl fmt::Display for Ms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let us = self.0.as_micros();
+        write!(f, "{}.{:03}", us / 1000, us % 1000)
+    }
 }
 
 #[cfg(test)]
@@ -30,7 +40,7 @@ mod tests {
     #[test]
     fn the_parts_are_the_whole() {
         let us = Duration::from_micros;
-        assert_eq!(text(us(3), us(20), us(1500)), "queue;dur=0.003, start;dur=0.02, guest;dur=1.477, total;dur=1.5");
-        assert_eq!(text(us(3), us(20), us(10)), "queue;dur=0.003, start;dur=0.02, guest;dur=0, total;dur=0.01");
+        assert_eq!(text(us(3), us(20), us(1500)), "queue;dur=0.003, start;dur=0.020, guest;dur=1.477, total;dur=1.500");
+        assert_eq!(text(us(3), us(20), us(10)), "queue;dur=0.003, start;dur=0.020, guest;dur=0.000, total;dur=0.010");
     }
 }
