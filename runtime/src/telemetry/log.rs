@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 /// Most lines of a function.
-const MAX_LINES: usize = 2000;
+const MAX_LINES: usize = 1000;
 /// Most bytes of a function.
 const MAX_BYTES: usize = 256 << 10;
 /// Most bytes of all functions. Beyond, a function that prints keeps only [`SCARCE_BYTES`].
