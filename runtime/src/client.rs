@@ -1,5 +1,6 @@
 //! A client of the control API: what the command line is made of.
 
+use std::io::BufReader;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -17,6 +18,9 @@ use crate::traffic::Traffic;
 
 /// Longest wait for an answer; a large component takes a while to compile.
 const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Most bytes of metrics: a thousand functions have some megabytes.
+const MAX_METRICS: u64 = 256 << 20;
 
 /// Why the server did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -149,6 +153,44 @@ impl Client {
     /// `Refused` if there is none of this name.
     pub fn remove(&self, name: &FunctionName) -> Result<(), ClientError> {
         self.delete(&format!("functions/{name}"))
+    }
+
+    /// The lines that a function printed, a line of JSON for each: those there are, or those of one invocation, or the
+    /// last of them; with `follow` those to come too.
+    ///
+    /// # Errors
+    /// `Refused` if there is none of this name.
+    pub fn logs(
+        &self,
+        name: &FunctionName,
+        follow: bool,
+        id: Option<&str>,
+        last: Option<usize>,
+    ) -> Result<BufReader<ureq::BodyReader<'static>>, ClientError> {
+        let mut call = self.agent.get(self.url(&format!("functions/{name}/logs")));
+        if follow {
+            call = call.query("follow", "true");
+        }
+        if let Some(id) = id {
+            call = call.query("id", id);
+        }
+        if let Some(last) = last {
+            call = call.query("last", last.to_string());
+        }
+        // Who follows waits for as long as nothing is printed.
+        let call = call.header("authorization", self.bearer()).config().timeout_global(None).build();
+        Ok(BufReader::new(self.check(call.call())?.into_body().into_reader()))
+    }
+
+    /// The numbers that Prometheus reads.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn metrics(&self) -> Result<String, ClientError> {
+        let url = format!("{}/metrics", self.base.trim_end_matches("/v1"));
+        let answer = self.agent.get(url).header("authorization", self.bearer()).call();
+        let text = self.check(answer)?.body_mut().with_config().limit(MAX_METRICS).read_to_string();
+        text.map_err(|error| ClientError::Connection(Box::new(error)))
     }
 
     /// The last invocations, oldest first.

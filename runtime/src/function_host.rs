@@ -3,7 +3,9 @@
 //! [`deploy`] changes it, [`table`] finds what answers a request, [`function`] is what is found.
 
 pub mod deploy;
+mod embed;
 pub mod function;
+mod observe;
 mod sweep;
 pub mod table;
 mod warm;
@@ -33,8 +35,10 @@ use crate::models::store::ModelStore;
 use crate::names::{FunctionName, Tenant};
 use crate::records::{Records, RecordsError};
 use crate::request::{self, Body, Callable, Invocation, Recent, RequestError, Summary};
+use crate::telemetry::{Collector, Exporter, ExporterError, TRACEPARENT, Telemetry, Trace, server_timing};
 
 pub use deploy::{DeployError, DeployRequest, Deployed};
+pub use embed::{FunctionService, HostBuilder};
 use function::{Function, Revision};
 pub use function::{FunctionState, FunctionStatus, RevisionState, RevisionStatus};
 use table::Table;
@@ -50,6 +54,10 @@ pub struct HostConfig {
     pub egress_roots: Vec<std::path::PathBuf>,
     /// Most components that are mapped at once; as many as the process may map, unless said.
     pub mapped_components: Option<usize>,
+    /// Answers do not say in a `Server-Timing` header where their time went.
+    pub hide_timing: bool,
+    /// Where traces of requests go; nowhere, unless said.
+    pub traces: Option<Collector>,
 }
 
 /// Why a host does not start.
@@ -70,6 +78,9 @@ pub enum HostError {
     /// The certificates for outgoing connections.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The way to the collector of traces.
+    #[error(transparent)]
+    Traces(#[from] ExporterError),
     /// The inference engine.
     #[error("the inference engine does not start: {0}")]
     Engine(#[from] hob_gpu::StartError),
@@ -94,6 +105,9 @@ pub struct Host {
     /// Components that came lately, and may not be named by a revision yet.
     uploads: Mutex<HashMap<Digest, Instant>>,
     recent: Arc<Recent>,
+    telemetry: Arc<Telemetry>,
+    hide_timing: bool,
+    exporter: Option<Arc<Exporter>>,
 }
 
 impl Host {
@@ -123,6 +137,7 @@ impl Host {
         };
         let components = Arc::new(Components::new(wasm, data.clone(), config.mapped_components));
         let sweeper = Sweeper::start(&components).map_err(HostError::Thread)?;
+        let exporter = config.traces.as_ref().map(Exporter::start).transpose()?.map(Arc::new);
         let host = Arc::new_cyclic(|me| Self {
             me: me.clone(),
             components,
@@ -137,6 +152,9 @@ impl Host {
             warming: Mutex::default(),
             uploads: Mutex::default(),
             recent: Arc::default(),
+            telemetry: Arc::default(),
+            hide_timing: config.hide_timing,
+            exporter,
         });
         host.resume();
         Ok(host)
@@ -241,25 +259,62 @@ impl Host {
         let (parts, body) = request.into_parts();
         let revision = match self.table.load().find(&parts) {
             Ok(revision) => revision,
-            Err(error) => return error.response(None),
+            Err(error) => return self.lost(&error),
         };
-        let request = Request::from_parts(parts, body);
-        let invocation = Invocation::start(revision.function.clone(), revision.account, started, self.recent.clone());
-        let invocation = Arc::new(invocation);
-        let callable = match self.callable(&revision).await {
-            Ok(callable) => callable,
-            Err(error) => return error.response(Some(&invocation.id)),
-        };
-        if request.uri().authority().is_none() && !request.headers().contains_key(http::header::HOST) {
-            return RequestError::BadRequest("it has no Host header".into()).response(Some(&invocation.id));
+        self.handle_in(&revision, Request::from_parts(parts, body), started).await
+    }
+
+    /// The answer to a request that led to no function.
+    fn lost(&self, error: &RequestError) -> Response<Body> {
+        self.telemetry.lost.count(error.code());
+        error.response(None)
+    }
+
+    /// Answers a request in a revision.
+    async fn handle_in<B>(&self, revision: &Arc<Revision>, mut request: Request<B>, started: Instant) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<wasmtime_wasi_http::Error>,
+    {
+        let called = || (format!("{} {}", request.method(), revision.function), request.uri().path().to_owned());
+        let trace = Trace::begin(request.headers(), called, self.exporter.as_ref());
+        if let Some(trace) = &trace {
+            request.headers_mut().insert(TRACEPARENT, trace.header());
         }
-        let mut response = match request::run(callable, request, invocation.clone()).await {
+        let invocation = Invocation::start(revision.function.clone(), revision.account, started, self.recent.clone());
+        let watched = revision.watched(&self.telemetry);
+        let invocation = Arc::new(invocation.watched(watched.clone()).traced(trace));
+        let mut response = match self.answer(revision, request, &invocation).await {
             Ok(response) => response,
-            Err(error) => error.response(Some(&invocation.id)),
+            Err(error) => {
+                invocation.mark(|marks| marks.outcome = error.code());
+                error.response(Some(&invocation.id))
+            }
         };
+        watched.metrics.answered(response.status());
+        if !self.hide_timing {
+            response.headers_mut().append("server-timing", server_timing(&invocation));
+        }
         let id = HeaderValue::try_from(revision.record.id.to_string()).expect("it is a letter and digits");
         response.headers_mut().insert(table::REVISION_HEADER, id);
         response
+    }
+
+    async fn answer<B>(
+        &self,
+        revision: &Arc<Revision>,
+        request: Request<B>,
+        invocation: &Arc<Invocation>,
+    ) -> Result<Response<Body>, RequestError>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<wasmtime_wasi_http::Error>,
+    {
+        let callable = self.callable(revision).await?;
+        if request.uri().authority().is_none() && !request.headers().contains_key(http::header::HOST) {
+            return Err(RequestError::BadRequest("it has no Host header".into()));
+        }
+        request::run(callable, request, invocation.clone()).await
     }
 
     /// What is called for a revision: at hand, or mapped and linked now.

@@ -5,12 +5,16 @@
 //!
 //! ```no_run
 //! # async fn example() -> anyhow::Result<()> {
-//! use hob::{DataDir, Host, HostConfig};
+//! use hob::Host;
+//! use tower_service::Service as _;
 //!
-//! let data = DataDir::open(None)?;
-//! let host = Host::open(data, HostConfig::default())?;
-//! let request = http::Request::get("http://localhost/chat").body(http_body_util::Empty::new())?;
-//! let response = host.handle(request).await;
+//! let host = Host::builder().data("functions").build()?;
+//! let request = || http::Request::get("http://localhost/chat").body(http_body_util::Empty::new());
+//! // By its routes, as a server does.
+//! let response = host.handle(request()?).await;
+//! // By its name: a tower service, for a router or under layers of your own.
+//! let mut chat = host.function("chat").expect("it was deployed");
+//! let response = chat.call(request()?).await?;
 //! # let _ = response;
 //! # Ok(())
 //! # }
@@ -35,8 +39,9 @@ pub mod records;
 pub mod request;
 pub mod server;
 pub mod sources;
+pub mod telemetry;
 pub mod traffic;
 
 pub use data::DataDir;
-pub use function_host::{Host, HostConfig};
+pub use function_host::{FunctionService, Host, HostBuilder, HostConfig};
 pub use server::{Server, ServerConfig, ServerTls};

@@ -1,6 +1,7 @@
 //! The harness: a real `hob serve` on a directory of its own, real sockets, and the command line.
 
 mod client;
+mod collector;
 mod http;
 mod index;
 mod neighbour;
@@ -8,6 +9,7 @@ mod registry;
 mod server;
 
 pub use client::{Answer, Client, Trailers};
+pub use collector::Collector;
 pub use http::{Connection, Head, get, post, whole};
 pub use index::PackageIndex;
 pub use neighbour::Neighbours;

@@ -3,7 +3,7 @@
 use axum::routing::{MethodRouter, delete, get, post, put};
 use axum::{Json, extract::State};
 
-use super::{App, MAX_COMPONENT_BYTES, functions, keys, models};
+use super::{App, MAX_COMPONENT_BYTES, functions, keys, models, observe};
 use crate::keys::Scope;
 
 /// One call.
@@ -14,9 +14,11 @@ pub struct Call {
     pub path: &'static str,
     /// What it does.
     pub does: &'static str,
+    /// Parameters after the path, and what they do.
+    pub query: &'static [(&'static str, &'static str)],
     /// What a key must allow.
     pub needs: Scope,
-    /// The schema of its body; `binary` is bytes.
+    /// The schema of its body; `binary` is bytes, `lines` a line of JSON each.
     pub takes: Option<&'static str>,
     /// The status when all is well, and the schema of its body; `[x]` is a list of x.
     pub gives: (u16, Option<&'static str>),
@@ -29,8 +31,16 @@ pub fn all() -> Vec<Call> {
     use Scope::{Admin, Deploy, Read};
     let upload = put(functions::upload).layer(axum::extract::DefaultBodyLimit::max(MAX_COMPONENT_BYTES));
     let status = get(|State(app): State<App>| async move { Json(app.status) });
-    let call =
-        |method, path, does, needs, takes, gives, handler| Call { method, path, does, needs, takes, gives, handler };
+    let call = |method, path, does, needs, takes, gives, handler| Call {
+        method,
+        path,
+        does,
+        query: &[],
+        needs,
+        takes,
+        gives,
+        handler,
+    };
     vec![
         call(
             "get",
@@ -104,6 +114,31 @@ pub fn all() -> Vec<Call> {
             None,
             (200, Some("FunctionStatus")),
             post(functions::rollback),
+        ),
+        Call {
+            query: &[
+                ("follow", "true: the answer goes on with the lines to come"),
+                ("id", "only the lines of this invocation"),
+                ("last", "only so many of the lines that are there"),
+            ],
+            ..call(
+                "get",
+                "/v1/functions/{name}/logs",
+                "what a function's guests printed last, and what the host says of their ends; a line of JSON for each",
+                Read,
+                None,
+                (200, Some("lines")),
+                get(observe::logs),
+            )
+        },
+        call(
+            "get",
+            "/metrics",
+            "numbers for Prometheus: of the tenant's functions; for an administrator, of the whole host",
+            Read,
+            None,
+            (200, Some("text")),
+            get(observe::metrics),
         ),
         call(
             "get",

@@ -9,6 +9,7 @@ pub mod calls;
 mod functions;
 mod keys;
 mod models;
+mod observe;
 mod openapi;
 
 use std::io;

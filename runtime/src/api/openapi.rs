@@ -35,9 +35,12 @@ fn operation(call: &Call) -> Value {
         good["content"] = content(schema);
     }
     let names = call.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
-    let parameters: Vec<_> = names
+    let mut parameters: Vec<_> = names
         .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
         .collect();
+    parameters.extend(call.query.iter().map(
+        |(name, does)| json!({ "name": name, "in": "query", "description": does, "schema": { "type": "string" } }),
+    ));
     let mut operation = json!({
         "summary": call.does,
         "description": format!("Needs a key of scope `{}`.", call.needs.as_str()),
@@ -56,13 +59,17 @@ fn operation(call: &Call) -> Value {
 
 /// `put_functions_name_traffic`
 fn operation_id(call: &Call) -> String {
-    let parts = call.path.split('/').skip(2).map(|part| part.trim_matches(['{', '}']));
+    let parts =
+        call.path.split('/').filter(|part| !["", "v1"].contains(part)).map(|part| part.trim_matches(['{', '}']));
     parts.fold(call.method.to_owned(), |id, part| format!("{id}_{part}"))
 }
 
 fn content(schema: &str) -> Value {
-    if schema == "binary" {
-        return json!({ "application/wasm": {} });
+    match schema {
+        "binary" => return json!({ "application/wasm": {} }),
+        "lines" => return json!({ "application/x-ndjson": {} }),
+        "text" => return json!({ "application/openmetrics-text": {} }),
+        _ => {}
     }
     let schema = match schema.strip_prefix('[').and_then(|list| list.strip_suffix(']')) {
         Some(item) => list(&reference(item)),

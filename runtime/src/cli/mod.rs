@@ -7,6 +7,7 @@ mod deploy;
 mod engine;
 mod functions;
 mod keys;
+mod logs;
 mod models;
 mod push;
 mod revisions;
@@ -77,6 +78,8 @@ enum Command {
     Push(push::Args),
     /// List deployed functions
     List(functions::ListArgs),
+    /// Show what a function prints
+    Logs(logs::Args),
     /// List a function's revisions
     Revisions(revisions::ListArgs),
     /// Share a function's requests out over its revisions
@@ -119,6 +122,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Deploy(args) => deploy::run(&global, args),
         Command::Push(args) => push::run(&args),
         Command::List(args) => functions::list(&global.client()?, &args),
+        Command::Logs(args) => logs::run(&global.client()?, &args),
         Command::Revisions(args) => revisions::list(&global.client()?, &args),
         Command::Traffic(args) => revisions::traffic(&global.client()?, &args),
         Command::Rollback(args) => revisions::rollback(&global.client()?, &args),

@@ -13,6 +13,7 @@ use crate::data::DataDir;
 use crate::function_host::{Host, HostConfig};
 use crate::instance::engine::PoolConfig;
 use crate::server::{Server, ServerConfig, ServerTls};
+use crate::telemetry::Collector;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -37,6 +38,15 @@ pub struct Args {
     /// Certificate authorities that functions' outgoing requests trust, beside those of the web: a PEM file
     #[arg(long, value_name = "FILE")]
     egress_ca: Vec<PathBuf>,
+    /// Answers without the Server-Timing header, which says where their time went
+    #[arg(long)]
+    no_server_timing: bool,
+    /// A collector that gets a trace of each request, over OTLP/HTTP as JSON, as in http://localhost:4318
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
+    /// What this server is called in traces
+    #[arg(long, env = "OTEL_SERVICE_NAME", value_name = "NAME", default_value = "hob")]
+    otlp_service: String,
     #[command(flatten)]
     engine: EngineArgs,
     /// Instances that can live at once
@@ -88,10 +98,14 @@ fn server_config(args: &Args) -> anyhow::Result<ServerConfig> {
 
 async fn open(data: DataDir, args: &Args) -> anyhow::Result<Arc<Host>> {
     let pool = PoolConfig { instances: args.instances, ..PoolConfig::default() };
+    let endpoint = args.otlp_endpoint.clone().filter(|endpoint| !endpoint.is_empty());
+    let traces = endpoint.map(|endpoint| Collector { endpoint, service: args.otlp_service.clone() });
     let config = HostConfig {
         pool,
         engine: args.engine.config(),
         egress_roots: args.egress_ca.clone(),
+        hide_timing: args.no_server_timing,
+        traces,
         ..HostConfig::default()
     };
     Ok(tokio::task::spawn_blocking(|| Host::open(data, config)).await??)

@@ -253,6 +253,7 @@ impl Host {
         if let Err(error) = self.services.stores.forget(name) {
             tracing::warn!(function = %name, %error, "what it kept could not be removed");
         }
+        self.telemetry.forget(name);
         let dropped: Vec<_> = function.revisions.values().cloned().collect();
         dropped.iter().for_each(|revision| revision.let_go());
         self.sweep(&table, &dropped);

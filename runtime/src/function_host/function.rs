@@ -12,6 +12,7 @@ use crate::digest::Digest;
 use crate::names::{FunctionName, ModelName, RevisionId, Tenant};
 use crate::records::{FunctionRecord, RevisionRecord};
 use crate::request::Callable;
+use crate::telemetry::{Load, Telemetry, Watched};
 use crate::traffic::Traffic;
 
 /// A function as it is at one moment; a change makes a new one, around the same revisions.
@@ -36,6 +37,8 @@ pub struct Revision {
     /// Why it cannot be called, once that is known for good.
     broken: OnceLock<String>,
     used: AtomicU64,
+    /// What is seen of its function.
+    watched: OnceLock<Arc<Watched>>,
 }
 
 impl Function {
@@ -123,6 +126,7 @@ impl Revision {
             callable: ArcSwapOption::empty(),
             broken: OnceLock::new(),
             used: AtomicU64::new(0),
+            watched: OnceLock::new(),
         }
     }
 
@@ -157,6 +161,18 @@ impl Revision {
             self.let_go();
         }
         idle
+    }
+
+    /// Where its requests are counted.
+    pub fn watched(&self, telemetry: &Telemetry) -> &Arc<Watched> {
+        self.watched.get_or_init(|| telemetry.watch(&self.function))
+    }
+
+    /// The requests it has now.
+    pub fn load(&self) -> Load {
+        let callable = self.callable.load();
+        let (running, queued) = callable.as_ref().map_or((0, 0), |callable| callable.gate.load());
+        Load { running: running.into(), queued: queued.into() }
     }
 
     /// When it was called last, by the components' clock.

@@ -99,15 +99,18 @@ impl Table {
             Found::OtherMethods(methods) => return Err(RequestError::OtherMethods(methods.join(", "))),
             Found::Nothing => return Err(RequestError::NoRoute(path.chars().take(200).collect())),
         };
-        match request.headers.get(REVISION_HEADER) {
-            None => Ok(entry.choose(request)),
-            Some(value) => {
-                let id = value.to_str().ok().and_then(|text| text.parse().ok());
-                let id = id.ok_or_else(|| {
-                    RequestError::BadRequest(format!("{REVISION_HEADER}: write a revision, as in r7"))
-                })?;
-                revision(&entry.function, id)
-            }
+        asked(&entry.function, request).unwrap_or_else(|| Ok(entry.choose(request)))
+    }
+
+    /// The revision that is to answer a request for a function by its name, wherever that has routes. `n` counts them.
+    ///
+    /// # Errors
+    /// `NoFunction`, `NoRevision`, `BadRequest`.
+    pub fn of_function(&self, name: &FunctionName, request: &Parts, n: u64) -> Result<Arc<Revision>, RequestError> {
+        let function = self.functions.get(name).ok_or_else(|| RequestError::NoFunction(name.to_string()))?;
+        match asked(function, request) {
+            Some(revision) => revision,
+            None => Ok(Entry::new(function.clone(), shares(function)).choose_nth(request, || n)),
         }
     }
 
@@ -138,16 +141,27 @@ impl Entry {
 
     /// The revision whose turn it is, or that the sticky header's value leads to.
     fn choose(&self, request: &Parts) -> Arc<Revision> {
+        self.choose_nth(request, || self.requests.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn choose_nth(&self, request: &Parts, n: impl FnOnce() -> u64) -> Arc<Revision> {
         if let [(only, _)] = self.shares.as_slice() {
             return only.clone();
         }
         let value = self.sticky.as_ref().and_then(|header| request.headers.get(header));
         let point = match value {
             Some(value) => sticky(self.function.record.name.as_str(), value.as_bytes()),
-            None => spread(self.requests.fetch_add(1, Ordering::Relaxed)),
+            None => spread(n()),
         };
         pick(&self.shares, point).expect("a route is there for the revisions that have it").clone()
     }
+}
+
+/// The revision that a request names in a header.
+fn asked(function: &Function, request: &Parts) -> Option<Result<Arc<Revision>, RequestError>> {
+    let id = request.headers.get(REVISION_HEADER)?.to_str().ok().and_then(|text| text.parse().ok());
+    let wrong = || RequestError::BadRequest(format!("{REVISION_HEADER}: write a revision, as in r7"));
+    Some(id.ok_or_else(wrong).and_then(|id| revision(function, id)))
 }
 
 fn revision(function: &Function, id: RevisionId) -> Result<Arc<Revision>, RequestError> {
@@ -165,14 +179,15 @@ fn named(host: &str) -> Option<(FunctionName, RevisionId)> {
     Some((function.parse().ok()?, revision.parse().ok()?))
 }
 
+/// The revisions of a function that take requests, newest first.
+fn shares(function: &Function) -> Shares {
+    let share = |(id, percent)| Some((function.revisions.get(&id)?.clone(), percent));
+    function.record.traffic.shares().filter_map(share).collect()
+}
+
 /// A function's routes, those for some methods first, each with the revisions that have it and their shares.
 fn routes(function: &Function) -> Vec<(RouteConfig, Shares)> {
-    let shares: Vec<_> = function
-        .record
-        .traffic
-        .shares()
-        .filter_map(|(id, percent)| Some((function.revisions.get(&id)?.clone(), percent)))
-        .collect();
+    let shares = shares(function);
     let mut routes: Vec<RouteConfig> = Vec::new();
     for (revision, _) in &shares {
         for route in &revision.record.config.routes {

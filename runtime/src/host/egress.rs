@@ -20,6 +20,7 @@ use self::addresses::is_public;
 pub use self::connect::{Tls, TlsError};
 use crate::config::{EgressRule, EgressScheme};
 use crate::request::Invocation;
+use crate::telemetry::TRACEPARENT;
 
 /// Longest wait for a connection, TLS included, unless the guest asks for less.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -131,14 +132,19 @@ impl Outgoing {
         Self { egress, connections: Arc::new(Semaphore::new(connections as usize)), invocation }
     }
 
-    fn send(&self, request: Request<WasiBody>, options: RequestOptions) -> impl Future<Output = Answered> + use<> {
+    fn send(&self, mut request: Request<WasiBody>, options: RequestOptions) -> impl Future<Output = Answered> + use<> {
         let (egress, connections, invocation) =
             (self.egress.clone(), self.connections.clone(), self.invocation.clone());
+        // A guest that says itself what it belongs to may know better.
+        if let Some(trace) = invocation.trace.as_ref().filter(|_| !request.headers().contains_key(TRACEPARENT)) {
+            request.headers_mut().insert(TRACEPARENT, trace.header());
+        }
         async move {
             let target = Target::of(request.uri())?;
             let refused = |why: &str| {
                 let Invocation { function, id, .. } = &*invocation;
                 tracing::info!(%function, %id, "a request to {target} was refused: {why}");
+                invocation.print("host", format!("a request to {target} was refused: {why}"));
             };
             if !egress.allows(&target) {
                 refused("no rule of `egress` allows it");

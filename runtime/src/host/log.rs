@@ -1,4 +1,4 @@
-//! What a guest prints goes to the host's log, line by line, under the invocation that printed it.
+//! What a guest prints goes to the host's log and to its function's, line by line, under the invocation that printed it.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -49,7 +49,17 @@ impl Printing {
     }
 
     fn has_room(&self, bytes: usize) -> bool {
-        self.0.logged.fetch_add(bytes + 1, Ordering::Relaxed) + bytes < MAX_LOGGED
+        let before = self.0.logged.fetch_add(bytes + 1, Ordering::Relaxed);
+        let fits = before + bytes < MAX_LOGGED;
+        if !fits && before < MAX_LOGGED {
+            self.0.logged.store(MAX_LOGGED, Ordering::Relaxed);
+            self.invocation().print("host", format!("it printed {} KiB; the rest is dropped", MAX_LOGGED >> 10));
+        }
+        fits
+    }
+
+    fn invocation(&self) -> Arc<Invocation> {
+        self.0.invocation.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -94,9 +104,11 @@ impl Lines {
         if !self.to.printing.has_room(line.len()) {
             return;
         }
-        let invocation = self.to.printing.0.invocation.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let invocation = self.to.printing.invocation();
+        let line = String::from_utf8_lossy(&line);
         let Invocation { id, function, .. } = &*invocation;
-        tracing::info!(target: "hob::guest", %function, %id, stream = self.to.stream, "{}", String::from_utf8_lossy(&line));
+        tracing::info!(target: "hob::guest", %function, %id, stream = self.to.stream, "{line}");
+        invocation.print(self.to.stream, line);
     }
 }
 

@@ -19,6 +19,8 @@ impl wit::Host for State {
     fn log(&mut self, level: Level, context: String, message: String) -> Result<()> {
         let Some(message) = self.printing.admit(message) else { return Ok(()) };
         let (function, id) = (&self.invocation.function, &self.invocation.id);
+        let kept = format!("{} {context}: {message}", name(level));
+        self.invocation.print("log", kept.replace('\n', " "));
         macro_rules! event {
             ($level:ident) => {
                 tracing::$level!(target: "hob::guest", %function, %id, stream = "log", context, "{message}")
@@ -32,5 +34,16 @@ impl wit::Host for State {
             Level::Error | Level::Critical => event!(error),
         }
         Ok(())
+    }
+}
+
+fn name(level: Level) -> &'static str {
+    match level {
+        Level::Trace => "trace",
+        Level::Debug => "debug",
+        Level::Info => "info",
+        Level::Warn => "warn",
+        Level::Error => "error",
+        Level::Critical => "critical",
     }
 }

@@ -147,5 +147,6 @@ fn is_secure(request: &Request<WasiBody>) -> bool {
 /// The guest itself says that it cannot answer.
 fn gave_up(invocation: &Invocation, code: &dyn std::fmt::Debug) -> RequestError {
     tracing::warn!(function = %invocation.function, id = %invocation.id, ?code, "guest gave an error for an answer");
+    invocation.print("host", format!("guest gave an error for an answer: {code:?}"));
     RequestError::Failed
 }

@@ -128,6 +128,8 @@ impl http_body::Body for AnswerBody {
                 None => {
                     let Invocation { function, id, .. } = &*self.invocation;
                     tracing::warn!(%function, %id, "the answer is cut off: it has more bytes than `limits.response_bytes`");
+                    self.invocation
+                        .print("host", "the answer is cut off: it has more bytes than `limits.response_bytes`");
                     self.invocation.mark(|marks| marks.outcome = "answer-too-large");
                     self.guest = None;
                     return Poll::Ready(Some(Err(Error::HttpResponseBodySize(None))));

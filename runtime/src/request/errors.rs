@@ -14,6 +14,9 @@ pub enum RequestError {
     /// No function has this path.
     #[error("no function takes the path `{0}`; `hob list` shows the routes")]
     NoRoute(String),
+    /// Nothing has this name.
+    #[error("no function is called `{0}`; `hob list` shows those that are")]
+    NoFunction(String),
     /// The function has no such revision.
     #[error("function `{function}` has no revision {revision}; `hob revisions {function}` shows those it has")]
     NoRevision {
@@ -86,6 +89,7 @@ impl RequestError {
     fn table(&self) -> (StatusCode, &'static str) {
         match self {
             Self::NoRoute(_) => (StatusCode::NOT_FOUND, "no-route"),
+            Self::NoFunction(_) => (StatusCode::NOT_FOUND, "no-function"),
             Self::NoRevision { .. } => (StatusCode::NOT_FOUND, "no-revision"),
             Self::OtherMethods(_) => (StatusCode::METHOD_NOT_ALLOWED, "method"),
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad-request"),

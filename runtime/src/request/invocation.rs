@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::instance::Meter;
 use crate::names::FunctionName;
+use crate::telemetry::{Trace, Watched};
 
 /// One request's run through a function.
 #[derive(Debug)]
@@ -29,6 +30,10 @@ pub struct Invocation {
     cut: AtomicBool,
     /// Where it is listed once it has ended; an instance that rests is no invocation.
     recent: Option<Arc<Recent>>,
+    /// Where it is counted, and what it prints is kept.
+    watched: Option<Arc<Watched>>,
+    /// The trace it belongs to.
+    pub trace: Option<Trace>,
 }
 
 /// How long the parts took, as far as they were reached.
@@ -106,9 +111,29 @@ impl Invocation {
         Self::new("idle".into(), function, 0, Instant::now(), None)
     }
 
+    /// The same, counted, and what it prints kept.
+    pub fn watched(mut self, watched: Arc<Watched>) -> Self {
+        self.watched = Some(watched);
+        self
+    }
+
+    /// The same, as a part of a trace.
+    pub fn traced(mut self, trace: Option<Trace>) -> Self {
+        self.trace = trace;
+        self
+    }
+
+    /// Keeps a line for who reads its function's log. `stream` is `stdout`, `stderr`, `log` or, said by the host, `host`.
+    pub fn print(&self, stream: &'static str, text: impl Into<String>) {
+        if let Some(watched) = &self.watched {
+            watched.log.push(&self.id, stream, text.into());
+        }
+    }
+
     fn new(id: String, function: FunctionName, account: u64, started: Instant, recent: Option<Arc<Recent>>) -> Self {
         let meter = Arc::new(Meter::new(started));
-        Self { id, function, account, started, meter, marks: Mutex::default(), cut: AtomicBool::new(false), recent }
+        let (marks, cut) = (Mutex::default(), AtomicBool::new(false));
+        Self { id, function, account, started, meter, marks, cut, recent, watched: None, trace: None }
     }
 
     /// Notes that its instance ended before its answer did: what has come of the answer is not the whole.
@@ -153,8 +178,15 @@ impl Drop for Invocation {
         let Some(recent) = self.recent.take() else { return };
         let total = self.started.elapsed();
         let marks = std::mem::take(self.marks.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let outcome = if marks.outcome.is_empty() { "client-left" } else { marks.outcome };
+        let (cpu, memory_peak) = (self.meter.cpu(), self.meter.memory_peak());
+        if let Some(watched) = &self.watched {
+            watched.metrics.ended(outcome, &marks, total, cpu, memory_peak);
+        }
+        if let Some(trace) = &self.trace {
+            trace.end(&self.id, self.function.as_str(), outcome, &marks, total);
+        }
+        let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         tracing::debug!(function = %self.function, id = %self.id, outcome, total_us = us(total), "invocation ended");
         recent.push(Summary {
             id: std::mem::take(&mut self.id),
@@ -168,8 +200,8 @@ impl Drop for Invocation {
             prefill_us: us(marks.prefill),
             first_token_us: marks.first_token.map(us),
             total_us: us(total),
-            cpu_us: us(self.meter.cpu()),
-            memory_peak_bytes: self.meter.memory_peak(),
+            cpu_us: us(cpu),
+            memory_peak_bytes: memory_peak,
             prompt_tokens: marks.tokens.0,
             generated_tokens: marks.tokens.1,
         });

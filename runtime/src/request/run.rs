@@ -130,6 +130,7 @@ async fn in_shared(
         Err(_) => {
             let fate = worker.fate();
             tracing::warn!(function = %invocation.function, id = %invocation.id, %fate, "its shared instance ended");
+            invocation.print("host", format!("its shared instance ended: {fate}"));
             Err(fate)
         }
     }
@@ -148,6 +149,7 @@ fn answer(
 ) -> Result<Response<Body>, RequestError> {
     if held.is_some() && content_length(response.headers()).is_some_and(|length| length > most_bytes) {
         tracing::warn!(function = %invocation.function, id = %invocation.id, most_bytes, "the answer is too large");
+        invocation.print("host", format!("the answer is too large: more than {most_bytes} bytes"));
         return Err(RequestError::AnswerTooLarge(most_bytes));
     }
     let mut response = response.map(|body| AnswerBody::new(body, held, most_bytes, invocation.clone()).boxed_unsync());
@@ -166,6 +168,7 @@ async fn guarded(callable: Arc<Callable>, call: Call, _permit: OwnedSemaphorePer
     };
     if let Err(error @ (RequestError::Deadline(_) | RequestError::Cpu(_))) = &result {
         tracing::warn!(function = %invocation.function, id = %invocation.id, %error, "guest stopped");
+        invocation.print("host", format!("guest stopped: {error}"));
     }
     invocation.mark(|marks| {
         if marks.outcome.is_empty() || marks.outcome == "ok" {
@@ -204,5 +207,6 @@ pub(crate) fn explain(
         return RequestError::NoAnswer;
     }
     tracing::warn!(function = %invocation.function, id = %invocation.id, error = format!("{error:#}"), "guest failed");
+    invocation.print("host", format!("guest failed: {error:#}"));
     RequestError::Failed
 }

@@ -1,0 +1,46 @@
+//! What a host shows of itself: numbers, and the lines of its functions.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::Host;
+use super::deploy::DeployError;
+use crate::names::{FunctionName, Tenant};
+use crate::telemetry::{Gauges, Load, Watched, exposition};
+
+impl Host {
+    /// Its numbers, as Prometheus reads them: all of them, or those of one tenant's functions.
+    pub fn metrics(&self, tenant: Option<&Tenant>) -> String {
+        let table = self.table.load();
+        let sees = |name: &FunctionName| {
+            let function = table.get(name);
+            function.is_some_and(|function| tenant.is_none_or(|tenant| function.record.tenant == *tenant))
+        };
+        let mut loads = HashMap::new();
+        for function in table.functions() {
+            let mut load = Load::default();
+            for now in function.revisions.values().map(|revision| revision.load()) {
+                load.running += now.running;
+                load.queued += now.queued;
+            }
+            if load != Load::default() {
+                loads.insert(function.record.name.clone(), load);
+            }
+        }
+        let gauges = || {
+            let engine = self.services.library.engine();
+            Gauges { functions: table.functions().count(), models: engine.resident(), engine: engine.stats() }
+        };
+        exposition(&self.telemetry, sees, &loads, tenant.is_none().then(gauges))
+    }
+
+    /// What is seen of a tenant's function.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn watch(&self, tenant: &Tenant, name: &FunctionName) -> Result<Arc<Watched>, DeployError> {
+        let table = self.table.load();
+        let function = table.get(name).filter(|function| function.record.tenant == *tenant);
+        function.map(|_| self.telemetry.watch(name)).ok_or_else(|| DeployError::NotFound(name.clone()))
+    }
+}
