@@ -93,13 +93,20 @@ pub(super) struct AnswerBody {
     body: WasiBody,
     guest: Option<Held>,
     left: u64,
+    /// Bytes to come, if the answer has a length: nobody asks for more after the last of them.
+    announced: Option<u64>,
     invocation: Arc<Invocation>,
 }
 
 impl AnswerBody {
-    /// Without a guest to hold, the body is one that nobody will read.
-    pub fn new(body: WasiBody, guest: Option<Held>, most: u64, invocation: Arc<Invocation>) -> Self {
-        let mut body = Self { body, guest, left: most, invocation };
+    /// Of `announced` bytes, if the answer says so. Without a guest to hold, the body is one that nobody will read.
+    pub fn new(
+        body: WasiBody,
+        guest: Option<Held>,
+        (most, announced): (u64, Option<u64>),
+        invocation: Arc<Invocation>,
+    ) -> Self {
+        let mut body = Self { body, guest, left: most, announced, invocation };
         // An empty body is never polled.
         body.release_at_end(false);
         body
@@ -124,7 +131,15 @@ impl http_body::Body for AnswerBody {
             && let Some(data) = frame.data_ref()
         {
             match self.left.checked_sub(data.len() as u64) {
-                Some(left) => self.left = left,
+                Some(left) => {
+                    self.left = left;
+                    let bytes = data.len() as u64;
+                    if let Some(to_come) = &mut self.announced {
+                        *to_come = to_come.saturating_sub(bytes);
+                        let was_last = *to_come == 0;
+                        self.release_at_end(was_last);
+                    }
+                }
                 None => {
                     let Invocation { function, id, .. } = &*self.invocation;
                     tracing::warn!(%function, %id, "the answer is cut off: it has more bytes than `limits.response_bytes`");

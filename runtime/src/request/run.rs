@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::JoinHandle;
@@ -147,12 +148,14 @@ fn answer(
     most_bytes: u64,
     invocation: &Arc<Invocation>,
 ) -> Result<Response<Body>, RequestError> {
-    if held.is_some() && content_length(response.headers()).is_some_and(|length| length > most_bytes) {
+    let announced = content_length(response.headers()).or_else(|| response.body().size_hint().exact());
+    if held.is_some() && announced.is_some_and(|length| length > most_bytes) {
         tracing::warn!(function = %invocation.function, id = %invocation.id, most_bytes, "the answer is too large");
         invocation.print("host", format!("the answer is too large: more than {most_bytes} bytes"));
         return Err(RequestError::AnswerTooLarge(most_bytes));
     }
-    let mut response = response.map(|body| AnswerBody::new(body, held, most_bytes, invocation.clone()).boxed_unsync());
+    let mut response =
+        response.map(|body| AnswerBody::new(body, held, (most_bytes, announced), invocation.clone()).boxed_unsync());
     let id = HeaderValue::from_str(&invocation.id).expect("an id is hexadecimal digits and a dash");
     response.headers_mut().insert("x-hob-invocation", id);
     Ok(response)
