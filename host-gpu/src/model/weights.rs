@@ -25,7 +25,7 @@ pub struct MatrixAt {
     cols: usize,
     place: Place,
     bytes: Range<usize>,
-    /// See [`Matrix::woven`]; there once somebody makes copies.
+    /// See [`Matrix::copies`]; there once somebody makes them.
     pieces: Arc<OnceLock<Vec<Piece>>>,
 }
 
@@ -179,12 +179,11 @@ impl Weights {
             Place::File(n) => &self.files[n].bytes()[at.bytes.clone()],
             Place::Made(n) => &self.made[n][at.bytes.clone()],
         };
-        let woven = at.pieces.get().map_or(&[][..], Vec::as_slice);
-        Matrix { quant: at.quant, rows: at.rows, cols: at.cols, bytes, woven }
+        let copies = at.pieces.get().map_or(&[][..], Vec::as_slice);
+        Matrix { quant: at.quant, rows: at.rows, cols: at.cols, bytes, copies }
     }
 
-    /// Copies the matrices that kernels for quantised activations read from files to huge pages, woven, on a thread that
-    /// nobody waits for. Until a part is done, and if there is no memory for it, it is read where it is.
+    /// Copies matrices from files to huge pages, woven where that can be, on a thread that nobody waits for. Until a part is done, and if there is no memory for it, it is read where it is.
     pub(crate) fn move_to_huge_pages(&self) {
         if self.copied.swap(true, Ordering::Relaxed) {
             return;
@@ -193,8 +192,11 @@ impl Weights {
         let copy = move || {
             for Move { file, part, rows } in &moves {
                 let ranges: Vec<Range<usize>> = rows.iter().map(|rows| rows.range.clone()).collect();
-                let weave = |n: usize, from: &[u8], to: &mut [u8]| weave(rows[n].quant, rows[n].row_bytes, from, to);
-                if let Err(error) = part.copy(&files[*file], &ranges, weave) {
+                let copy = |n: usize, from: &[u8], to: &mut [u8]| match rows[n].woven {
+                    true => weave(rows[n].quant, rows[n].row_bytes, from, to),
+                    false => to.copy_from_slice(from),
+                };
+                if let Err(error) = part.copy(&files[*file], &ranges, copy) {
                     tracing::warn!(%error, "weights stay in small pages");
                     break;
                 }
@@ -217,9 +219,7 @@ impl Weights {
     fn moves(&self) -> Vec<Move> {
         let mut all: Vec<(usize, &MatrixAt)> = Vec::new();
         for (at, _) in self.matrices() {
-            if let Place::File(file) = at.place
-                && can_weave(at.quant, at.rows)
-            {
+            if let Place::File(file) = at.place {
                 all.push((file, at));
             }
         }
@@ -244,7 +244,8 @@ impl Weights {
                 let n = moves.len() - 1;
                 places_of.push((n, moves[n].rows.len()));
                 first = rows.end;
-                moves[n].rows.push(MovedRows { quant: at.quant, row_bytes, range, rows });
+                let woven = can_weave(at.quant, at.rows);
+                moves[n].rows.push(MovedRows { quant: at.quant, woven, row_bytes, range, rows });
             }
             places.push(places_of);
         }
@@ -299,6 +300,7 @@ struct Move {
 /// Rows of a matrix.
 struct MovedRows {
     quant: Quant,
+    woven: bool,
     row_bytes: usize,
     /// Their bytes in the file.
     range: Range<usize>,

@@ -14,14 +14,18 @@ use super::lanes::{LANES, Lanes, Portable};
 /// Bytes that a vector of any path holds.
 pub const BYTES: usize = 64;
 
+/// The power of two for numbers that are what they stand for: shifted so far, nothing is left of 32 bits.
+pub const NOT_RAISED: u32 = 32;
+
 /// A vector of bytes, a vector of sixteen sums, and what kernels do with them.
 pub trait Bytes: Lanes {
     /// 64 bytes.
     type B: Copy;
     /// Sixteen 32-bit integers.
     type I: Copy;
-    /// What [`Bytes::biased`] adds to signed weights, so that the path's instruction can take them.
-    const BIAS: f32;
+    /// The power of two that [`Bytes::biased`] adds to signed weights so that the path's instruction can take them, or
+    /// [`NOT_RAISED`].
+    const RAISED: u32;
 
     /// Sixteen bytes of each of four rows.
     fn gather(rows: [&[u8; 16]; 4]) -> Self::B;
@@ -37,13 +41,15 @@ pub trait Bytes: Lanes {
     fn add_where(low: Self::B, bits: [u16; 4], value: u8) -> Self::B;
     /// The entries of `table` that the bytes, below 16, name.
     fn entries(table: &[i8; 16], b: Self::B) -> Self::B;
-    /// Signed bytes as [`Bytes::dot_signed`] takes them: with [`Bytes::BIAS`] added.
+    /// Signed bytes as [`Bytes::dot_signed`] takes them: raised by [`Bytes::RAISED`].
     fn biased(b: Self::B) -> Self::B;
     /// From four vectors of (row, 4 groups of 4 bytes), rows `q`, `4 + q`, `8 + q`, `12 + q` in vector `q`, to four
     /// vectors of (sixteen rows, 4 bytes).
     fn transpose(quads: [Self::B; 4]) -> [Self::B; 4];
     /// Sixteen zeros.
     fn zero() -> Self::I;
+    /// Sixteen times `x << by`; zeros if `by` is [`NOT_RAISED`].
+    fn splat_shifted(x: u32, by: u32) -> Self::I;
     /// Adds to lane `r` the products of bytes `4 r..4 r + 4` of `w`, 0 to 127, with the four signed bytes of `x`,
     /// which are not -128.
     fn dot(sum: Self::I, w: Self::B, x: i32) -> Self::I;
@@ -77,7 +83,7 @@ pub trait Bytes: Lanes {
 impl Bytes for Portable {
     type B = [u8; BYTES];
     type I = [i32; LANES];
-    const BIAS: f32 = 0.0;
+    const RAISED: u32 = NOT_RAISED;
 
     #[inline(never)]
     fn gather(rows: [&[u8; 16]; 4]) -> Self::B {
@@ -142,6 +148,11 @@ impl Bytes for Portable {
     }
 
     #[inline(never)]
+    fn splat_shifted(x: u32, by: u32) -> Self::I {
+        [x.checked_shl(by).unwrap_or(0) as i32; LANES]
+    }
+
+    #[inline(never)]
     fn dot(sum: Self::I, w: Self::B, x: i32) -> Self::I {
         Self::dot_signed(sum, w, x)
     }
@@ -166,7 +177,7 @@ impl Bytes for Portable {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::super::lanes::{Avx2, Avx512Vnni};
-    use super::{BYTES, Bytes, LANES};
+    use super::{BYTES, Bytes, LANES, NOT_RAISED};
     use std::arch::x86_64::*;
 
     // SAFETY of every block below: this type is named only inside functions that enable its features (see the head
@@ -175,7 +186,7 @@ mod x86 {
         type B = __m512i;
         type I = __m512i;
         // `vpdpbusd` takes unsigned bytes on its left: signed ones are raised by 128.
-        const BIAS: f32 = 128.0;
+        const RAISED: u32 = 7;
 
         #[inline(always)]
         fn gather(rows: [&[u8; 16]; 4]) -> __m512i {
@@ -256,6 +267,12 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn splat_shifted(x: u32, by: u32) -> __m512i {
+            // SAFETY: as said above.
+            unsafe { _mm512_sll_epi32(_mm512_set1_epi32(x as i32), _mm_cvtsi32_si128(by as i32)) }
+        }
+
+        #[inline(always)]
         fn dot(sum: __m512i, w: __m512i, x: i32) -> __m512i {
             // SAFETY: as said above.
             unsafe { _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(x)) }
@@ -311,7 +328,7 @@ mod x86 {
     impl Bytes for Avx2 {
         type B = [__m256i; 2];
         type I = [__m256i; 2];
-        const BIAS: f32 = 0.0;
+        const RAISED: u32 = NOT_RAISED;
 
         #[inline(always)]
         fn gather(rows: [&[u8; 16]; 4]) -> Self::B {
@@ -428,6 +445,12 @@ mod x86 {
             unsafe { [_mm256_setzero_si256(); 2] }
         }
 
+        #[inline(always)]
+        fn splat_shifted(x: u32, by: u32) -> Self::I {
+            // SAFETY: as said above.
+            unsafe { [_mm256_sll_epi32(_mm256_set1_epi32(x as i32), _mm_cvtsi32_si128(by as i32)); 2] }
+        }
+
         // Pairs of products are added in 16 bits: 2 * 127 * 127 fits.
         #[inline(always)]
         fn dot(mut sum: Self::I, w: Self::B, x: i32) -> Self::I {
@@ -474,6 +497,7 @@ mod tests {
         impl Task for All {
             #[inline(always)]
             fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
+                let raised = 1i16.checked_shl(L::RAISED).unwrap_or(0);
                 let (weights, xs) = ([-128i8, -127, -1, 0, 1, 126, 127], [-127i8, -126, 0, 1, 127]);
                 for n in 0..weights.len() * 625 {
                     // Each row has weights of its own, and those of a row stand in many orders.
@@ -492,7 +516,7 @@ mod tests {
                         let (mut signed, mut small) = (0.0, 0.0);
                         for j in 0..4 {
                             let (w, x) = (w[4 * r + j], f32::from(x[j]));
-                            signed += (f32::from(w) + L::BIAS) * x;
+                            signed += f32::from(i16::from(w) + raised) * x;
                             small += f32::from(w as u8 >> 1) * x;
                         }
                         assert!(of_signed[r] == signed && of_small[r] == small, "row {r} of {n}: {w:?} {x:?}");

@@ -1,10 +1,11 @@
-//! What the bytes of each block type mean as small integers: `w = s * q + b` for groups of sixteen or 32 weights.
+//! What the bytes of each block type mean as small integers: `w = s * q + b` or `w = s * (q - 2^n)` for groups of sixteen
+//! or 32 weights.
 //!
 //! Kernels that compute with quantised activations work on strips of sixteen rows, a lane for each row. Loops stand
 //! where closures would read better, as in [`lanes`](super::lanes).
 
 use super::blocks::{Scales, halves, scaled, scales_and_minima};
-use super::bytes::Bytes;
+use super::bytes::{Bytes, NOT_RAISED};
 use super::lanes::LANES;
 use super::woven::Woven;
 use crate::format::quant::*;
@@ -17,14 +18,18 @@ pub trait Groups: Pod + Sync {
     const GROUPS: usize = 1;
     /// Pairs of `s` and `b` in a group: 1, or 2 where each sixteen weights have their own.
     const PARTS: usize = 1;
-    /// Whether `q` is a signed byte; otherwise it is 0 to 127.
+    /// Whether `q` is a signed byte, raised as [`Bytes::biased`] does; otherwise it is 0 to 127.
     const SIGNED: bool = false;
+    /// Whether there are `b`.
+    const MINIMUM: bool = false;
+    /// Which power of two `q` is above what it stands for, if there are no `b`; [`NOT_RAISED`] if it is not. Signed ones
+    /// are raised by the path: [`Bytes::RAISED`].
+    const RAISED: u32 = NOT_RAISED;
     /// `s` and `b` of all groups of a strip's blocks.
     type Affine<L: Bytes>: Copy;
     /// Reads them.
     fn affine<L: Bytes>(strip: &[&Self; LANES]) -> Self::Affine<L>;
-    /// `s` and `b` of part `n` (of group `n / PARTS`), a lane for each row. Those of signed types take
-    /// [`Bytes::BIAS`] back.
+    /// `s` and `b` of part `n` (of group `n / PARTS`), a lane for each row; where there are no `b`, anything.
     fn part<L: Bytes>(affine: &Self::Affine<L>, n: usize) -> [L::V; 2];
     /// `q` of sixteen weights of group `g` of four rows: the first ones or the others.
     fn quad<L: Bytes>(rows: [&Self; 4], g: usize, half: usize) -> L::B;
@@ -49,12 +54,6 @@ macro_rules! gather {
 #[inline(always)]
 fn half_of(all: &[u8; 32], n: usize) -> &[u8; 16] {
     halves(all)[n]
-}
-
-/// `s`, and `s` times `by`.
-#[inline(always)]
-fn and_times<L: Bytes>(s: L::V, by: f32) -> [L::V; 2] {
-    [s, L::mul(s, L::splat(by))]
 }
 
 /// Weights `4 j..4 j + 4` of 32 nibbles at `at` of woven blocks: the low ones come first.
@@ -103,12 +102,13 @@ fn add_fifths<L: Bytes>(low: L::B, h: [[u8; 4]; 4], half: usize) -> L::B {
     L::add_where(low, bits, 16)
 }
 
-/// Blocks of 32 weights with one f16: `w = d * (q - $offset)`.
+/// Blocks of 32 weights with one f16: `w = d * (q - 2^raised)`.
 macro_rules! one_scale {
-    ($block:ty, signed: $signed:expr, offset: $offset:expr, |$L:ident, $rows:ident, $half:ident| $quad:expr,
+    ($block:ty, signed: $signed:expr, raised: $raised:expr, |$L:ident, $rows:ident, $half:ident| $quad:expr,
      woven: |$W:ident, $strip:ident, $j:ident| $four:expr) => {
         impl Groups for $block {
             const SIGNED: bool = $signed;
+            const RAISED: u32 = $raised;
             type Affine<L: Bytes> = L::V;
 
             #[inline(always)]
@@ -122,8 +122,7 @@ macro_rules! one_scale {
 
             #[inline(always)]
             fn part<L: Bytes>(d: &L::V, _: usize) -> [L::V; 2] {
-                let bias = if $signed { L::BIAS } else { $offset };
-                and_times::<L>(*d, -bias)
+                [*d, *d]
             }
 
             #[inline(always)]
@@ -144,23 +143,23 @@ macro_rules! one_scale {
     };
 }
 
-one_scale!(BlockQ4_0, signed: false, offset: 8.0, |L, rows, half| {
+one_scale!(BlockQ4_0, signed: false, raised: 3, |L, rows, half| {
     L::shift_mask(gather!(L, rows, |row| &row.q), 4 * half as u32, 15)
 }, woven: |L, strip, j| nibble::<L>(strip, offset_of!(BlockQ4_0, q), j));
-one_scale!(BlockQ5_0, signed: false, offset: 16.0, |L, rows, half| {
+one_scale!(BlockQ5_0, signed: false, raised: 4, |L, rows, half| {
     let h = [rows[0].h, rows[1].h, rows[2].h, rows[3].h];
     add_fifths::<L>(L::shift_mask(gather!(L, rows, |row| &row.q), 4 * half as u32, 15), h, half)
 }, woven: |L, strip, j| {
     let fifths = L::shift_mask(strip.word::<L>(offset_of!(BlockQ5_0, h), 0), j as u32, 1);
     L::join(nibble::<L>(strip, offset_of!(BlockQ5_0, q), j), fifths, 4)
 });
-one_scale!(BlockIq4Nl, signed: true, offset: 0.0, |L, rows, half| {
+one_scale!(BlockIq4Nl, signed: true, raised: NOT_RAISED, |L, rows, half| {
     let names = L::shift_mask(gather!(L, rows, |row| &row.q), 4 * half as u32, 15);
     L::biased(L::entries(&CODEBOOK, names))
 }, woven: |L, strip, j| {
     L::biased(L::entries(&CODEBOOK, nibble::<L>(strip, offset_of!(BlockIq4Nl, q), j)))
 });
-one_scale!(BlockQ8_0, signed: true, offset: 0.0, |L, rows, half| {
+one_scale!(BlockQ8_0, signed: true, raised: NOT_RAISED, |L, rows, half| {
     L::biased(gather!(L, rows, |row| half_of(bytemuck::cast_ref(&row.q), half)))
 }, woven: |L, strip, j| L::biased(strip.word::<L>(offset_of!(BlockQ8_0, q), j)));
 
@@ -168,6 +167,7 @@ one_scale!(BlockQ8_0, signed: true, offset: 0.0, |L, rows, half| {
 macro_rules! scale_and_minimum {
     ($block:ty, |$L:ident, $rows:ident, $half:ident| $quad:expr, woven: |$W:ident, $strip:ident, $j:ident| $four:expr) => {
         impl Groups for $block {
+            const MINIMUM: bool = true;
             type Affine<L: Bytes> = [L::V; 2];
 
             #[inline(always)]
@@ -230,7 +230,7 @@ macro_rules! columns {
 /// Superblocks: 256 weights, whose scales are computed from small integers.
 macro_rules! superblock {
     (
-        $block:ty, parts: $parts:expr, signed: $signed:expr,
+        $block:ty, parts: $parts:expr, signed: $signed:expr, minimum: $minimum:expr, raised: $raised:expr,
         affine: |$A:ident, $strip:ident| -> $affine:ty { $read:expr },
         part: |$P:ident, $all:ident, $n:ident| $part:expr,
         quad: |$L:ident, $rows:ident, $g:ident, $half:ident| $quad:expr,
@@ -241,6 +241,8 @@ macro_rules! superblock {
             const GROUPS: usize = 8;
             const PARTS: usize = $parts;
             const SIGNED: bool = $signed;
+            const MINIMUM: bool = $minimum;
+            const RAISED: u32 = $raised;
             type Affine<L: Bytes> = $affine;
 
             #[inline(always)]
@@ -272,7 +274,7 @@ macro_rules! superblock {
 }
 
 superblock!(
-    BlockQ2K, parts: 2, signed: false,
+    BlockQ2K, parts: 2, signed: false, minimum: true, raised: NOT_RAISED,
     affine: |L, strip| -> [[Scales; LANES]; 2] {
         [columns!(L, strip, |row| row.affine::<L>()[0]), columns!(L, strip, |row| row.affine::<L>()[1])]
     },
@@ -299,9 +301,9 @@ superblock!(
 );
 
 superblock!(
-    BlockQ3K, parts: 2, signed: false,
+    BlockQ3K, parts: 2, signed: false, minimum: false, raised: 2,
     affine: |L, strip| -> [Scales; LANES] { columns!(L, strip, |row| row.scales::<L>()) },
-    part: |L, all, n| and_times::<L>(L::load(&all[n]), -4.0),
+    part: |L, all, n| [L::load(&all[n]); 2],
     quad: |L, rows, g, half| {
         let low = L::shift_mask(gather!(L, rows, |row| half_of(&row.q[g / 4], half)), g as u32 % 4 * 2, 3);
         L::join(low, L::shift_mask(gather!(L, rows, |row| half_of(&row.h, half)), g as u32, 1), 2)
@@ -326,7 +328,7 @@ superblock!(
 );
 
 superblock!(
-    BlockQ4K, parts: 1, signed: false,
+    BlockQ4K, parts: 1, signed: false, minimum: true, raised: NOT_RAISED,
     affine: |L, strip| -> [Scales; LANES] {
         columns!(L, strip, |row| scales_and_minima::<L>(row.d, row.dmin, &row.scales))
     },
@@ -342,7 +344,7 @@ superblock!(
 );
 
 superblock!(
-    BlockQ5K, parts: 1, signed: false,
+    BlockQ5K, parts: 1, signed: false, minimum: true, raised: NOT_RAISED,
     affine: |L, strip| -> [Scales; LANES] {
         columns!(L, strip, |row| scales_and_minima::<L>(row.d, row.dmin, &row.scales))
     },
@@ -362,9 +364,9 @@ superblock!(
 );
 
 superblock!(
-    BlockQ6K, parts: 2, signed: false,
+    BlockQ6K, parts: 2, signed: false, minimum: false, raised: 5,
     affine: |L, strip| -> [Scales; LANES] { columns!(L, strip, |row| scaled::<L>(row.d, &row.scales)) },
-    part: |L, all, n| and_times::<L>(L::load(&all[n]), -32.0),
+    part: |L, all, n| [L::load(&all[n]); 2],
     quad: |L, rows, g, half| {
         let (part, j) = (g / 4, g as u32 % 4);
         let nibbles = gather!(L, rows, |row| half_of(&row.q[part].as_chunks::<32>().0[g % 2], half));
@@ -377,8 +379,9 @@ superblock!(
         for i in 0..4 {
             let word = L::biased(strip.word::<L>(offset_of!(BlockQ6K, scales), i));
             for k in 0..4 {
-                let raised = L::floats_of(L::dot_signed(L::zero(), word, 1 << (8 * k)));
-                L::store(L::mul(L::add(raised, L::splat(-L::BIAS)), d), &mut out[4 * i + k]);
+                // The sum of the bytes that a word multiplies is 1.
+                let start = L::splat_shifted(-1i32 as u32, L::RAISED);
+                L::store(L::mul(L::floats_of(L::dot_signed(start, word, 1 << (8 * k))), d), &mut out[4 * i + k]);
             }
         }
         out
@@ -392,9 +395,9 @@ superblock!(
 );
 
 superblock!(
-    BlockIq4Xs, parts: 1, signed: true,
+    BlockIq4Xs, parts: 1, signed: true, minimum: false, raised: NOT_RAISED,
     affine: |L, strip| -> [Scales; LANES] { columns!(L, strip, |row| row.sixteen_scales::<L>()) },
-    part: |L, all, n| and_times::<L>(L::load(&all[n]), -L::BIAS),
+    part: |L, all, n| [L::load(&all[n]); 2],
     quad: |L, rows, g, half| {
         let names = L::shift_mask(gather!(L, rows, |row| &row.q[g]), 4 * half as u32, 15);
         L::biased(L::entries(&CODEBOOK, names))

@@ -20,6 +20,8 @@ mod int;
 const CHUNK_WEIGHTS: usize = 32 * 1024;
 /// A chunk of few tokens' work has at most so many.
 const CHUNK_WEIGHTS_MAX: usize = 512 * 1024;
+/// One of some more tokens', which needs no panel: of a piece that has no copy yet, a panel is made after all.
+const CHUNK_WEIGHTS_STRAIGHT: usize = 128 * 1024;
 /// Chunks of few tokens' work for each thread, at least: threads that come late find some left.
 const CHUNKS: usize = 3;
 /// Rows of a chunk are a multiple of this: two strips of sixteen.
@@ -36,9 +38,10 @@ pub struct Matrix<'a> {
     pub cols: usize,
     /// `rows` rows of blocks.
     pub bytes: &'a [u8],
-    /// Pieces that together have all rows, in order, or none. Kernels for quantised activations read the copies of those
-    /// that have one, which are [woven](super::woven::weave), and the rest in `bytes`.
-    pub woven: &'a [Piece],
+    /// Pieces that together have all rows, in order, or none. Kernels read the copies of those that have one, and the
+    /// rest in `bytes`. Copies of a matrix that [`can_weave`] says so of are [woven](super::woven::weave), and for
+    /// kernels for quantised activations alone.
+    pub copies: &'a [Piece],
 }
 
 /// Whether a matrix of `rows` rows can be woven: whole strips, whatever chunks it is worked on in.
@@ -49,11 +52,11 @@ pub fn can_weave(quant: Quant, rows: usize) -> bool {
 /// The parts of `rows` that lie in one piece of `w` each.
 fn by_piece(rows: Range<usize>, w: &Matrix<'_>) -> impl Iterator<Item = Range<usize>> {
     // Without pieces it is one.
-    let count = w.woven.len().max(1);
+    let count = w.copies.len().max(1);
     let first = w.piece_of(rows.start);
-    let woven = w.woven;
+    let copies = w.copies;
     (first..count)
-        .map(move |n| match woven.get(n) {
+        .map(move |n| match copies.get(n) {
             Some(piece) => rows.start.max(piece.rows().start)..rows.end.min(piece.rows().end),
             None => rows.clone(),
         })
@@ -71,19 +74,28 @@ impl<'a> Matrix<'a> {
         self.cols / row.weights * row.bytes
     }
 
+    /// `rows`, which are of one piece, as they are in the file.
     fn rows_bytes(&self, rows: &Range<usize>) -> &'a [u8] {
         let size = self.row_bytes();
-        &self.bytes[rows.start * size..rows.end * size]
+        match self.copy(rows) {
+            Some(copy) if !can_weave(self.quant, self.rows) => copy,
+            _ => &self.bytes[rows.start * size..rows.end * size],
+        }
     }
 
     /// The number of the piece that has row `row`.
     fn piece_of(&self, row: usize) -> usize {
-        self.woven.partition_point(|piece| piece.rows().end <= row)
+        self.copies.partition_point(|piece| piece.rows().end <= row)
     }
 
-    /// `rows`, which are whole strips of one piece, if it has a copy.
+    /// The woven copy of `rows`, which are whole strips of one piece, if it has one.
     fn woven_bytes(&self, rows: &Range<usize>) -> Option<&'a [u8]> {
-        let piece = self.woven.get(self.piece_of(rows.start))?;
+        if can_weave(self.quant, self.rows) { self.copy(rows) } else { None }
+    }
+
+    /// The copy of `rows`, which are of one piece, if it has one.
+    fn copy(&self, rows: &Range<usize>) -> Option<&'a [u8]> {
+        let piece = self.copies.get(self.piece_of(rows.start))?;
         let (size, first) = (self.row_bytes(), piece.rows().start);
         Some(&piece.copy()?[(rows.start - first) * size..(rows.end - first) * size])
     }
@@ -178,10 +190,12 @@ struct Panels {
 
 /// Rows of a chunk of work on `rows` rows. Where weights are read once, chunks are large, since memory is read faster the
 /// longer it goes on; a panel must stay in cache.
-fn chunk_rows(pool: &Pool, rows: usize, x: &Input<'_>) -> usize {
+fn chunk_rows(pool: &Pool, rows: usize, x: &Input<'_>, weights: &[Matrix<'_>]) -> usize {
     let direct = x.floats.is_none_or(|x| x.direct()) && x.bytes.is_none_or(|x| x.direct());
-    let weights = match direct {
-        true => (rows * x.cols / (CHUNKS * pool.threads())).min(CHUNK_WEIGHTS_MAX),
+    let straight = x.floats.is_none() && x.bytes.is_some_and(|x| weights.iter().all(|w| x.goes_straight(w)));
+    let most = if direct { CHUNK_WEIGHTS_MAX } else { CHUNK_WEIGHTS_STRAIGHT };
+    let weights = match direct || straight {
+        true => (rows * x.cols / (CHUNKS * pool.threads())).min(most),
         false => CHUNK_WEIGHTS,
     };
     (weights / x.cols).next_multiple_of(CHUNK_ROWS).max(CHUNK_ROWS)
@@ -223,7 +237,7 @@ impl Cpu {
     pub fn matmul(self, pool: &mut Pool, weights: &[Matrix<'_>], x: &Input<'_>, add: bool, out: &mut [f32]) {
         let width = weights.iter().map(|w| w.rows).sum();
         assert!(out.len() == x.tokens * width, "a row for each token");
-        let chunk = chunk_rows(pool, width, x);
+        let chunk = chunk_rows(pool, width, x, weights);
         pool.columns(out, width, chunk, |mut view| {
             SCRATCH.with_borrow_mut(|Scratch { panels, .. }| {
                 let mut begin = 0;
@@ -241,7 +255,7 @@ impl Cpu {
     /// `out[t] = silu(gate x[t]) * (up x[t])`; out (tokens, rows).
     pub fn matmul_gated(self, pool: &mut Pool, gate: Matrix<'_>, up: Matrix<'_>, x: &Input<'_>, out: &mut [f32]) {
         assert!(gate.rows == up.rows && out.len() == x.tokens * gate.rows, "shapes agree");
-        let chunk = chunk_rows(pool, gate.rows, x);
+        let chunk = chunk_rows(pool, gate.rows, x, &[gate, up]);
         pool.columns(out, gate.rows, chunk, |mut view| {
             SCRATCH.with_borrow_mut(|Scratch { panels, first, second }| {
                 let begin = view.range().start;

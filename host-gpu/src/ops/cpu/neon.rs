@@ -4,7 +4,7 @@
 
 #![expect(unsafe_code, reason = "vendor intrinsics; each is one instruction on values or checked arrays")]
 
-use super::bytes::{BYTES, Bytes};
+use super::bytes::{BYTES, Bytes, NOT_RAISED};
 use super::lanes::{LANES, Lanes};
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -235,7 +235,7 @@ impl Lanes for Neon {
 impl Bytes for Neon {
     type B = [uint8x16_t; 4];
     type I = [int32x4_t; 4];
-    const BIAS: f32 = 0.0;
+    const RAISED: u32 = NOT_RAISED;
 
     #[inline(always)]
     fn gather(rows: [&[u8; 16]; 4]) -> Self::B {
@@ -321,6 +321,12 @@ impl Bytes for Neon {
     fn zero() -> Self::I {
         // SAFETY: as said above.
         unsafe { [vdupq_n_s32(0); 4] }
+    }
+
+    #[inline(always)]
+    fn splat_shifted(x: u32, by: u32) -> Self::I {
+        // SAFETY: as said above. What is shifted by all its bits is zero.
+        unsafe { [vshlq_s32(vdupq_n_s32(x as i32), vdupq_n_s32(by as i32)); 4] }
     }
 
     #[inline(always)]

@@ -16,8 +16,8 @@ use super::super::{Cpu, SMALL_TILE, Task};
 use super::Matrix;
 use crate::format::quant::*;
 use crate::ops::pool::View;
-use activations::{HALF_SUM, SUM};
-use panel::{LINES, LINES_OF_TWO, PanelProduct, pack_all};
+use activations::{HALF_LESS, LESS, SCALE, SUM, WORDS};
+use panel::{PanelProduct, lines, pack_all};
 use std::ops::Range;
 use straight::{WovenStrips, direct_all};
 use strips::{Rows, Strip, WovenRows};
@@ -35,7 +35,7 @@ pub(super) struct Product<'a, 'v, B, const N: usize> {
     /// (rows, per_row)
     pub(super) blocks: &'a [B],
     pub(super) per_row: usize,
-    /// Whether these are [`woven`](Matrix::woven).
+    /// Whether these are [woven](Matrix::copies).
     pub(super) woven: bool,
     pub(super) x: Tiles<'a>,
     pub(super) panel: &'a mut Vec<Line>,
@@ -82,18 +82,18 @@ impl Work<'_, '_> {
     pub(super) fn run(self, cpu: Cpu) {
         match self.w.quant {
             Quant::F32 | Quant::F16 | Quant::Bf16 => unreachable!("weights that are floats are multiplied as such"),
-            Quant::Q4_0 => self.of::<BlockQ4_0, LINES>(cpu),
-            Quant::Q4_1 => self.of::<BlockQ4_1, LINES>(cpu),
-            Quant::Q5_0 => self.of::<BlockQ5_0, LINES>(cpu),
-            Quant::Q5_1 => self.of::<BlockQ5_1, LINES>(cpu),
-            Quant::Q8_0 => self.of::<BlockQ8_0, LINES>(cpu),
-            Quant::Q2K => self.of::<BlockQ2K, LINES_OF_TWO>(cpu),
-            Quant::Q3K => self.of::<BlockQ3K, LINES_OF_TWO>(cpu),
-            Quant::Q4K => self.of::<BlockQ4K, LINES>(cpu),
-            Quant::Q5K => self.of::<BlockQ5K, LINES>(cpu),
-            Quant::Q6K => self.of::<BlockQ6K, LINES_OF_TWO>(cpu),
-            Quant::Iq4Nl => self.of::<BlockIq4Nl, LINES>(cpu),
-            Quant::Iq4Xs => self.of::<BlockIq4Xs, LINES>(cpu),
+            Quant::Q4_0 => self.of::<BlockQ4_0, { lines::<BlockQ4_0>() }>(cpu),
+            Quant::Q4_1 => self.of::<BlockQ4_1, { lines::<BlockQ4_1>() }>(cpu),
+            Quant::Q5_0 => self.of::<BlockQ5_0, { lines::<BlockQ5_0>() }>(cpu),
+            Quant::Q5_1 => self.of::<BlockQ5_1, { lines::<BlockQ5_1>() }>(cpu),
+            Quant::Q8_0 => self.of::<BlockQ8_0, { lines::<BlockQ8_0>() }>(cpu),
+            Quant::Q2K => self.of::<BlockQ2K, { lines::<BlockQ2K>() }>(cpu),
+            Quant::Q3K => self.of::<BlockQ3K, { lines::<BlockQ3K>() }>(cpu),
+            Quant::Q4K => self.of::<BlockQ4K, { lines::<BlockQ4K>() }>(cpu),
+            Quant::Q5K => self.of::<BlockQ5K, { lines::<BlockQ5K>() }>(cpu),
+            Quant::Q6K => self.of::<BlockQ6K, { lines::<BlockQ6K>() }>(cpu),
+            Quant::Iq4Nl => self.of::<BlockIq4Nl, { lines::<BlockIq4Nl>() }>(cpu),
+            Quant::Iq4Xs => self.of::<BlockIq4Xs, { lines::<BlockIq4Xs>() }>(cpu),
         }
     }
 
@@ -107,9 +107,11 @@ impl Work<'_, '_> {
         cpu.run(Product::<B, N> { blocks, per_row, woven, x, panel: &mut *panel, out: out.again() });
         if !(x.direct() || woven && x.straight::<B>()) {
             let (rows, groups) = (rows.len(), per_row * B::GROUPS);
-            match B::SIGNED {
-                true => cpu.run(PanelProduct::<true, N> { rows, groups, x, panel, out }),
-                false => cpu.run(PanelProduct::<false, N> { rows, groups, x, panel, out }),
+            let raised = B::RAISED;
+            match (B::SIGNED, B::MINIMUM) {
+                (true, _) => cpu.run(PanelProduct::<true, false, N> { rows, groups, x, panel, out, raised }),
+                (_, true) => cpu.run(PanelProduct::<false, true, N> { rows, groups, x, panel, out, raised }),
+                _ => cpu.run(PanelProduct::<false, false, N> { rows, groups, x, panel, out, raised }),
             }
         }
     }
@@ -137,17 +139,47 @@ fn dot<L: Bytes, const SIGNED: bool>(sum: L::I, w: L::B, x: u32) -> L::I {
     if SIGNED { L::dot_signed(sum, w, x as i32) } else { L::dot(sum, w, x as i32) }
 }
 
-/// `sum + s * d * ints + b * x`, where `x` is the sum of the activations.
+/// By which power of two the weights of type `B` are above what they stand for, as this path multiplies them.
 #[inline(always)]
-fn scale<L: Bytes>(sum: L::V, ints: L::I, [s, b]: [L::V; 2], d: u32, x: u32) -> L::V {
-    let sum = L::fma(L::floats_of(ints), L::mul(s, L::splat(f32::from_bits(d))), sum);
-    L::fma(b, L::splat(f32::from_bits(x)), sum)
+fn raised<L: Bytes, B: Groups>() -> u32 {
+    if B::SIGNED { L::RAISED } else { B::RAISED }
 }
 
-/// Where the sum of the activations of part `n` of `parts` stands.
+/// What the integer sums of token `t` begin with, for part `n` of `parts`: weights that are `2^raised` above what they
+/// stand for would count for too much by that times the sum of the activations.
 #[inline(always)]
-fn sum_at(n: usize, parts: usize) -> usize {
-    if parts == 1 { SUM } else { HALF_SUM + n }
+fn start<L: Bytes, const T: usize, const MINIMUM: bool>(
+    x: &[[u32; T]; WORDS],
+    t: usize,
+    (n, parts): (usize, usize),
+    raised: u32,
+) -> L::I {
+    if MINIMUM {
+        return L::zero();
+    }
+    L::splat_shifted(x[if parts == 1 { LESS } else { HALF_LESS + n }][t], raised)
+}
+
+/// `sum + s * d * ints`, where `d` is the scale of the activations, and if there is a minimum `+ b` times their sum.
+#[inline(always)]
+fn scale<L: Bytes, const T: usize, const MINIMUM: bool>(
+    sum: L::V,
+    ints: L::I,
+    [s, b]: [L::V; 2],
+    x: &[[u32; T]; WORDS],
+    t: usize,
+    (n, parts): (usize, usize),
+) -> L::V {
+    let d = L::splat(f32::from_bits(x[SCALE][t]));
+    let sum = L::fma(L::floats_of(ints), L::mul(s, d), sum);
+    match (MINIMUM, parts) {
+        (false, _) => sum,
+        (true, 1) => L::fma(b, L::splat(f32::from_bits(x[SUM][t])), sum),
+        (true, _) => {
+            let half = -(x[HALF_LESS + n][t] as i32) as f32;
+            L::fma(b, L::mul(d, L::splat(half)), sum)
+        }
+    }
 }
 
 /// Where the sums of some rows go: columns of a matrix that has a row for each token.

@@ -70,7 +70,7 @@ fn every_type_path_and_shape_agrees_with_the_reference() {
         for (rows, cols) in [(1, 32), (7, 64), (19, 96), (61, 576), (112, 160)] {
             let cols = whole(quant, cols);
             let bytes = random_weights(quant, rows, cols);
-            let w = Matrix { quant, rows, cols, bytes: &bytes, woven: &[] };
+            let w = Matrix { quant, rows, cols, bytes: &bytes, copies: &[] };
             for tokens in [1, 2, 3, 4, 5, 6, 7, 13] {
                 let x = activations(tokens, cols);
                 for cpu in cpus() {
@@ -99,12 +99,12 @@ fn weaving_changes_no_bit() {
     for quant in all().filter(|quant| can_weave(*quant, 96)) {
         let (rows, cols) = (96, whole(quant, 288));
         let bytes = random_weights(quant, rows, cols);
-        let plain = Matrix { quant, rows, cols, bytes: &bytes, woven: &[] };
+        let plain = Matrix { quant, rows, cols, bytes: &bytes, copies: &[] };
         let mut other = vec![0; bytes.len()];
         weave(quant, plain.row_bytes(), &bytes, &mut other);
         assert!(other != bytes);
         let pieces = [Piece::of(0..rows, Some(&other))];
-        let woven = Matrix { woven: &pieces, ..plain };
+        let woven = Matrix { copies: &pieces, ..plain };
         for cpu in cpus().filter(|cpu| cpu.activations() == Activations::Q8) {
             for tokens in [1, 2, 7] {
                 let x = activations(tokens, cols);
@@ -132,7 +132,7 @@ fn pieces_that_are_there_are_read_and_the_rest_is_where_it_was() {
     let cpu = Cpu::new(None).unwrap();
     let (quant, rows, cols) = (Quant::Q4_0, 192, 288);
     let bytes = random_weights(quant, rows, cols);
-    let plain = Matrix { quant, rows, cols, bytes: &bytes, woven: &[] };
+    let plain = Matrix { quant, rows, cols, bytes: &bytes, copies: &[] };
     let mut other = vec![0; bytes.len()];
     weave(quant, plain.row_bytes(), &bytes, &mut other);
     let x = activations(1, cols);
@@ -140,7 +140,7 @@ fn pieces_that_are_there_are_read_and_the_rest_is_where_it_was() {
         let (mut scratch, mut out) = (Tiles::default(), vec![0.0; 2 * rows + 32]);
         let input = Input::new(cpu, &mut pool, &x, cols, &[w], &mut scratch);
         // Chunks begin where the matrix before has ended, not where pieces do.
-        let first = Matrix { rows: 32, bytes: &bytes[..32 * plain.row_bytes()], woven: &[], ..w };
+        let first = Matrix { rows: 32, bytes: &bytes[..32 * plain.row_bytes()], copies: &[], ..w };
         cpu.matmul(&mut pool, &[first, w, w], &input, false, &mut out[..2 * rows + 32]);
         let mut gated = vec![0.0; rows];
         cpu.matmul_gated(&mut pool, w, w, &input, &mut gated);
@@ -155,7 +155,39 @@ fn pieces_that_are_there_are_read_and_the_rest_is_where_it_was() {
         let bytes = |rows: &Range<usize>| &other[rows.start * size..rows.end * size];
         let pieces: Vec<Piece> =
             rows.iter().zip(there).map(|(rows, there)| Piece::of(rows.clone(), there.then_some(bytes(rows)))).collect();
-        assert!(run(Matrix { woven: &pieces, ..plain }) == want, "{there:?}");
+        assert!(run(Matrix { copies: &pieces, ..plain }) == want, "{there:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_woven_is_copied_as_it_is() {
+    let mut pool = Pool::new(2).unwrap();
+    for (quant, rows) in [(Quant::F16, 96), (Quant::Bf16, 33), (Quant::Q8_0, 40)] {
+        let cols = 64;
+        let bytes = random_weights(quant, rows, cols);
+        let plain = Matrix { quant, rows, cols, bytes: &bytes, copies: &[] };
+        let size = plain.row_bytes();
+        // Nothing but the copies has the numbers.
+        let zeros = vec![0; bytes.len()];
+        let pieces = [0..32, 32..rows].map(|rows| {
+            let copy = &bytes[rows.start * size..rows.end * size];
+            Piece::of(rows, Some(copy))
+        });
+        let copied = Matrix { bytes: &zeros, copies: &pieces, ..plain };
+        for cpu in cpus() {
+            for tokens in [1, 9] {
+                let x = activations(tokens, cols);
+                let mut run = |w: Matrix<'_>| {
+                    let (mut scratch, mut out) = (Tiles::default(), vec![0.0; tokens * rows]);
+                    let input = Input::new(cpu, &mut pool, &x, cols, &[w], &mut scratch);
+                    cpu.matmul(&mut pool, &[w], &input, false, &mut out);
+                    let mut row = vec![0.0; cols];
+                    cpu.decode(w, rows - 1, &mut row);
+                    (out, row)
+                };
+                assert!(run(copied) == run(plain), "{quant:?} {} {tokens}", cpu.path());
+            }
+        }
     }
 }
 
@@ -164,7 +196,7 @@ fn fine_activations_come_a_hundred_times_closer_to_floats() {
     let mut pool = Pool::new(2).unwrap();
     let (quant, rows, cols) = (Quant::Q8_0, 40, 576);
     let bytes = random_weights(quant, rows, cols);
-    let w = Matrix { quant, rows, cols, bytes: &bytes, woven: &[] };
+    let w = Matrix { quant, rows, cols, bytes: &bytes, copies: &[] };
     for tokens in [1, 2, 3, 9] {
         let x = activations(tokens, cols);
         let mut want = vec![0.0; tokens * rows];
@@ -195,7 +227,7 @@ fn a_token_gets_the_same_bits_in_any_batch() {
     for quant in all() {
         let (rows, cols) = (75, whole(quant, 160));
         let bytes = random_weights(quant, rows, cols);
-        let w = Matrix { quant, rows, cols, bytes: &bytes, woven: &[] };
+        let w = Matrix { quant, rows, cols, bytes: &bytes, copies: &[] };
         let x = activations(33, cols);
         for cpu in cpus() {
             let mut run = |x: &[f32]| {
@@ -220,13 +252,13 @@ fn stacked_matrices_are_one_product() {
     let cpu = Cpu::new(None).unwrap();
     let cols = 1024; // chunks of 32 rows: they straddle the matrices
     let bytes = random_weights(Quant::Q8_0, 50 + 9 + 33, cols);
-    let size = Matrix { quant: Quant::Q8_0, rows: 1, cols, bytes: &bytes, woven: &[] }.row_bytes();
+    let size = Matrix { quant: Quant::Q8_0, rows: 1, cols, bytes: &bytes, copies: &[] }.row_bytes();
     let part = |from: usize, rows: usize| Matrix {
         quant: Quant::Q8_0,
         rows,
         cols,
         bytes: &bytes[from * size..(from + rows) * size],
-        woven: &[],
+        copies: &[],
     };
     let x = activations(5, cols);
     let mut scratch = Tiles::default();
@@ -242,7 +274,7 @@ fn decoding_is_exact() {
     for quant in all() {
         let cols = whole(quant, 96);
         let bytes = random_weights(quant, 3, cols);
-        let w = Matrix { quant, rows: 3, cols, bytes: &bytes, woven: &[] };
+        let w = Matrix { quant, rows: 3, cols, bytes: &bytes, copies: &[] };
         for cpu in cpus() {
             let mut out = vec![0.0; cols];
             cpu.decode(w, 2, &mut out);
@@ -278,7 +310,7 @@ fn every_type_and_path_decodes_the_golden_blocks_exactly() {
         let golden = &golden[quant.row().name];
         let (bytes, want) = (unhex(&golden.bytes), unhex(&golden.weights));
         let want: Vec<f32> = want.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-        let w = Matrix { quant, rows: 1, cols: want.len(), bytes: &bytes, woven: &[] };
+        let w = Matrix { quant, rows: 1, cols: want.len(), bytes: &bytes, copies: &[] };
         let reference = reference::decode(&w, 0);
         for (i, want) in want.iter().enumerate() {
             assert!(same(reference[i], *want), "{quant:?} reference {i}: {} {want}", reference[i]);

@@ -4,14 +4,16 @@ use super::super::super::bytes::Bytes;
 use super::super::super::groups::Groups;
 use super::super::super::lanes::{LANES, Lanes};
 use super::super::super::{Cpu, Task};
+use super::super::{Matrix, can_weave};
 use crate::ops::pool::Pool;
 
-/// Words of a token's group of 32 activations: eight of bytes, the scale, the sum of what the bytes stand for, and the
-/// sums of both halves.
-pub(super) const WORDS: usize = 12;
+/// Words of a token's group of 32 activations: eight of bytes, the scale, the sum of what the bytes stand for, and, as
+/// integers, the bytes' sum and those of both halves, negative.
+pub(super) const WORDS: usize = 13;
 pub(super) const SCALE: usize = 8;
 pub(super) const SUM: usize = 9;
-pub(super) const HALF_SUM: usize = 10;
+pub(super) const LESS: usize = 10;
+pub(super) const HALF_LESS: usize = 11;
 /// Up to this many tokens are multiplied without a panel.
 const DIRECT_TOKENS: usize = 2;
 /// Woven blocks of one scale are unpacked as they are multiplied for so many tiles, too: that takes less than a panel does.
@@ -56,6 +58,14 @@ impl<'a> Tiles<'a> {
     #[inline(always)]
     pub(super) fn straight<B: Groups>(&self) -> bool {
         B::GROUPS == 1 && self.tokens <= STRAIGHT_TILES * self.tile
+    }
+
+    /// The same of all of `w`.
+    pub(in super::super) fn goes_straight(&self, w: &Matrix<'_>) -> bool {
+        w.quant.row().weights == 32
+            && self.tokens <= STRAIGHT_TILES * self.tile
+            && can_weave(w.quant, w.rows)
+            && !w.copies.is_empty()
     }
 }
 
@@ -107,8 +117,9 @@ fn quantise<L: Lanes>(x: &[f32; 32]) -> [u32; WORDS] {
     }
     out[SCALE] = d.to_bits();
     out[SUM] = (d * (sums[0] + sums[1]) as f32).to_bits();
-    out[HALF_SUM] = (d * sums[0] as f32).to_bits();
-    out[HALF_SUM + 1] = (d * sums[1] as f32).to_bits();
+    out[LESS] = -(sums[0] + sums[1]) as u32;
+    out[HALF_LESS] = -sums[0] as u32;
+    out[HALF_LESS + 1] = -sums[1] as u32;
     out
 }
 

@@ -4,9 +4,9 @@ use super::super::super::bytes::{BYTES, Bytes};
 use super::super::super::groups::Groups;
 use super::super::super::lanes::LANES;
 use super::super::super::{SMALL_TILE, Task};
-use super::activations::{SCALE, Tiles, WORDS};
+use super::activations::{Tiles, WORDS};
 use super::strips::Strip;
-use super::{Out, dot, scale, sum_at};
+use super::{Out, dot, scale, start};
 use bytemuck::{Pod, Zeroable};
 
 /// A cache line of a panel: 64 bytes of weights, or sixteen floats.
@@ -26,28 +26,32 @@ impl Line {
     }
 }
 
-/// Lines of a strip's group with one pair of `s` and `b`, and with two: eight of weights, the `s`, the `b`.
-pub(super) const LINES: usize = 10;
-pub(super) const LINES_OF_TWO: usize = 12;
+/// Lines of a strip's group: eight of weights, the `s`, the `b` if there are any.
+pub(super) const fn lines<B: Groups>() -> usize {
+    8 + B::PARTS * if B::MINIMUM { 2 } else { 1 }
+}
 
-/// The same for weights that [`Product`] has unpacked into `panel`.
-pub(super) struct PanelProduct<'a, 'v, const SIGNED: bool, const N: usize> {
+/// The same for weights that [`Product`](super::Product) has unpacked into `panel`.
+pub(super) struct PanelProduct<'a, 'v, const SIGNED: bool, const MINIMUM: bool, const N: usize> {
     pub(super) rows: usize,
     pub(super) groups: usize,
     pub(super) x: Tiles<'a>,
     pub(super) panel: &'a [Line],
     pub(super) out: Out<'a, 'v>,
+    /// See [`Groups::RAISED`].
+    pub(super) raised: u32,
 }
 
-impl<const SIGNED: bool, const N: usize> Task for PanelProduct<'_, '_, SIGNED, N> {
+impl<const SIGNED: bool, const MINIMUM: bool, const N: usize> Task for PanelProduct<'_, '_, SIGNED, MINIMUM, N> {
     #[inline(always)]
     fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
-        let Self { rows, groups, x, panel: lines, mut out } = self;
+        let Self { rows, groups, x, panel: lines, mut out, raised } = self;
         let out = &mut out;
-        let panel = Panel { lines, groups, rows };
+        let panel =
+            Panel::<SIGNED, MINIMUM, N> { lines, groups, rows, raised: if SIGNED { L::RAISED } else { raised } };
         match x.tile {
-            SMALL_TILE => panel.multiply::<L, SIGNED, N, SMALL_TILE, S>(x, out),
-            _ => panel.multiply::<L, SIGNED, N, T, S>(x, out),
+            SMALL_TILE => panel.multiply::<L, SMALL_TILE, S>(x, out),
+            _ => panel.multiply::<L, T, S>(x, out),
         }
     }
 }
@@ -77,7 +81,9 @@ pub(super) fn pack_all<L: Bytes, B: Groups, S: Strip<B>, const N: usize>(
                 for n in 0..B::PARTS {
                     let [s, b] = B::part::<L>(&affine, g * B::PARTS + n);
                     L::store(s, &mut group[8 + n].0);
-                    L::store(b, &mut group[8 + B::PARTS + n].0);
+                    if B::MINIMUM {
+                        L::store(b, &mut group[8 + B::PARTS + n].0);
+                    }
                 }
             }
         }
@@ -85,21 +91,18 @@ pub(super) fn pack_all<L: Bytes, B: Groups, S: Strip<B>, const N: usize>(
 }
 
 /// Unpacked strips.
-struct Panel<'a> {
+struct Panel<'a, const SIGNED: bool, const MINIMUM: bool, const N: usize> {
     /// (strips, groups, N)
     lines: &'a [Line],
     groups: usize,
     rows: usize,
+    raised: u32,
 }
 
-impl Panel<'_> {
+impl<const SIGNED: bool, const MINIMUM: bool, const N: usize> Panel<'_, SIGNED, MINIMUM, N> {
     /// Multiplies every strip with every tile, `S` strips at a time.
     #[inline(always)]
-    fn multiply<L: Bytes, const SIGNED: bool, const N: usize, const T: usize, const S: usize>(
-        &self,
-        x: Tiles<'_>,
-        out: &mut Out<'_, '_>,
-    ) {
+    fn multiply<L: Bytes, const T: usize, const S: usize>(&self, x: Tiles<'_>, out: &mut Out<'_, '_>) {
         let strips = self.rows.div_ceil(LANES);
         let lines = self.lines.as_chunks::<N>().0;
         for (n, tile) in x.words.as_chunks::<T>().0.as_chunks::<WORDS>().0.chunks_exact(self.groups).enumerate() {
@@ -108,11 +111,11 @@ impl Panel<'_> {
             while strip < strips {
                 let left = &lines[strip * self.groups..];
                 if strip + S <= strips {
-                    let sums = product::<L, SIGNED, N, T, S>(left, tile);
+                    let sums = product::<L, SIGNED, MINIMUM, N, T, S>(left, tile, self.raised);
                     out.put_all::<L, T, S>(&sums, strip, (n * T, tokens));
                     strip += S;
                 } else {
-                    let sums = product::<L, SIGNED, N, T, 1>(left, tile);
+                    let sums = product::<L, SIGNED, MINIMUM, N, T, 1>(left, tile, self.raised);
                     out.put_all::<L, T, 1>(&sums, strip, (n * T, tokens));
                     strip += 1;
                 }
@@ -123,11 +126,12 @@ impl Panel<'_> {
 
 /// The first `S` of the strips in `lines` times a tile of `T` tokens.
 #[inline(always)]
-fn product<L: Bytes, const SIGNED: bool, const N: usize, const T: usize, const S: usize>(
+fn product<L: Bytes, const SIGNED: bool, const MINIMUM: bool, const N: usize, const T: usize, const S: usize>(
     lines: &[[Line; N]],
     tile: &[[[u32; T]; WORDS]],
+    raised: u32,
 ) -> [[L::V; T]; S] {
-    let parts = (N - 8) / 2;
+    let parts = if MINIMUM { (N - 8) / 2 } else { N - 8 };
     let groups = tile.len();
     let mut strips = [&lines[..groups]; S];
     for s in 1..S {
@@ -137,6 +141,12 @@ fn product<L: Bytes, const SIGNED: bool, const N: usize, const T: usize, const S
     for (g, x) in tile.iter().enumerate() {
         for n in 0..parts {
             let mut ints = [[L::zero(); T]; S];
+            for t in 0..T {
+                let start = start::<L, T, MINIMUM>(x, t, (n, parts), raised);
+                for s in 0..S {
+                    ints[s][t] = start;
+                }
+            }
             for j in n * 8 / parts..(n + 1) * 8 / parts {
                 let mut w = [L::load_bytes(strips[0][g][j].bytes()); S];
                 for s in 1..S {
@@ -149,9 +159,10 @@ fn product<L: Bytes, const SIGNED: bool, const N: usize, const T: usize, const S
                 }
             }
             for s in 0..S {
-                let part = [L::load(&strips[s][g][8 + n].0), L::load(&strips[s][g][8 + parts + n].0)];
+                let minimum = if MINIMUM { parts + n } else { n };
+                let part = [L::load(&strips[s][g][8 + n].0), L::load(&strips[s][g][8 + minimum].0)];
                 for t in 0..T {
-                    sums[s][t] = scale::<L>(sums[s][t], ints[s][t], part, x[SCALE][t], x[sum_at(n, parts)][t]);
+                    sums[s][t] = scale::<L, T, MINIMUM>(sums[s][t], ints[s][t], part, x, t, (n, parts));
                 }
             }
         }

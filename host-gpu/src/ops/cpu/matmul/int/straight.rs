@@ -9,9 +9,10 @@ use super::super::super::bytes::Bytes;
 use super::super::super::groups::Groups;
 use super::super::super::lanes::LANES;
 use super::super::super::woven::Woven;
-use super::activations::{SCALE, SUM, Tiles, WORDS};
+use super::super::CACHE_LINE;
+use super::activations::{Tiles, WORDS};
 use super::strips::Strip;
-use super::{Out, dot, scale, sum_at};
+use super::{Out, dot, raised, scale, start};
 
 /// `T` tokens, one or two.
 #[inline(always)]
@@ -23,9 +24,10 @@ pub(super) fn direct_all<L: Bytes, B: Groups, S: Strip<B>, const T: usize>(
 ) {
     let x = &x.as_chunks::<T>().0.as_chunks::<WORDS>().0[..per_row * B::GROUPS];
     for (n, strip) in strips.enumerate() {
-        let sums = match B::SIGNED {
-            true => direct::<L, B, S, true, T>(&strip, per_row, x),
-            false => direct::<L, B, S, false, T>(&strip, per_row, x),
+        let sums = match (B::SIGNED, B::MINIMUM) {
+            (true, _) => direct::<L, B, S, true, false, T>(&strip, per_row, x),
+            (_, true) => direct::<L, B, S, false, true, T>(&strip, per_row, x),
+            _ => direct::<L, B, S, false, false, T>(&strip, per_row, x),
         };
         for t in 0..T {
             out.put::<L>(t, n * LANES, sums[t]);
@@ -35,7 +37,7 @@ pub(super) fn direct_all<L: Bytes, B: Groups, S: Strip<B>, const T: usize>(
 
 /// A strip times `T` tokens.
 #[inline(always)]
-fn direct<L: Bytes, B: Groups, S: Strip<B>, const SIGNED: bool, const T: usize>(
+fn direct<L: Bytes, B: Groups, S: Strip<B>, const SIGNED: bool, const MINIMUM: bool, const T: usize>(
     strip: &S,
     per_row: usize,
     x: &[[[u32; T]; WORDS]],
@@ -50,11 +52,11 @@ fn direct<L: Bytes, B: Groups, S: Strip<B>, const SIGNED: bool, const T: usize>(
             for n in 0..B::PARTS {
                 let part = B::part::<L>(&affine, g * B::PARTS + n);
                 for t in 0..T {
-                    let mut ints = L::zero();
+                    let mut ints = start::<L, T, MINIMUM>(x, t, (n, B::PARTS), raised::<L, B>());
                     for j in n * 8 / B::PARTS..(n + 1) * 8 / B::PARTS {
                         ints = dot::<L, SIGNED>(ints, w[j], x[j][t]);
                     }
-                    sums[t] = scale::<L>(sums[t], ints, part, x[SCALE][t], x[sum_at(n, B::PARTS)][t]);
+                    sums[t] = scale::<L, T, MINIMUM>(sums[t], ints, part, x, t, (n, B::PARTS));
                 }
             }
         }
@@ -78,38 +80,67 @@ impl WovenStrips<'_> {
         out: &mut Out<'_, '_>,
     ) {
         let size = self.per_row * LANES * size_of::<B>();
-        let (strips, groups) = (self.blocks.len() / size, self.per_row * B::GROUPS);
-        for (n, tile) in x.words.as_chunks::<T>().0.as_chunks::<WORDS>().0.chunks_exact(groups).enumerate() {
-            let tokens = T.min(x.tokens - n * T);
-            let mut strip = 0;
-            while strip < strips {
-                let left = &self.blocks[strip * size..];
-                if strip + S <= strips {
-                    let sums = match B::SIGNED {
-                        true => woven_product::<L, B, true, T, S>(left, size, tile),
-                        false => woven_product::<L, B, false, T, S>(left, size, tile),
-                    };
-                    out.put_all::<L, T, S>(&sums, strip, (n * T, tokens));
-                    strip += S;
-                } else {
-                    let sums = match B::SIGNED {
-                        true => woven_product::<L, B, true, T, 1>(left, size, tile),
-                        false => woven_product::<L, B, false, T, 1>(left, size, tile),
-                    };
-                    out.put_all::<L, T, 1>(&sums, strip, (n * T, tokens));
-                    strip += 1;
-                }
-            }
+        let strips = self.blocks.len() / size;
+        let mut strip = 0;
+        while strip + S <= strips {
+            self.multiply_strips::<L, B, T, S>(strip, x, out);
+            strip += S;
+        }
+        while strip < strips {
+            self.multiply_strips::<L, B, T, 1>(strip, x, out);
+            strip += 1;
+        }
+    }
+
+    /// The `S` strips from `strip` on times every tile.
+    #[inline(always)]
+    fn multiply_strips<L: Bytes, B: Groups, const T: usize, const S: usize>(
+        &self,
+        strip: usize,
+        x: Tiles<'_>,
+        out: &mut Out<'_, '_>,
+    ) {
+        let size = self.per_row * LANES * size_of::<B>();
+        let blocks = &self.blocks[strip * size..][..S * size];
+        let tiles = x.words.as_chunks::<T>().0.as_chunks::<WORDS>().0.chunks_exact(self.per_row * B::GROUPS);
+        // What follows in memory is asked for meanwhile, a share of it with each tile.
+        let share = blocks.len().div_ceil(CACHE_LINE * tiles.len() * self.per_row);
+        let mut ahead = Ahead { at: blocks.as_ptr_range().end, lines: share };
+        for (n, tile) in tiles.enumerate() {
+            let sums = match (B::SIGNED, B::MINIMUM) {
+                (true, _) => woven_product::<L, B, true, false, T, S>(blocks, size, tile, &mut ahead),
+                (_, true) => woven_product::<L, B, false, true, T, S>(blocks, size, tile, &mut ahead),
+                _ => woven_product::<L, B, false, false, T, S>(blocks, size, tile, &mut ahead),
+            };
+            out.put_all::<L, T, S>(&sums, strip, (n * T, T.min(x.tokens - n * T)));
         }
     }
 }
 
-/// The first `S` strips of `size` bytes in `blocks` times a tile of `T` tokens.
+/// Memory that will be read.
+struct Ahead {
+    at: *const u8,
+    /// Cache lines to ask for at a time.
+    lines: usize,
+}
+
+impl Ahead {
+    #[inline(always)]
+    fn ask<L: Bytes>(&mut self) {
+        for line in 0..self.lines {
+            L::prefetch(self.at.wrapping_add(line * CACHE_LINE));
+        }
+        self.at = self.at.wrapping_add(self.lines * CACHE_LINE);
+    }
+}
+
+/// The `S` strips of `size` bytes in `blocks` times a tile of `T` tokens.
 #[inline(always)]
-fn woven_product<L: Bytes, B: Groups, const SIGNED: bool, const T: usize, const S: usize>(
+fn woven_product<L: Bytes, B: Groups, const SIGNED: bool, const MINIMUM: bool, const T: usize, const S: usize>(
     blocks: &[u8],
     size: usize,
     tile: &[[[u32; T]; WORDS]],
+    ahead: &mut Ahead,
 ) -> [[L::V; T]; S] {
     let block = LANES * size_of::<B>();
     let mut strips = [&blocks[..size]; S];
@@ -118,11 +149,18 @@ fn woven_product<L: Bytes, B: Groups, const SIGNED: bool, const T: usize, const 
     }
     let mut sums = [[L::splat(0.0); T]; S];
     for (k, x) in tile.iter().enumerate() {
+        ahead.ask::<L>();
         let mut at = [Woven(&strips[0][k * block..][..block]); S];
         for s in 1..S {
             at[s] = Woven(&strips[s][k * block..][..block]);
         }
         let mut ints = [[L::zero(); T]; S];
+        for t in 0..T {
+            let start = start::<L, T, MINIMUM>(x, t, (0, 1), raised::<L, B>());
+            for s in 0..S {
+                ints[s][t] = start;
+            }
+        }
         for j in 0..8 {
             let mut w = [B::woven_four::<L>(at[0], 0, j); S];
             for s in 1..S {
@@ -137,7 +175,7 @@ fn woven_product<L: Bytes, B: Groups, const SIGNED: bool, const T: usize, const 
         for s in 0..S {
             let part = B::part::<L>(&B::woven_affine::<L>(at[s]), 0);
             for t in 0..T {
-                sums[s][t] = scale::<L>(sums[s][t], ints[s][t], part, x[SCALE][t], x[SUM][t]);
+                sums[s][t] = scale::<L, T, MINIMUM>(sums[s][t], ints[s][t], part, x, t, (0, 1));
             }
         }
     }
