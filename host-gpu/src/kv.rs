@@ -5,6 +5,8 @@
 //! and which prefixes are kept. [`Arena`] is the memory: the system commits a page when it is first written.
 
 use crate::ops::cpu::attention::READ_BEYOND;
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
 use memmap2::MmapMut;
 
 mod layout;
@@ -24,14 +26,21 @@ pub(crate) struct Arena {
     page_bytes: usize,
     /// Whose data a page has, if it was ever written.
     owners: Vec<Option<u64>>,
+    /// Pages from the first to the last one that was ever claimed, and how many the system is known to have committed.
+    used: usize,
+    ready: usize,
 }
+
+/// So many pages that were never used are committed ahead of their use: the system takes about a millisecond to find and
+/// clear one, and sequences that began together need theirs in one step.
+const READY: usize = 8;
 
 impl Arena {
     /// # Errors
     /// If the system does not even promise that much memory.
     pub(crate) fn new(pages: usize, page_bytes: usize) -> std::io::Result<Self> {
         let map = MmapMut::map_anon(pages * page_bytes + READ_BEYOND)?;
-        Ok(Self { map, page_bytes, owners: vec![None; pages] })
+        Ok(Self { map, page_bytes, owners: vec![None; pages], used: 0, ready: 0 })
     }
 
     pub(crate) fn page_bytes(&self) -> usize {
@@ -43,8 +52,13 @@ impl Arena {
         &self.map
     }
 
-    /// The page `page`, for writing.
-    pub(crate) fn page_mut(&mut self, page: PageId) -> &mut [u8] {
+    /// All pages, for writing: (pages, page_bytes).
+    pub(crate) fn pages_mut(&mut self) -> &mut [u8] {
+        let size = self.owners.len() * self.page_bytes;
+        &mut self.map[..size]
+    }
+
+    fn page_mut(&mut self, page: PageId) -> &mut [u8] {
         &mut self.map[page as usize * self.page_bytes..][..self.page_bytes]
     }
 
@@ -53,9 +67,27 @@ impl Arena {
         let owner = &mut self.owners[page as usize];
         let strange = owner.is_some_and(|owner| owner != account);
         *owner = Some(account);
+        self.used = self.used.max(page as usize + 1);
+        self.ready = self.ready.max(self.used);
         if strange {
             self.page_mut(page).fill(0);
         }
+    }
+
+    /// Has the system commit the next page, if there are not enough that it has. Says whether it did: there may be more
+    /// to do. Call when there is time.
+    pub(crate) fn make_ready(&mut self) -> bool {
+        let wanted = if self.used == 0 { 0 } else { self.owners.len().min(self.used + READY) };
+        if self.ready >= wanted {
+            return false;
+        }
+        #[cfg(target_os = "linux")]
+        {
+            // Systems that cannot do this commit pages when they are written, as everywhere else.
+            let _ = self.map.advise_range(Advice::PopulateWrite, self.ready * self.page_bytes, self.page_bytes);
+        }
+        self.ready += 1;
+        true
     }
 }
 
@@ -72,5 +104,21 @@ mod tests {
         assert_eq!(arena.page_mut(1), [3; 4]);
         arena.claim(1, 8);
         assert_eq!(arena.page_mut(1), [0; 4]);
+    }
+
+    #[test]
+    fn some_pages_are_ready_before_they_are_used() {
+        let mut arena = Arena::new(READY + 4, 1 << 16).unwrap();
+        assert!(!arena.make_ready(), "nobody has used any");
+        arena.claim(1, 7);
+        let made = (0..100).take_while(|_| arena.make_ready()).count();
+        assert_eq!((made, arena.ready), (READY, READY + 2));
+        arena.claim(2, 7);
+        arena.claim(0, 7);
+        assert!(arena.make_ready() && !arena.make_ready(), "one for the one that was used");
+        arena.claim(READY as PageId, 7);
+        let made = (0..100).take_while(|_| arena.make_ready()).count();
+        assert_eq!((made, arena.ready), (1, READY + 4), "there are no more");
+        assert!(arena.bytes().iter().all(|byte| *byte == 0));
     }
 }

@@ -106,6 +106,8 @@ const BLOCK_TOKENS: usize = 8;
 /// Blocks of a part for each thread, at least, counted for each KV head: a few tokens far into their sequence are most
 /// of a step's work, and it is to be spread.
 const BLOCKS: usize = 3;
+/// Keys and values of fewer tokens than this are stored sooner than another thread would have begun to.
+const FEW_TOKENS: usize = 4;
 
 thread_local! {
     static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -173,10 +175,22 @@ pub(crate) fn step<'b>(
                 cpu.rope(c.architecture.pairs, head, turns);
             }
         });
-        for (slot, row) in slots.iter().zip(b.qkv.chunks_exact(qkv_width)) {
-            let page = arena.page_mut(slot.pages[slot.position / kv.page_tokens()]);
-            kv.write(page, number, slot.position % kv.page_tokens(), &row[q_width..]);
-        }
+        let (layer_range, side) = (kv.layer(number), kv.head().side_bytes());
+        let chunk = if n < FEW_TOKENS { layer_range.len() } else { side };
+        pool.columns_of(arena.pages_mut(), kv.page_bytes(), layer_range.clone(), chunk, |mut view| {
+            let first = (view.range().start - layer_range.start) / side;
+            for (slot, row) in slots.iter().zip(b.qkv.chunks_exact(qkv_width)) {
+                let (page, at) = (slot.position / kv.page_tokens(), slot.position % kv.page_tokens());
+                for (n, side) in view.row(slot.pages[page] as usize).chunks_exact_mut(side).enumerate() {
+                    let (head, of) = ((first + n) / 2, (first + n) % 2);
+                    let x = &row[q_width + of * kv_width + head * c.head_dim..][..c.head_dim];
+                    match of {
+                        0 => kv.head().write_key(side, at, x),
+                        _ => kv.head().write_value(side, at, x),
+                    }
+                }
+            }
+        });
 
         // x += W_o attention(q, k, v)
         let group = c.heads / c.kv_heads;

@@ -177,10 +177,23 @@ impl Pool {
     /// Runs `body` for ranges of at most `chunk` columns that together cover the `width` columns
     /// of `out` once. Row `r` of the range is `view.row(r)`.
     pub fn columns<T: Send>(&mut self, out: &mut [T], width: usize, chunk: usize, body: impl Fn(View<'_, T>) + Sync) {
+        self.columns_of(out, width, 0..width, chunk, body);
+    }
+
+    /// The same for the columns `of` alone.
+    pub fn columns_of<T: Send>(
+        &mut self,
+        out: &mut [T],
+        width: usize,
+        of: Range<usize>,
+        chunk: usize,
+        body: impl Fn(View<'_, T>) + Sync,
+    ) {
         assert!(width > 0 && chunk > 0 && out.len().is_multiple_of(width), "rows are whole");
+        assert!(of.start <= of.end && of.end <= width, "columns of the matrix");
         let columns = Columns::new(out, width);
-        self.run(width.div_ceil(chunk), |n| {
-            let range = n * chunk..width.min((n + 1) * chunk);
+        self.run(of.len().div_ceil(chunk), |n| {
+            let range = of.start + n * chunk..of.end.min(of.start + (n + 1) * chunk);
             // Each call has a range of its own: the ranges of different `n` do not overlap.
             body(View { columns: &columns, range, rows: 0..columns.rows() });
         });
@@ -397,6 +410,8 @@ mod tests {
             }
         });
         assert!(out.iter().enumerate().all(|(i, v)| *v == i as f32));
+        pool.columns_of(&mut out, 10, 3..8, 2, |mut view| view.row(1).fill(-1.0));
+        assert!(out.iter().enumerate().all(|(i, v)| *v == if (13..18).contains(&i) { -1.0 } else { i as f32 }));
     }
 
     #[test]

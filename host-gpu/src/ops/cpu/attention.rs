@@ -185,8 +185,8 @@ impl<C: Stored> Task for Attend<'_, '_, C> {
     fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(mut self) {
         let q = self.queries;
         let all = q.range(0).start..q.range(q.tokens - 1).end;
-        // Room for whole vectors behind the last token.
-        let stride = all.len().next_multiple_of(LANES) + S * LANES;
+        // Room for whole vectors before the first token and behind the last one.
+        let stride = LANES + all.len().next_multiple_of(LANES) + S * LANES;
         let rows = q.tokens * q.group;
         if self.scores.len() < rows * stride {
             self.scores.resize(rows * stride, 0.0);
@@ -196,7 +196,7 @@ impl<C: Stored> Task for Attend<'_, '_, C> {
         for (row, scores) in self.scores.chunks_exact_mut(stride).enumerate().take(rows) {
             let own = q.range(row / q.group);
             let own = own.start - all.start..own.end - all.start;
-            let scores = &mut scores[..all.len()];
+            let scores = &mut scores[LANES..][..all.len()];
             if let Some(cap) = self.scoring.cap {
                 soft_cap::<L>(&mut scores[own.clone()], cap);
             }
@@ -211,7 +211,7 @@ impl<C: Stored> Task for Attend<'_, '_, C> {
 }
 
 impl<C: Stored> Attend<'_, '_, C> {
-    /// Scores of `N` rows from `row` on: scores (rows, stride).
+    /// Scores of `N` rows from `row` on: scores (rows, stride), where the first token's is number [`LANES`].
     #[inline(always)]
     fn score<L: Bytes, const N: usize, const S: usize>(&mut self, row: usize, all: &Range<usize>, stride: usize) {
         let (queries, dim) = (self.queries, self.kv.layout.head_dim);
@@ -223,9 +223,10 @@ impl<C: Stored> Attend<'_, '_, C> {
         let scores = &mut self.scores[row * stride..(row + N) * stride];
         let scale = L::splat(self.scoring.scale);
         for page in self.kv.pages_of(all) {
-            let (mut at, end) = (page.tokens.start, page.tokens.end);
+            // From the beginning of a tile: a window may begin inside.
+            let (mut at, end) = (page.tokens.start / LANES * LANES, page.tokens.end);
             while at < end {
-                let to = page.at + at - page.tokens.start;
+                let to = LANES + page.at + at - page.tokens.start;
                 if end - at > LANES {
                     let sums = products::<L, C, N, S>(&q, &page, &self.kv.layout, at);
                     put_scores::<L, N, S>(&sums, scale, scores, stride, to);
@@ -270,7 +271,7 @@ impl<C: Stored> Attend<'_, '_, C> {
         let HeadLayout { head_dim: dim, .. } = self.kv.layout;
         let mut p: [&[f32]; N] = [&[]; N];
         for (n, p) in p.iter_mut().enumerate() {
-            *p = &self.scores[(row + n) * stride..][..all.len()];
+            *p = &self.scores[(row + n) * stride + LANES..][..all.len()];
         }
         let mut sums = [[L::splat(0.0); S]; N];
         for page in self.kv.pages_of(all) {
@@ -313,7 +314,7 @@ impl<C: Stored> Attend<'_, '_, C> {
     }
 }
 
-/// `q . k` of `N` rows and the `S` vectors of tokens from token `at` of a page on.
+/// `q . k` of `N` rows and the `S` tiles of tokens from token `at` of a page on.
 #[inline(always)]
 fn products<L: Lanes, C: Stored, const N: usize, const S: usize>(
     q: &[&[f32]; N],
@@ -328,15 +329,24 @@ fn products<L: Lanes, C: Stored, const N: usize, const S: usize>(
     }
     let mut sums = [[L::splat(0.0); N]; S];
     let mut totals = sums;
-    let (mut from, keys) = (at, page.keys);
+    let keys = page.keys;
     let next = keys.as_ptr().wrapping_offset(page.ahead);
+    let (mut from, mut widths) = ([0; S], [0; S]);
+    for s in 0..S {
+        (from[s], widths[s]) = layout.tile(at + s * LANES);
+    }
+    let mut ahead = next.wrapping_add(from[0] * C::BYTES);
     for d in 0..dim {
-        L::prefetch(next.wrapping_add(from * C::BYTES));
+        // The tiles lie one behind the other.
+        for line in 0..(S * LANES * C::BYTES).div_ceil(CACHE_LINE) {
+            L::prefetch(ahead.wrapping_add(line * CACHE_LINE));
+        }
+        ahead = ahead.wrapping_add(S * LANES * C::BYTES);
         let mut k = [L::splat(0.0); S];
         for s in 0..S {
-            k[s] = C::read::<L>(keys, from + s * LANES);
+            k[s] = C::read::<L>(keys, from[s]);
+            from[s] += widths[s];
         }
-        from += tokens;
         for n in 0..N {
             let q = L::splat(rows[n][d]);
             for s in 0..S {
@@ -425,7 +435,9 @@ mod tests {
         for t in 0..tokens {
             let page = pages[t / layout.page_tokens] as usize * page_bytes + OFFSET;
             let (key, value) = (&keys[t * dim..][..dim], &values[t * dim..][..dim]);
-            layout.write(&mut arena[page..][..2 * layout.side_bytes()], t % layout.page_tokens, key, value);
+            let (keys, values) = arena[page..][..2 * layout.side_bytes()].split_at_mut(layout.side_bytes());
+            layout.write_key(keys, t % layout.page_tokens, key);
+            layout.write_value(values, t % layout.page_tokens, value);
         }
         let q = (0..tokens * GROUP * dim).map(|i| ((i * 31) % 17) as f32 / 9.0 - 1.0).collect();
         Fixture { arena, pages, page_bytes, keys, values, q }
