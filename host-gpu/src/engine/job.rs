@@ -86,12 +86,17 @@ impl Job {
         }
     }
 
-    /// Chooses the next token; says how the sequence ends, if it does.
-    pub(super) fn choose(&mut self, logits: &[f32], now: Instant) -> (TokenId, Option<Finish>) {
+    /// Chooses the next token, and reports its probability if that was asked for.
+    pub(super) fn choose(&mut self, logits: &[f32]) -> TokenId {
         let id = self.sampler.choose(logits);
         if let Some(logprob) = self.sampler.logprob(logits, id) {
             self.writer.logprob(logprob);
         }
+        id
+    }
+
+    /// Goes on with the token that was chosen; says how the sequence ends, if it does.
+    pub(super) fn take(&mut self, id: TokenId, now: Instant) -> Option<Finish> {
         let first = *self.first.get_or_insert(now);
         self.timing.first_token = Some(first - self.submitted);
         self.timing.decode = now - first;
@@ -109,7 +114,7 @@ impl Job {
         if stopped && !tokenizer.is_end(id) {
             self.utf8 = Utf8::default(); // what follows a stop text is not wanted
         }
-        (id, stopped.then_some(Finish::Stop))
+        stopped.then_some(Finish::Stop)
     }
 
     /// Emits what was held back and ends the tokens.

@@ -6,6 +6,7 @@
 use super::job::Job;
 use super::pace::{Paces, Work};
 use super::{Arrival, Counters, EngineConfig};
+use crate::ask::TokenId;
 use crate::kv::Arena;
 use crate::model::forward::{self, Buffers, Compute, Part};
 use crate::schedule::{Item, ModelKey, Scheduler, SeqId};
@@ -56,6 +57,7 @@ impl Worker {
             for ((model, _), budget) in work.iter().zip(self.paces.budgets(&work)) {
                 self.step(*model, budget);
             }
+            self.arena.make_ready();
             self.publish();
         }
     }
@@ -154,7 +156,7 @@ impl Worker {
     /// Hands each sequence what the step gave it.
     fn finish_step(&mut self, items: &[Item], logits: &[f32], vocab: usize) {
         let now = Instant::now();
-        let mut rows = logits.chunks_exact(vocab);
+        let mut chosen = self.choose(items, logits, vocab).into_iter();
         for item in items {
             self.scheduler.done(item);
             let Some(job) = self.jobs.get_mut(&item.id) else { continue };
@@ -165,9 +167,9 @@ impl Worker {
             if !item.gives_token {
                 continue;
             }
-            let row = rows.next().expect("a row for each item that gives a token");
+            let token = chosen.next().expect("a token for each item that gives one");
             self.counters.generated.fetch_add(1, Ordering::Relaxed);
-            let (token, ends) = job.choose(row, now);
+            let ends = job.take(token, now);
             let more = self.scheduler.push(item.id, token);
             let ends = ends.or((!more).then_some(Finish::Length));
             if let Some(finish) = ends
@@ -177,6 +179,21 @@ impl Worker {
             }
         }
         self.counters.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The next token of each item that gives one, in order. Vocabularies are large: threads share the work.
+    fn choose(&mut self, items: &[Item], logits: &[f32], vocab: usize) -> Vec<TokenId> {
+        let giving = items.iter().filter(|item| item.gives_token);
+        let rows: HashMap<SeqId, usize> = giving.enumerate().map(|(row, item)| (item.id, row)).collect();
+        let jobs = self.jobs.iter_mut().filter_map(|(id, job)| rows.get(id).map(|row| (*row, job)));
+        let mut jobs: Vec<(usize, &mut Job, TokenId)> = jobs.map(|(row, job)| (row, job, TokenId(0))).collect();
+        self.compute.pool.rows(&mut jobs, 1, |_, one| {
+            let (row, job, token) = &mut one[0];
+            *token = job.choose(&logits[*row * vocab..][..vocab]);
+        });
+        let mut tokens = vec![TokenId(0); rows.len()];
+        jobs.into_iter().for_each(|(row, _, token)| tokens[row] = token);
+        tokens
     }
 
     fn fail(&mut self, items: &[Item], why: Option<&str>) {
