@@ -7,11 +7,12 @@ use crate::ask::{Ask, Refusal, TokenId};
 use crate::format::huge;
 use crate::format::quantize::Quantize;
 use crate::kv::{Arena, KvType};
+use crate::measure;
 use crate::model::forward::Compute;
 use crate::model::{Loaded, Model, ModelSource, Room};
 use crate::ops::cpu::{Activations, CodePath, Cpu};
 use crate::ops::pool::Pool;
-use crate::residency::{EvictError, JoinError, Residency, ResidentModel};
+use crate::residency::{EvictError, JoinError, Lease, Loading, ModelState, ModelStatus, Policy, Residency};
 use crate::tokens::{Tokens, channel};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -29,6 +30,9 @@ use worker::Worker;
 pub struct EngineConfig {
     /// Threads that compute; the default is one for each core that the process may use.
     pub threads: usize,
+    /// Memory for models: weights, vocabularies and what a step computes. The default leaves a fifth of what the process
+    /// may have, and `kv_bytes`, to others. Models that nobody uses go when another needs their room.
+    pub model_bytes: Option<u64>,
     /// Memory for KV over all models, committed as it is used; default 1 GiB. What no sequence
     /// needs keeps the prefixes of earlier ones.
     pub kv_bytes: u64,
@@ -45,7 +49,7 @@ pub struct EngineConfig {
     /// How long others' prompts may delay a token, about; default 10 ms. While sequences
     /// generate, a step takes as many prompt tokens as fit in half of this, or in three quarters of the
     /// time that generating takes if that is more, but never in more than this. It takes four at least, but for one
-    /// step in 64 that shows what generating takes.
+    /// step in 16 that shows what generating takes.
     pub max_stall: Duration,
     /// Quantises matrices that files have as floats, as models are loaded; the default leaves them in the files.
     pub quantize: Option<Quantize>,
@@ -62,6 +66,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
+            model_bytes: None,
             kv_bytes: 1 << 30,
             kv_page_bytes: 1 << 20,
             kv_type: KvType::default(),
@@ -189,7 +194,7 @@ pub struct Engine {
 
 /// A checked request.
 pub(crate) struct Submission {
-    pub(crate) loaded: Arc<Loaded>,
+    pub(crate) loaded: Lease<Loaded>,
     pub(crate) prompt: Vec<TokenId>,
     /// The rest of it; its own prompt has become `prompt`.
     pub(crate) ask: Ask,
@@ -232,7 +237,8 @@ impl Engine {
             .name("hob-engine".into())
             .spawn(move || worker.run())
             .map_err(system("the engine thread"))?;
-        let (residency, next_key) = (Residency::default(), AtomicU64::new(0));
+        let budget = config.model_bytes.unwrap_or_else(|| measure::memory_for_models(config.kv_bytes));
+        let (residency, next_key) = (Residency::new("cpu", budget), AtomicU64::new(0));
         let shared = Shared { config, cpu, total_pages, residency, next_key, commands, counters };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -241,14 +247,23 @@ impl Engine {
     /// many wait, and the load goes on if this future is dropped.
     ///
     /// # Errors
-    /// If the file is no model that we can run. A later join tries again.
+    /// If the file is no model that we can run, or there is no room for it. A later join tries again.
     pub async fn join(&self, source: &ModelSource) -> Result<Model, JoinError> {
+        self.join_as(source, None).await
+    }
+
+    /// The same, with a policy that holds for the model from now on, whoever else has joined it.
+    ///
+    /// # Errors
+    /// Those of [`Engine::join`].
+    pub async fn join_as(&self, source: &ModelSource, policy: Option<Policy>) -> Result<Model, JoinError> {
         let key = self.shared.next_key.fetch_add(1, Ordering::Relaxed);
         let config = &self.shared.config;
         let (kv_type, page_bytes, step) = (config.kv_type, config.kv_page_bytes as usize, config.largest_step());
         let (room, quantize) = (Room { kv_type, page_bytes, step }, config.quantize);
-        let load = move |source: &ModelSource| Loaded::load(source, key, room, quantize).map(Arc::new);
-        let loaded = self.shared.residency.join(source, load).await?;
+        let load =
+            move |source: &ModelSource, loading: &Loading<'_>| Loaded::load(source, key, room, quantize, loading);
+        let loaded = self.shared.residency.join(source, policy, load).await?;
         Ok(Model::new(self.clone(), &source.name, loaded))
     }
 
@@ -260,9 +275,30 @@ impl Engine {
         self.shared.residency.evict(digest)
     }
 
+    /// Drops the weights of models that nobody has used for as long as their policies say; how many those were. Call
+    /// now and then.
+    pub fn evict_expired(&self) -> usize {
+        self.shared.residency.evict_expired()
+    }
+
     /// The models in memory, by name.
-    pub fn resident(&self) -> Vec<ResidentModel> {
+    pub fn resident(&self) -> Vec<ModelStatus> {
+        self.models().into_iter().filter(|model| model.state == ModelState::Resident).collect()
+    }
+
+    /// All models but those that are absent, by name.
+    pub fn models(&self) -> Vec<ModelStatus> {
         self.shared.residency.list()
+    }
+
+    /// Changes whenever a model's state does, or the progress of a load.
+    pub fn watch_models(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.shared.residency.watch()
+    }
+
+    /// Bytes for all models.
+    pub fn model_budget(&self) -> u64 {
+        self.shared.residency.budget()
     }
 
     /// What it was started with.

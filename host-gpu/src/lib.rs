@@ -28,5 +28,5 @@ pub use format::quantize::Quantize;
 pub use kv::KvType;
 pub use model::{Memory, Model, ModelInfo, ModelSource, Scores, inspect};
 pub use ops::cpu::{Activations, CodePath};
-pub use residency::{EvictError, JoinError, ResidentModel};
+pub use residency::{EvictError, JoinError, ModelState, ModelStatus, Policy};
 pub use tokens::{Event, Finish, Logprob, Timing, Tokens, Usage};

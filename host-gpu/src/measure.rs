@@ -218,6 +218,27 @@ fn mixed(n: u64) -> u64 {
     n ^ (n >> 31)
 }
 
+/// Bytes that the system could give to programs without taking any away, if it says so.
+pub(crate) fn available_memory() -> Option<u64> {
+    meminfo("MemAvailable:")
+}
+
+/// Bytes for models where nobody says how many: four fifths of what the process may have, less `kv_bytes`, but at least a
+/// third of it.
+pub(crate) fn memory_for_models(kv_bytes: u64) -> u64 {
+    // What control groups allow, where they do: version 2, then 1. "max" is no number.
+    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let allowed = limits.iter().filter_map(|path| std::fs::read_to_string(path).ok()?.trim().parse().ok());
+    let all = allowed.chain(meminfo("MemTotal:")).min();
+    all.map_or(u64::MAX, |all: u64| (all / 5 * 4).saturating_sub(kv_bytes).max(all / 3))
+}
+
+fn meminfo(what: &str) -> Option<u64> {
+    let all = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = all.lines().find_map(|line| line.strip_prefix(what))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

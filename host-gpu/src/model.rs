@@ -8,8 +8,9 @@ use crate::engine::{Engine, Submission};
 use crate::format::FormatError;
 use crate::format::quantize::Quantize;
 use crate::kv::KvType;
+use crate::measure;
 use crate::ops::cpu::CodePath;
-use crate::residency::JoinError;
+use crate::residency::{JoinError, Lease, Loading};
 use crate::tokens::Tokens;
 use config::Config;
 use opened::Opened;
@@ -63,12 +64,8 @@ pub(crate) struct Room {
     pub(crate) step: (usize, usize),
 }
 
-/// Bytes that the system could give to programs without taking any away, if it says so.
-fn available_memory() -> Option<u64> {
-    let all = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = all.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
-}
+/// About what a tokenizer takes for each entry of a vocabulary: its text, its place in tables, and merges.
+const VOCABULARY_ENTRY: u64 = 96;
 
 /// A model in memory.
 pub(crate) struct Loaded {
@@ -94,6 +91,7 @@ impl Loaded {
         key: u64,
         room: Room,
         quantize: Option<Quantize>,
+        loading: &Loading<'_>,
     ) -> Result<Self, JoinError> {
         let name = source.name.clone();
         let format = |source| JoinError::Format { name: name.clone(), source };
@@ -106,16 +104,20 @@ impl Loaded {
             return Err(JoinError::KvPage { name, needed, page });
         }
         let needed = config.memory().activations(room.step);
-        if let Some(available) = available_memory().filter(|available| *available < needed) {
+        if let Some(available) = measure::available_memory().filter(|available| *available < needed) {
             return Err(JoinError::Activations { name, needed, available });
         }
-        let (weights, tokenizer) = std::thread::scope(|scope| {
+        // Maps files; what it allocates are norms and biases.
+        let mut weights = opened.weights(&config).map_err(format)?;
+        loading.reserve(weights.bytes_as(quantize) + VOCABULARY_ENTRY * config.vocab as u64 + needed)?;
+        let (ready, tokenizer) = std::thread::scope(|scope| {
             // The weights come from the disk while the vocabulary is built.
-            let weights = scope.spawn(|| weights(&opened, &config, quantize));
+            let ready = scope.spawn(|| bring(&mut weights, &opened, quantize, loading));
             let tokenizer = opened.tokenizer();
-            (weights.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), tokenizer)
+            (ready.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), tokenizer)
         });
-        let (weights, tokenizer) = (weights.map_err(format)?, tokenizer.map_err(format)?);
+        ready.map_err(format)?;
+        let tokenizer = tokenizer.map_err(format)?;
         info.weight_bytes = weights.bytes();
         info.quantization = weights.main_type().into();
         let (template_source, template, settled) = (opened.template(), OnceLock::new(), AtomicBool::new(false));
@@ -127,10 +129,6 @@ impl Loaded {
         if !self.settled.swap(true, Ordering::Relaxed) {
             self.weights.move_to_huge_pages();
         }
-    }
-
-    pub(crate) fn name(&self) -> &str {
-        &self.name
     }
 
     pub(crate) fn info(&self) -> &ModelInfo {
@@ -164,13 +162,21 @@ impl Loaded {
     }
 }
 
-fn weights(opened: &Opened, config: &Config, to: Option<Quantize>) -> Result<Weights, FormatError> {
-    let mut weights = opened.weights(config)?;
+/// Brings weights into memory, as they are in the files or quantised.
+fn bring(
+    weights: &mut Weights,
+    opened: &Opened,
+    to: Option<Quantize>,
+    loading: &Loading<'_>,
+) -> Result<(), FormatError> {
+    let at = |done, total| loading.at(done, total);
     match to {
-        Some(to) => weights.quantize(to, std::thread::available_parallelism().map_or(1, usize::from))?,
-        None => opened.populate(),
+        Some(to) => weights.quantize(to, std::thread::available_parallelism().map_or(1, usize::from), at),
+        None => {
+            opened.populate(at);
+            Ok(())
+        }
     }
-    Ok(weights)
 }
 
 /// A lease on a resident model.
@@ -178,11 +184,11 @@ fn weights(opened: &Opened, config: &Config, to: Option<Quantize>) -> Result<Wei
 pub struct Model {
     engine: Engine,
     name: Arc<str>,
-    loaded: Arc<Loaded>,
+    loaded: Lease<Loaded>,
 }
 
 impl Model {
-    pub(crate) fn new(engine: Engine, name: &str, loaded: Arc<Loaded>) -> Self {
+    pub(crate) fn new(engine: Engine, name: &str, loaded: Lease<Loaded>) -> Self {
         Self { engine, name: name.into(), loaded }
     }
 

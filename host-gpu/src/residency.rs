@@ -1,15 +1,27 @@
 //! Which models are in memory.
 //!
-//! A model, known by the digest of its bytes, is absent, loading or resident. A load runs on a
-//! thread of its own and outlives the caller who started it; one load serves all who wait. A load
-//! that fails leaves the model absent, so the next join tries again. Weights stay while a lease
-//! on them lives.
+//! A model, known by the digest of its bytes, is absent, loading, resident, being evicted, or was found impossible to load.
+//! A load runs on a thread of its own and outlives the caller who started it; one load serves all who wait. It first
+//! learns how much room the model takes, then has it reserved, for which models that nobody uses may have to go, then
+//! reads. Weights stay while a lease on them lives. A load that fails is tried again when somebody joins the model after
+//! a while, which doubles each time.
 
 use crate::format::FormatError;
 use crate::model::{Loaded, ModelSource};
+use lease::Leased;
+use plan::{Kept, NoRoom};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
+
+mod lease;
+mod plan;
+mod status;
+
+pub(crate) use lease::Lease;
+pub use status::{ModelState, ModelStatus, Policy};
 
 /// Why a model cannot be joined.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -46,6 +58,33 @@ pub enum JoinError {
         /// Bytes that the system has.
         available: u64,
     },
+    /// It does not fit beside the models that are in use or pinned.
+    #[error(
+        "model {name} needs {needed} bytes and {available} of the {budget} for models can be made free now; {}",
+        if retry_after.is_some() { "try again when others are less in use" } else { "raise the budget or unpin others" }
+    )]
+    NoRoom {
+        /// The model.
+        name: String,
+        /// Bytes that it takes.
+        needed: u64,
+        /// Bytes that are free, or held by models that may go now.
+        available: u64,
+        /// Bytes for all models.
+        budget: u64,
+        /// When to try again, if that can help.
+        retry_after: Option<Duration>,
+    },
+    /// It could not be loaded a moment ago, and is not tried again yet.
+    #[error("{reason}; tried {attempts} times, and again in {} s at the earliest", retry_after.as_secs().max(1))]
+    Failed {
+        /// Why not, with the model's name.
+        reason: String,
+        /// How often it was tried.
+        attempts: u32,
+        /// When it will be tried again.
+        retry_after: Duration,
+    },
     /// Our fault; the text is for the operator.
     #[error("loading model {name} failed: {reason}; retry, and report it if it happens again")]
     Fault {
@@ -68,66 +107,154 @@ pub enum EvictError {
     },
 }
 
-/// A model in memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ResidentModel {
-    /// The name under which it was loaded.
-    pub name: String,
-    /// The digest of its bytes.
-    pub digest: String,
-    /// Bytes of its weights.
-    pub bytes: u64,
-    /// How many handles and running sequences hold it.
-    pub leases: usize,
-}
+/// Who finds no room is told to try again after this.
+const ROOM_AGAIN: Duration = Duration::from_secs(1);
+/// A load that failed is tried again after this, then twice that, and so on.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MOST: Duration = Duration::from_secs(60);
 
-type Outcome = Result<Arc<Loaded>, JoinError>;
 /// How a load ended. What was loaded is not here: whoever waited would leave a lease behind for a
 /// moment, that nobody has.
 type Ended = Option<Result<(), JoinError>>;
 
-enum Entry {
+enum Phase<T> {
+    Loading { ended: watch::Receiver<Ended>, progress: Arc<Progress> },
+    Resident(Arc<Leased<T>>),
+    Evicting(watch::Receiver<()>),
+    Failed { error: JoinError, again: Instant },
+}
+
+/// What somebody who joins a model finds.
+enum Found<T> {
+    Resident(Lease<T>),
     Loading(watch::Receiver<Ended>),
-    Resident(Arc<Loaded>),
+    Evicting(watch::Receiver<()>),
+}
+
+struct Entry<T> {
+    name: String,
+    /// What is reserved for it, or taken.
+    bytes: u64,
+    policy: Policy,
+    /// Loads that failed in a row.
+    failed: u32,
+    phase: Phase<T>,
+}
+
+/// How far a load is.
+#[derive(Debug, Default)]
+struct Progress {
+    done: AtomicU64,
+    total: AtomicU64,
 }
 
 /// All models that are not absent, by digest.
-#[derive(Clone, Default)]
-pub(crate) struct Residency {
-    entries: Arc<Mutex<HashMap<String, Entry>>>,
+type Entries<T> = HashMap<String, Entry<T>>;
+
+/// The models of one device.
+pub(crate) struct Residency<T = Loaded> {
+    entries: Arc<Mutex<Entries<T>>>,
+    device: &'static str,
+    /// Bytes for all models.
+    budget: u64,
+    /// Counts changes of state.
+    changes: Arc<watch::Sender<u64>>,
 }
 
-impl Residency {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+impl<T> Clone for Residency<T> {
+    fn clone(&self) -> Self {
+        let Self { entries, device, budget, changes } = self;
+        Self { entries: entries.clone(), device, budget: *budget, changes: changes.clone() }
+    }
+}
+
+/// What a load tells while it goes on.
+pub(crate) struct Loading<'a, T = Loaded> {
+    residency: &'a Residency<T>,
+    source: &'a ModelSource,
+    progress: &'a Progress,
+}
+
+impl<T> Loading<'_, T> {
+    /// Reserves `bytes`, for which models that nobody uses may go. To be called once, before anything large is allocated.
+    ///
+    /// # Errors
+    /// `NoRoom`.
+    pub(crate) fn reserve(&self, bytes: u64) -> Result<(), JoinError> {
+        self.residency.reserve(self.source, bytes)
     }
 
-    /// Leases the model, loading it with `load` if it is absent.
+    /// Says that of `total` bytes `done` are in memory.
+    pub(crate) fn at(&self, done: u64, total: u64) {
+        self.progress.done.store(done, Ordering::Relaxed);
+        self.progress.total.store(total, Ordering::Relaxed);
+        self.residency.changed();
+    }
+}
+
+impl<T: Send + Sync + 'static> Residency<T> {
+    /// No model yet, and `budget` bytes for those that come.
+    pub(crate) fn new(device: &'static str, budget: u64) -> Self {
+        Self { entries: Arc::default(), device, budget, changes: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// Leases the model, loading it with `load` if it is absent. From now on `policy` holds, if one is given.
     pub(crate) async fn join(
         &self,
         source: &ModelSource,
-        load: impl FnOnce(&ModelSource) -> Outcome + Clone + Send + 'static,
-    ) -> Outcome {
+        policy: Option<Policy>,
+        load: impl FnOnce(&ModelSource, &Loading<'_, T>) -> Result<T, JoinError> + Clone + Send + 'static,
+    ) -> Result<Lease<T>, JoinError> {
         loop {
-            let mut loading = {
-                let mut entries = self.lock();
-                match entries.get(&source.digest) {
-                    Some(Entry::Resident(loaded)) => return Ok(loaded.clone()),
-                    Some(Entry::Loading(ended)) => ended.clone(),
-                    None => {
-                        let ended = self.start(source.clone(), load.clone())?;
-                        entries.insert(source.digest.clone(), Entry::Loading(ended.clone()));
-                        ended
+            match self.look(source, policy, &load)? {
+                Found::Resident(lease) => return Ok(lease),
+                Found::Loading(mut ended) => {
+                    while ended.changed().await.is_ok() {}
+                    match ended.borrow().clone() {
+                        Some(Ok(())) => {} // it is in `entries`, unless somebody else has evicted it since
+                        Some(Err(error)) => return Err(error),
+                        None => return Err(fault(source, "the loading thread ended early")),
                     }
                 }
-            };
-            while loading.changed().await.is_ok() {}
-            match loading.borrow().clone() {
-                Some(Ok(())) => {} // it is in `entries`, unless somebody else has evicted it since
-                Some(Err(error)) => return Err(error),
-                None => return Err(fault(source, "the loading thread ended early")),
+                // The sender goes when the memory has.
+                Found::Evicting(mut gone) => while gone.changed().await.is_ok() {},
             }
         }
+    }
+
+    /// Where the model is in its life. If it is absent, that is loading from now on.
+    fn look(
+        &self,
+        source: &ModelSource,
+        policy: Option<Policy>,
+        load: &(impl FnOnce(&ModelSource, &Loading<'_, T>) -> Result<T, JoinError> + Clone + Send + 'static),
+    ) -> Result<Found<T>, JoinError> {
+        let mut entries = self.lock();
+        let (mut failed, mut known) = (0, Policy::default());
+        if let Some(entry) = entries.get_mut(&source.digest) {
+            entry.policy = policy.unwrap_or(entry.policy);
+            match &entry.phase {
+                Phase::Resident(model) => return Ok(Found::Resident(model.lease())),
+                Phase::Loading { ended, .. } => return Ok(Found::Loading(ended.clone())),
+                Phase::Evicting(gone) => return Ok(Found::Evicting(gone.clone())),
+                Phase::Failed { error, again } => {
+                    let retry_after = again.saturating_duration_since(Instant::now());
+                    if !retry_after.is_zero() {
+                        let (reason, attempts) = (error.to_string(), entry.failed);
+                        return Err(JoinError::Failed { reason, attempts, retry_after });
+                    }
+                    (failed, known) = (entry.failed, entry.policy);
+                }
+            }
+        }
+        let progress = Arc::<Progress>::default();
+        let ended = self.start(source.clone(), progress.clone(), load.clone())?;
+        let phase = Phase::Loading { ended: ended.clone(), progress };
+        let (name, policy) = (source.name.clone(), policy.unwrap_or(known));
+        entries.insert(source.digest.clone(), Entry { name, bytes: 0, policy, failed, phase });
+        drop(entries);
+        self.changed();
+        Ok(Found::Loading(ended))
     }
 
     /// Starts a load. The thread waits for the lock, which the caller holds, before it notes its
@@ -135,59 +262,205 @@ impl Residency {
     fn start(
         &self,
         source: ModelSource,
-        load: impl FnOnce(&ModelSource) -> Outcome + Send + 'static,
+        progress: Arc<Progress>,
+        load: impl FnOnce(&ModelSource, &Loading<'_, T>) -> Result<T, JoinError> + Send + 'static,
     ) -> Result<watch::Receiver<Ended>, JoinError> {
         let (tell, ended) = watch::channel(None);
         let (residency, failed) = (self.clone(), source.clone());
         let run = move || {
-            let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| load(&source)));
+            let loading = Loading { residency: &residency, source: &source, progress: &progress };
+            let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| load(&source, &loading)));
             let outcome = caught.unwrap_or_else(|_| Err(fault(&source, "the loader panicked")));
-            let mut entries = residency.lock();
-            let ended = match outcome {
-                Ok(loaded) => {
-                    entries.insert(source.digest, Entry::Resident(loaded));
-                    Ok(())
-                }
-                Err(error) => {
-                    entries.remove(&source.digest);
-                    Err(error)
-                }
-            };
-            drop(entries);
+            let ended = residency.note(&source, outcome);
             tell.send_replace(Some(ended));
+            residency.changed();
         };
         let spawned = std::thread::Builder::new().name("hob-load".into()).spawn(run);
         spawned.map_err(|e| fault(&failed, &e.to_string()))?;
         Ok(ended)
     }
 
+    /// Notes how a load ended.
+    fn note(&self, source: &ModelSource, outcome: Result<T, JoinError>) -> Result<(), JoinError> {
+        let mut entries = self.lock();
+        let Some(entry) = entries.get_mut(&source.digest) else { return Ok(()) };
+        match outcome {
+            Ok(loaded) => {
+                (entry.phase, entry.failed) = (Phase::Resident(Leased::new(loaded)), 0);
+                Ok(())
+            }
+            // Nothing is wrong with the model.
+            Err(error @ JoinError::NoRoom { .. }) => {
+                entries.remove(&source.digest);
+                Err(error)
+            }
+            Err(error) => {
+                let wait = RETRY_FIRST.saturating_mul(1 << entry.failed.min(10)).min(RETRY_MOST);
+                (entry.bytes, entry.failed) = (0, entry.failed.saturating_add(1));
+                entry.phase = Phase::Failed { error: error.clone(), again: Instant::now() + wait };
+                Err(error)
+            }
+        }
+    }
+
     /// Drops an idle model; `false` if it is not resident.
     pub(crate) fn evict(&self, digest: &str) -> Result<bool, EvictError> {
         let mut entries = self.lock();
-        let Some(Entry::Resident(loaded)) = entries.get(digest) else { return Ok(false) };
+        let Some(Entry { phase: Phase::Resident(model), .. }) = entries.get(digest) else { return Ok(false) };
         // New leases come from an old one or from `join`, which needs the lock: zero stays zero.
-        match Arc::strong_count(loaded) - 1 {
-            0 => Ok(entries.remove(digest).is_some()),
+        match model.leases() {
+            0 => {
+                let going = Going::of(&mut entries, [digest.to_owned()]);
+                drop(entries);
+                going.go(self);
+                Ok(true)
+            }
             leases => Err(EvictError::InUse { leases }),
         }
     }
 
-    pub(crate) fn list(&self) -> Vec<ResidentModel> {
-        let describe = |(digest, entry): (&String, &Entry)| match entry {
-            Entry::Loading(_) => None,
-            Entry::Resident(loaded) => Some(ResidentModel {
-                name: loaded.name().into(),
-                digest: digest.clone(),
-                bytes: loaded.info().weight_bytes,
-                leases: Arc::strong_count(loaded) - 1,
-            }),
+    /// Drops the models that nobody has used for as long as their policy says; how many those were.
+    pub(crate) fn evict_expired(&self) -> usize {
+        let mut entries = self.lock();
+        let expired = |entry: &Entry<T>| match &entry.phase {
+            Phase::Resident(model) if !entry.policy.pinned && model.leases() == 0 => {
+                entry.policy.idle.is_some_and(|idle| model.unused() >= idle)
+            }
+            _ => false,
         };
-        let mut all: Vec<_> = self.lock().iter().filter_map(describe).collect();
+        let expired: Vec<String> =
+            entries.iter().filter(|(_, e)| expired(e)).map(|(digest, _)| digest.clone()).collect();
+        let count = expired.len();
+        let going = Going::of(&mut entries, expired);
+        drop(entries);
+        going.go(self);
+        count
+    }
+
+    /// The models that are not absent, by name.
+    pub(crate) fn list(&self) -> Vec<ModelStatus> {
+        let describe = |(digest, entry): (&String, &Entry<T>)| {
+            let (mut leases, mut unused, mut expires_in) = (0, Duration::ZERO, None);
+            let state = match &entry.phase {
+                Phase::Loading { progress, .. } => ModelState::Loading {
+                    done: progress.done.load(Ordering::Relaxed),
+                    total: progress.total.load(Ordering::Relaxed),
+                },
+                Phase::Resident(model) => {
+                    leases = model.leases();
+                    if leases == 0 {
+                        unused = model.unused();
+                        let idle = entry.policy.idle.filter(|_| !entry.policy.pinned);
+                        expires_in = idle.map(|idle| idle.saturating_sub(unused));
+                    }
+                    ModelState::Resident
+                }
+                Phase::Evicting(_) => ModelState::Evicting,
+                Phase::Failed { error, again } => ModelState::Failed {
+                    reason: error.to_string(),
+                    attempts: entry.failed,
+                    retry_in: again.saturating_duration_since(Instant::now()),
+                },
+            };
+            let (name, digest, bytes, policy) = (entry.name.clone(), digest.clone(), entry.bytes, entry.policy);
+            ModelStatus { name, digest, state, device: self.device, bytes, leases, unused, expires_in, policy }
+        };
+        let mut all: Vec<_> = self.lock().iter().map(describe).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
+    }
+
+    /// Says when states change.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Bytes for all models.
+    pub(crate) fn budget(&self) -> u64 {
+        self.budget
+    }
+}
+
+impl<T> Residency<T> {
+    fn lock(&self) -> MutexGuard<'_, Entries<T>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Reserves `bytes` for a model that is loading.
+    fn reserve(&self, source: &ModelSource, bytes: u64) -> Result<(), JoinError> {
+        let mut entries = self.lock();
+        let priority = entries.get(&source.digest).map_or(0, |entry| entry.policy.priority);
+        let mut digests = Vec::new();
+        let mut kept = Vec::new();
+        for (digest, entry) in entries.iter().filter(|(digest, _)| **digest != source.digest) {
+            let idle = match &entry.phase {
+                Phase::Resident(model) if model.leases() == 0 => Some(model.unused()),
+                Phase::Resident(_) | Phase::Loading { .. } => None,
+                // What goes is waited for below, by those who evict it.
+                Phase::Evicting(_) | Phase::Failed { .. } => continue,
+            };
+            let Policy { pinned, priority, .. } = entry.policy;
+            digests.push(digest.clone());
+            kept.push(Kept { bytes: entry.bytes, idle, pinned, priority });
+        }
+        let victims = plan::victims(bytes, priority, self.budget, &kept).map_err(|NoRoom { available, ever }| {
+            let (name, retry_after) = (source.name.clone(), (bytes <= ever).then_some(ROOM_AGAIN));
+            JoinError::NoRoom { name, needed: bytes, available, budget: self.budget, retry_after }
+        })?;
+        if let Some(entry) = entries.get_mut(&source.digest) {
+            entry.bytes = bytes;
+        }
+        let going = Going::of(&mut entries, victims.into_iter().map(|n| digests[n].clone()));
+        drop(entries);
+        going.go(self);
+        Ok(())
+    }
+}
+
+/// Models whose memory is being given back, which takes a while: without the lock.
+struct Going<T> {
+    models: Vec<(String, Arc<Leased<T>>)>,
+    /// Who waits for it learns it when this is dropped.
+    _tell: watch::Sender<()>,
+}
+
+impl<T> Going<T> {
+    /// Resident models that nobody has a lease on.
+    fn of(entries: &mut Entries<T>, digests: impl IntoIterator<Item = String>) -> Self {
+        let (tell, gone) = watch::channel(());
+        let mut models = Vec::new();
+        for digest in digests {
+            if let Some(entry) = entries.get_mut(&digest)
+                && let Phase::Resident(model) = std::mem::replace(&mut entry.phase, Phase::Evicting(gone.clone()))
+            {
+                tracing::info!(model = entry.name, bytes = entry.bytes, "evicted");
+                models.push((digest, model));
+            }
+        }
+        Self { models, _tell: tell }
+    }
+
+    fn go(self, residency: &Residency<T>) {
+        if self.models.is_empty() {
+            return;
+        }
+        residency.changed();
+        let (digests, models): (Vec<_>, Vec<_>) = self.models.into_iter().unzip();
+        drop(models);
+        let mut entries = residency.lock();
+        digests.iter().for_each(|digest| drop(entries.remove(digest)));
+        drop(entries);
+        residency.changed();
     }
 }
 
 fn fault(source: &ModelSource, reason: &str) -> JoinError {
     JoinError::Fault { name: source.name.clone(), reason: reason.into() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -110,10 +110,18 @@ fn a_load_that_failed_can_be_tried_again() {
     let late = ModelSource { name: "late".into(), path: path.clone(), digest: "late".into() };
     assert!(matches!(wait(bench.engine.join(&late)), Err(JoinError::Format { .. })));
     std::fs::write(&path, b"GGUF\x03\0").unwrap();
-    let error = wait(bench.engine.join(&late)).err().expect("the file is truncated");
+    // Not at once: the reason is told again meanwhile.
+    let again = || loop {
+        match wait(bench.engine.join(&late)) {
+            Err(JoinError::Failed { retry_after, .. }) => std::thread::sleep(retry_after),
+            joined => break joined,
+        }
+    };
+    assert!(matches!(wait(bench.engine.join(&late)), Err(JoinError::Failed { attempts: 1, .. })));
+    let error = again().err().expect("the file is truncated");
     assert!(error.to_string().contains("truncated"), "{error}");
     Toy::write(&path);
-    assert!(wait(bench.engine.join(&late)).is_ok());
+    assert!(again().is_ok());
 }
 
 #[test]

@@ -5,16 +5,16 @@ use crate::ask::TokenId;
 use crate::kv::Realm;
 use crate::model::Loaded;
 use crate::model::tokenizer::Utf8;
+use crate::residency::Lease;
 use crate::sampling::Sampler;
 use crate::schedule::{Admitted, Item, Need};
 use crate::stop::StopFilter;
 use crate::tokens::{Event, Finish, Timing, Usage, Writer};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::time::Instant;
 
 pub(super) struct Job {
-    pub(super) loaded: Arc<Loaded>,
+    pub(super) loaded: Lease<Loaded>,
     pub(super) account: u64,
     max_tokens: Option<usize>,
     prompt: usize,

@@ -10,10 +10,12 @@ use super::weights::{Naming, Weights};
 use crate::ask::TokenId;
 use crate::format::FormatError;
 use crate::format::json;
+use crate::format::mapped::Mapped;
 use crate::format::safetensors::Safetensors;
 use serde_json::Value;
 use settings::Settings;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 mod class;
 mod rope;
@@ -68,9 +70,9 @@ impl Checkpoint {
         &self.config
     }
 
-    /// Brings all files into memory.
-    pub(crate) fn populate(&self) {
-        self.weights.files.iter().for_each(|file| file.populate());
+    /// The mapped files of the weights.
+    pub(crate) fn files(&self) -> &Arc<[Mapped]> {
+        &self.weights.files
     }
 
     /// The source of the chat template.

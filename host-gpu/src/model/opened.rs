@@ -37,11 +37,17 @@ impl Opened {
         }
     }
 
-    /// Brings the weights into memory.
-    pub(super) fn populate(&self) {
-        match self {
-            Self::Gguf(file) => file.files().iter().for_each(|file| file.populate()),
-            Self::Checkpoint(checkpoint) => checkpoint.populate(),
+    /// Brings the weights into memory; `at` is told how many bytes of how many are there.
+    pub(super) fn populate(&self, at: impl Fn(u64, u64)) {
+        let files = match self {
+            Self::Gguf(file) => file.files(),
+            Self::Checkpoint(checkpoint) => checkpoint.files(),
+        };
+        let total = files.iter().map(|file| file.bytes().len() as u64).sum();
+        let mut before = 0;
+        for file in files.iter() {
+            file.populate(|done| at(before + done as u64, total));
+            before += file.bytes().len() as u64;
         }
     }
 

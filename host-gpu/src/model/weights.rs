@@ -6,6 +6,7 @@ use crate::format::FormatError;
 use crate::format::huge::{HUGE, Part, Piece};
 use crate::format::mapped::Mapped;
 use crate::format::quant::{self, Quant};
+use crate::format::quantize::Quantize;
 use crate::format::tensor::TensorInfo;
 use crate::ops::cpu::matmul::{CHUNK_ROWS, Matrix, can_weave};
 use crate::ops::cpu::woven::weave;
@@ -275,6 +276,18 @@ impl Weights {
         (matrices + vectors * size_of::<f32>()) as u64
     }
 
+    /// What [`Self::bytes`] will be once matrices of floats were quantised.
+    pub fn bytes_as(&self, to: Option<Quantize>) -> u64 {
+        let now = self.bytes();
+        let Some(to) = to else { return now };
+        let change = |(at, ends): (&MatrixAt, bool)| {
+            let row = to.of(ends).row();
+            let then = (at.rows * at.cols / row.weights * row.bytes) as i64;
+            if is_float(at.quant) { then - at.bytes.len() as i64 } else { 0 }
+        };
+        now.saturating_add_signed(self.matrices().into_iter().map(change).sum())
+    }
+
     /// The type that most matrices have: one large embedding does not name a model.
     pub fn main_type(&self) -> &'static str {
         let names: Vec<_> = self.matrices().iter().map(|(at, _)| at.quant.row().name).collect();
@@ -288,6 +301,10 @@ impl Weights {
         let head = Some(&self.head).filter(|head| !head.is(&self.embedding));
         inner.map(|at| (at, false)).chain([&self.embedding].into_iter().chain(head).map(|at| (at, true))).collect()
     }
+}
+
+fn is_float(quant: Quant) -> bool {
+    matches!(quant, Quant::F32 | Quant::F16 | Quant::Bf16)
 }
 
 /// Neighbouring rows of matrices that are copied together.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use hob_gpu::{EngineStats, ResidentModel};
+use hob_gpu::{EngineStats, ModelStatus};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -30,7 +30,7 @@ pub struct Gauges {
     /// Deployed functions.
     pub functions: usize,
     /// Models in memory.
-    pub models: Vec<ResidentModel>,
+    pub models: Vec<ModelStatus>,
     /// The inference engine.
     pub engine: EngineStats,
 }

@@ -1,6 +1,6 @@
 //! Matrices of floats that become blocks in memory as a model is loaded.
 
-use super::{MatrixAt, Place, Weights};
+use super::{MatrixAt, Place, Weights, is_float};
 use crate::format::FormatError;
 use crate::format::quant::Quant;
 use crate::format::quantize::{Quantize, quantize};
@@ -9,22 +9,25 @@ use std::sync::Arc;
 
 impl Weights {
     /// Replaces matrices of floats by quantised ones in memory, on `threads` threads, and lets go of the
-    /// files if nothing is left in them.
+    /// files if nothing is left in them; `done` is told how many of the files' bytes were read, of how many.
     ///
     /// # Errors
     /// `Corrupt` for a matrix with weights that no block can hold.
-    pub fn quantize(&mut self, to: Quantize, threads: usize) -> Result<(), FormatError> {
+    pub fn quantize(&mut self, to: Quantize, threads: usize, done: impl Fn(u64, u64)) -> Result<(), FormatError> {
         let tied = self.head.is(&self.embedding);
         let mut made = std::mem::take(&mut self.made);
         let mut replaced: HashMap<usize, MatrixAt> = HashMap::new();
+        let (mut read, total) = (0, self.matrices().iter().map(|(at, _)| at.bytes.len() as u64).sum());
         for (n, (at, ends)) in self.matrices().into_iter().enumerate() {
             let to = to.of(ends);
-            if matches!(at.quant, Quant::F32 | Quant::F16 | Quant::Bf16) {
+            if is_float(at.quant) {
                 let bytes = self.blocks(at, to, threads)?;
                 let place = Place::Made(made.len());
                 replaced.insert(n, MatrixAt { quant: to, place, bytes: 0..bytes.len(), pieces: Arc::default(), ..*at });
                 made.push(bytes);
             }
+            read += at.bytes.len() as u64;
+            done(read, total);
         }
         for (n, at) in self.matrices_mut().into_iter().enumerate() {
             if let Some(quantized) = replaced.remove(&n) {

@@ -1,0 +1,220 @@
+//! Lives of models that are numbers.
+
+use super::*;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
+use std::thread::sleep;
+use tokio::runtime::{Builder, Runtime};
+
+type Numbers = Residency<Number>;
+
+/// Counts those that live.
+#[derive(Debug)]
+struct Number(u64, Arc<AtomicUsize>);
+
+impl Number {
+    fn new(n: u64, alive: &Arc<AtomicUsize>) -> Self {
+        alive.fetch_add(1, Ordering::SeqCst);
+        Self(n, alive.clone())
+    }
+}
+
+impl Drop for Number {
+    fn drop(&mut self) {
+        self.1.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn source(name: &str) -> ModelSource {
+    ModelSource { name: name.into(), path: PathBuf::new(), digest: format!("digest of {name}") }
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Joins a model of `bytes`, loading which takes `time`.
+async fn join(
+    all: &Numbers,
+    name: &str,
+    bytes: u64,
+    policy: Option<Policy>,
+    (alive, time): (&Arc<AtomicUsize>, Duration),
+) -> Result<Lease<Number>, JoinError> {
+    let alive = alive.clone();
+    let load = move |_: &ModelSource, loading: &Loading<'_, Number>| {
+        loading.reserve(bytes)?;
+        sleep(time);
+        loading.at(bytes, bytes);
+        Ok(Number::new(bytes, &alive))
+    };
+    all.join(&source(name), policy, load).await
+}
+
+fn states(all: &Numbers) -> Vec<(String, u64)> {
+    all.list().into_iter().map(|m| (format!("{} {}", m.name, m.state), m.bytes)).collect()
+}
+
+#[test]
+fn the_longest_unused_goes_and_who_is_used_stays() {
+    let (all, alive) = (Numbers::new("cpu", 100), Arc::default());
+    let quick = (&alive, Duration::ZERO);
+    runtime().block_on(async {
+        let a = join(&all, "a", 40, None, quick).await.unwrap();
+        drop(join(&all, "b", 40, None, quick).await.unwrap());
+        assert_eq!(a.0, 40);
+        assert_eq!(states(&all), [("a resident".into(), 40), ("b resident".into(), 40)]);
+        let refusal = join(&all, "c", 61, None, quick).await.unwrap_err();
+        assert!(matches!(
+            refusal,
+            JoinError::NoRoom { needed: 61, available: 60, budget: 100, retry_after: Some(_), .. }
+        ));
+        let refusal = join(&all, "c", 101, None, quick).await.unwrap_err();
+        assert!(matches!(refusal, JoinError::NoRoom { retry_after: None, .. }), "it never fits: {refusal}");
+        assert_eq!(states(&all).len(), 2, "a refusal costs nobody anything");
+        let c = join(&all, "c", 60, None, quick).await.unwrap();
+        assert_eq!(states(&all), [("a resident".into(), 40), ("c resident".into(), 60)]);
+        assert_eq!(alive.load(Ordering::SeqCst), 2);
+        assert_eq!(all.evict("digest of a"), Err(EvictError::InUse { leases: 1 }));
+        drop((a, c));
+        sleep(Duration::from_millis(5));
+        drop(join(&all, "a", 40, None, quick).await.unwrap());
+        drop(join(&all, "d", 40, None, quick).await.unwrap());
+        assert_eq!(states(&all), [("a resident".into(), 40), ("d resident".into(), 40)], "c was unused for longer");
+        assert_eq!(all.evict("digest of a"), Ok(true));
+        assert_eq!(all.evict("digest of a"), Ok(false));
+    });
+    assert_eq!(alive.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn one_load_serves_all_and_outlives_who_began_it() {
+    let (all, alive) = (Numbers::new("cpu", 100), Arc::default());
+    let slow = (&alive, Duration::from_millis(50));
+    let runtime = runtime();
+    runtime.block_on(async {
+        let mut changes = all.watch();
+        let first = tokio::time::timeout(Duration::from_millis(10), join(&all, "a", 40, None, slow)).await;
+        assert!(first.is_err(), "who began it is gone");
+        assert!(changes.has_changed().unwrap());
+        assert_eq!(states(&all), [("a loading".into(), 40)], "and has room");
+        changes.borrow_and_update();
+        let both = tokio::join!(join(&all, "a", 40, None, slow), join(&all, "a", 40, None, slow));
+        assert!(both.0.is_ok() && both.1.is_ok());
+        assert!(changes.has_changed().unwrap(), "its end is seen");
+        assert_eq!(alive.load(Ordering::SeqCst), 1);
+        // Two that do not fit beside each other: the one that comes later finds room when the other is unused.
+        drop(both);
+        let b = join(&all, "b", 80, None, slow).await.unwrap();
+        assert_eq!(states(&all), [("b resident".into(), 80)]);
+        drop(b);
+    });
+}
+
+#[test]
+fn what_fails_fails_alone_and_is_tried_again_after_a_while() {
+    let (all, alive, tries) = (Numbers::new("cpu", 100), Arc::default(), Arc::new(AtomicUsize::new(0)));
+    runtime().block_on(async {
+        let bad = |tries: Arc<AtomicUsize>| {
+            move |source: &ModelSource, loading: &Loading<'_, Number>| {
+                loading.reserve(30)?;
+                match tries.fetch_add(1, Ordering::SeqCst) {
+                    0 => panic!("out of luck"),
+                    _ => Err(fault(source, "no")),
+                }
+            }
+        };
+        let _other = join(&all, "a", 40, None, (&alive, Duration::ZERO)).await.unwrap();
+        let error = all.join(&source("bad"), None, bad(tries.clone())).await.unwrap_err();
+        assert!(error.to_string().contains("panicked"), "{error}");
+        for _ in 0..100 {
+            let error = all.join(&source("bad"), None, bad(tries.clone())).await.unwrap_err();
+            assert!(
+                matches!(&error, JoinError::Failed { attempts: 1, retry_after, .. } if *retry_after <= RETRY_FIRST)
+            );
+        }
+        assert_eq!(tries.load(Ordering::SeqCst), 1);
+        assert_eq!(states(&all), [("a resident".into(), 40), ("bad failed".into(), 0)]);
+        sleep(RETRY_FIRST);
+        let error = all.join(&source("bad"), None, bad(tries.clone())).await.unwrap_err();
+        assert!(matches!(error, JoinError::Fault { .. }), "{error}");
+        let error = all.join(&source("bad"), None, bad(tries.clone())).await.unwrap_err();
+        assert!(matches!(&error, JoinError::Failed { attempts: 2, retry_after, .. } if *retry_after > RETRY_FIRST));
+        assert_eq!(tries.load(Ordering::SeqCst), 2);
+    });
+}
+
+#[test]
+fn policies_say_who_goes_and_when() {
+    let (all, alive) = (Numbers::new("cpu", 100), Arc::default());
+    let quick = (&alive, Duration::ZERO);
+    let idle = |ms| Some(Policy { idle: Some(Duration::from_millis(ms)), ..Policy::default() });
+    runtime().block_on(async {
+        let a = join(&all, "a", 20, idle(20), quick).await.unwrap();
+        let pinned = Policy { pinned: true, idle: Some(Duration::ZERO), ..Policy::default() };
+        drop(join(&all, "b", 20, Some(pinned), quick).await.unwrap());
+        drop(join(&all, "c", 20, None, quick).await.unwrap());
+        sleep(Duration::from_millis(30));
+        assert_eq!(all.evict_expired(), 0, "a is used, b is pinned, c has no time");
+        drop(a);
+        assert_eq!(all.evict_expired(), 0, "not yet");
+        let a = &all.list()[0];
+        assert!(a.expires_in.is_some_and(|left| left <= Duration::from_millis(20)) && a.leases == 0, "{a:?}");
+        sleep(Duration::from_millis(30));
+        assert_eq!(all.evict_expired(), 1);
+        assert_eq!(states(&all), [("b resident".into(), 20), ("c resident".into(), 20)]);
+        // Joined without a policy it keeps the one it has.
+        drop(join(&all, "b", 20, None, quick).await.unwrap());
+        let refusal = join(&all, "d", 90, None, quick).await.unwrap_err();
+        assert!(matches!(refusal, JoinError::NoRoom { available: 80, retry_after: None, .. }), "{refusal}");
+        drop(join(&all, "b", 20, Some(Policy::default()), quick).await.unwrap());
+        drop(join(&all, "d", 90, None, quick).await.unwrap());
+        assert_eq!(states(&all), [("d resident".into(), 90)]);
+    });
+}
+
+#[test]
+fn a_thousand_turns_of_two_where_one_fits() {
+    let (all, alive) = (Numbers::new("cpu", 100), Arc::default());
+    runtime().block_on(async {
+        for turn in 0..1000 {
+            let name = if turn % 2 == 0 { "a" } else { "b" };
+            let lease = join(&all, name, 60, None, (&alive, Duration::ZERO)).await.unwrap();
+            assert_eq!((lease.0, alive.load(Ordering::SeqCst)), (60, 1));
+        }
+    });
+}
+
+#[test]
+fn threads_that_join_and_evict_at_random_never_overdraw_the_budget() {
+    let (all, alive) = (Numbers::new("cpu", 100), Arc::default());
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let (all, alive) = (&all, &alive);
+            scope.spawn(move || {
+                let mut state = thread + 1;
+                runtime().block_on(async {
+                    for _ in 0..300 {
+                        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                        let n = (state >> 33) % 5;
+                        let joined = join(all, &format!("m{n}"), 15 + 10 * n, None, (alive, Duration::ZERO)).await;
+                        let taken: u64 =
+                            all.list().iter().filter(|m| m.state != ModelState::Evicting).map(|m| m.bytes).sum();
+                        assert!(taken <= 100, "{taken}");
+                        match joined {
+                            Ok(lease) => assert_eq!(lease.0, 15 + 10 * n),
+                            Err(error) => {
+                                assert!(matches!(error, JoinError::NoRoom { retry_after: Some(_), .. }), "{error}")
+                            }
+                        }
+                        if state % 7 == 0 {
+                            let _ = all.evict(&format!("digest of m{n}"));
+                        }
+                    }
+                });
+            });
+        }
+    });
+    assert!(all.list().iter().all(|m| m.leases == 0 && m.state == ModelState::Resident));
+    assert_eq!(alive.load(Ordering::SeqCst), all.list().len());
+}
