@@ -8,7 +8,8 @@ use serde_json::Value;
 // Those that have a file of their own.
 pub use crate::egress::{fetch, fetch_three};
 pub use crate::hostile::hostile;
-pub use crate::worlds::{command, interfaces, three};
+pub use crate::middleware::middleware;
+pub use crate::worlds::{command, interfaces, module, three};
 
 fn json(url: &str) -> (u16, Value) {
     let (status, body) = get(url);

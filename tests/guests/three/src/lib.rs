@@ -31,6 +31,10 @@ impl wasip3::exports::http::handler::Guest for Three {
                 let (scheme, authority) = (request.get_scheme(), request.get_authority());
                 Ok(text(format!("{:?} {scheme:?} {authority:?} {target}", request.get_method())))
             }
+            "depth" => {
+                let depth = request.get_headers().get("x-depth").into_iter().next().unwrap_or_default();
+                Ok(text(String::from_utf8_lossy(&depth).into_owned()))
+            }
             "count" => Ok(text(SERVED.get().to_string())),
             "wait" => {
                 RUNNING.set(RUNNING.get() + 1);
