@@ -12,10 +12,13 @@ mod manifest;
 mod middleware;
 mod models;
 mod observe;
+mod otel;
 mod registry;
 mod rollout;
 mod scripts;
+mod serve;
 mod server;
+mod sockets;
 mod streams;
 mod worlds;
 

@@ -104,16 +104,19 @@ impl Tools {
 
     fn python(&self, source: &Path, out: &Path) -> Result<()> {
         let tools = self.environment("py", &["--requirement", &source.join("requirements.txt").to_string_lossy()])?;
+        // A copy: what it compiles on the way stays out of the repository.
+        let copy = self.folder.join("py-source");
+        fs::create_dir_all(&copy)?;
+        fs::copy(source.join("app.py"), copy.join("app.py"))?;
         let mut componentize = Command::new(tools.join("componentize-py"));
         componentize.arg("--quiet").arg("--wit-path").arg(self.root.join(WIT)).args([
             "--world",
             "http",
             "componentize",
         ]);
-        componentize.arg("--python-path").arg(source).args(["app", "--output"]).arg(out);
+        componentize.arg("--python-path").arg(&copy).args(["app", "--output"]).arg(out);
         // Without it the machine's own packages would be looked at too.
-        componentize.env("VIRTUAL_ENV", self.folder.join("py")).env("PYTHONDONTWRITEBYTECODE", "1");
-        run(&mut componentize)
+        run(componentize.env("VIRTUAL_ENV", self.folder.join("py")))
     }
 
     /// `PATH`, with a folder that has Node if there is none in it.
