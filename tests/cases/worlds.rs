@@ -189,6 +189,12 @@ pub fn interfaces() {
     assert!(ask(&hob, "do=large")["error"].as_str().unwrap().contains("4194304"));
     assert!(ask(&hob, "do=increment&key=b&bucket=second")["error"].as_str().unwrap().contains("not a number"));
     assert_eq!(json(&hob.url("/other?do=get&key=a")), Value::Null, "functions do not share");
+    // Another draft of the same, over the same buckets.
+    let draft2 = json!({
+        "seen": "1", "won": true, "lost": "2", "again": true, "now": "3", "sums": [5, -2], "keys": ["a", "b", "n"], "cursor": true,
+    });
+    assert_eq!(ask(&hob, "do=draft2"), draft2);
+    assert_eq!(ask(&hob, "do=get&key=a&bucket=draft2"), json!("3"));
     // It survives the worst end, and another revision finds it.
     hob.kill();
     hob.restart();

@@ -2,8 +2,11 @@
 //!
 //! The rest of `wasi:sockets` is the stock one, which asks the rules before it connects.
 
+use std::future::poll_fn;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
 
 use tokio::task::JoinHandle;
 use wasmtime::Result;
@@ -64,13 +67,21 @@ impl Drop for Lookup {
     }
 }
 
+impl Lookup {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(task) = &mut self.task {
+            let found = ready!(Pin::new(task).poll(cx));
+            self.found = found.unwrap_or(Err(NameError::Unknown)).map(Vec::into_iter);
+            self.task = None;
+        }
+        Poll::Ready(())
+    }
+}
+
 #[async_trait]
 impl Pollable for Lookup {
     async fn ready(&mut self) {
-        if let Some(task) = &mut self.task {
-            self.found = task.await.unwrap_or(Err(NameError::Unknown)).map(Vec::into_iter);
-            self.task = None;
-        }
+        poll_fn(|cx| self.poll(cx)).await;
     }
 }
 
@@ -117,8 +128,8 @@ impl two::HostResolveAddressStream for NamesView<'_> {
         stream: Resource<two::ResolveAddressStream>,
     ) -> Result<Option<IpAddress>, SocketError> {
         let lookup = self.table.get_mut(&own(&stream))?;
-        if lookup.task.is_some() {
-            // Whoever waits for it waits on `subscribe`.
+        // A look, not a wait: `subscribe` registers the waker that matters.
+        if lookup.poll(&mut Context::from_waker(Waker::noop())).is_pending() {
             return Err(ErrorCode::WouldBlock.into());
         }
         match &mut lookup.found {
