@@ -12,7 +12,7 @@ mod bindings {
         path: "../wit/wasi-keyvalue-draft2",
         world: "imports",
         with: {
-            "wasi:keyvalue/store.bucket": super::Bucket,
+            "wasi:keyvalue/store.bucket": super::super::Bucket,
             "wasi:keyvalue/atomics.cas": super::Cas,
         },
         imports: { default: async | trappable },
