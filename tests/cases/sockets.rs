@@ -50,7 +50,7 @@ pub fn sockets() {
     assert_eq!(ask(&hob, "name", "do=lookup&name=localhost"), json!(["127.0.0.1"]));
 
     let other = echo();
-    let denied = json!({ "error": "ErrorCode::AccessDenied" });
+    let denied = json!({ "error": "access-denied" });
     for (function, query) in [
         ("name", format!("to={server}")),
         ("name", "do=lookup&name=example.com".into()),
@@ -91,7 +91,7 @@ fn connections_are_counted() {
     let limits = Limits { connections: 3, ..Limits::default() };
     let reuse = Reuse { requests: 10, ..Reuse::default() };
     hob.deploy_as("guest-sockets", "few", FunctionConfig { limits, reuse, ..config(&[&format!("tcp://{server}")]) });
-    let three = json!({ "held": 3, "error": "ErrorCode::AccessDenied" });
+    let three = json!({ "held": 3, "error": "access-denied" });
     assert_eq!(ask(&hob, "few", &format!("do=many&to={server}")), three);
     hob.logged("as many as `limits.connections` allows");
     assert_eq!(ask(&hob, "few", &format!("do=many&to={server}")), three, "each invocation has its own");

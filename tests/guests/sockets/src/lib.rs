@@ -36,14 +36,14 @@ async fn sockets(Query(query): Query<BTreeMap<String, String>>) -> Json<Value> {
         "lookup" => look_up(&get("name")).map(|addresses| json!(addresses)),
         // A name's addresses first, as a client of a database does.
         "named" => look_up(&get("name")).and_then(|found| ask(&format!("{}:{}", found[0], get("port")))),
-        "tls" => connect(&to).map(|(_socket, input, output)| secured(&get("name"), input, output)),
+        "tls" => connect(&to).map(|connection| secured(&get("name"), connection)),
         "many" => Ok(many(&to)),
         "bind" => bind(&to).map(|_| json!("bound")),
         "listen" => listen(&to).map(|()| json!("listening")),
         "udp" => udp(&to).map(|()| json!("sent")),
         _ => ask(&to),
     };
-    Json(done.unwrap_or_else(|error| json!({ "error": format!("{error:?}") })))
+    Json(done.unwrap_or_else(|error| json!({ "error": error.name() })))
 }
 
 fn look_up(name: &str) -> Result<Vec<String>, ErrorCode> {
@@ -75,25 +75,33 @@ fn address(text: &str) -> Result<(IpSocketAddress, IpAddressFamily), ErrorCode> 
     })
 }
 
-fn connect(to: &str) -> Result<(TcpSocket, InputStream, OutputStream), ErrorCode> {
+/// Its parts go in this order: a socket must not go before its streams.
+struct Connection {
+    input: InputStream,
+    output: OutputStream,
+    _socket: TcpSocket,
+}
+
+fn connect(to: &str) -> Result<Connection, ErrorCode> {
     let (address, family) = address(to)?;
     let socket = create_tcp_socket(family)?;
     socket.start_connect(&instance_network(), address)?;
     socket.subscribe().block();
     let (input, output) = socket.finish_connect()?;
-    Ok((socket, input, output))
+    Ok(Connection { input, output, _socket: socket })
 }
 
 /// Sends a line, and gives the line that comes back.
 fn ask(to: &str) -> Result<Value, ErrorCode> {
-    let (_socket, input, output) = connect(to)?;
+    let Connection { _socket, input, output } = connect(to)?;
     output.blocking_write_and_flush(b"ping\n").map_err(|_| ErrorCode::ConnectionReset)?;
     let answer = input.blocking_read(1024).map_err(|_| ErrorCode::ConnectionReset)?;
     Ok(json!({ "answer": String::from_utf8_lossy(&answer).trim_end() }))
 }
 
 /// A request over HTTPS, as a program does that brings its own HTTP.
-fn secured(name: &str, input: InputStream, output: OutputStream) -> Value {
+fn secured(name: &str, connection: Connection) -> Value {
+    let Connection { _socket, input, output } = connection;
     let future = ClientHandshake::finish(ClientHandshake::new(name, input, output));
     future.subscribe().block();
     let (connection, input, output) = match future.get() {
@@ -123,7 +131,7 @@ fn many(to: &str) -> Value {
             Err(error) => break error,
         }
     };
-    json!({ "held": held.len(), "error": format!("{error:?}") })
+    json!({ "held": held.len(), "error": error.name() })
 }
 
 fn bind(to: &str) -> Result<TcpSocket, ErrorCode> {
