@@ -67,6 +67,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// What a fresh instance costs.
+#[allow(clippy::print_stdout)] // numbers for who reads the tests' output
 fn tell(hob: &Hob, name: &str, bytes: &[u8]) {
     for _ in 0..20 {
         assert_eq!(get(&hob.url("/script/count")).0, 200);
