@@ -185,7 +185,8 @@ impl<'i> Reader<'i> {
             return self.document.parsed(value, key).map(Source::Oci);
         }
         if text.contains("://") {
-            let way_out = format!("write {{ url = \"{text}\", sha256 = \"...\" }}");
+            let key = if key == "component" { "component = " } else { "" };
+            let way_out = format!("write {key}{{ url = \"{text}\", sha256 = \"...\" }}");
             self.document.mistake(&value.span(), format!("a URL needs the digest of what is there; {way_out}"));
             return None;
         }
