@@ -26,6 +26,7 @@ pub mod api;
 pub mod cli;
 pub mod client;
 pub mod components;
+pub mod compose;
 pub mod config;
 pub mod data;
 pub mod digest;

@@ -52,11 +52,32 @@ pub struct RevisionRecord {
     /// Where the component came from, as it was named then.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub source: String,
+    /// What the component was made of, if it was made here: middleware, the outermost first, and the handler.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PartRecord>,
     /// What it is given and held to.
     #[serde(default)]
     pub config: FunctionConfig,
     /// When it was deployed, in seconds since 1970.
     pub deployed_at: u64,
+}
+
+/// A component that is a part of another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartRecord {
+    /// Its digest.
+    pub component: Digest,
+    /// Where it came from, as it was named then.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub source: String,
+}
+
+impl PartRecord {
+    /// What to call it in a message.
+    pub fn name(&self) -> String {
+        if self.source.is_empty() { self.component.short() } else { self.source.clone() }
+    }
 }
 
 /// The record of a function as it was before there were revisions.
@@ -86,7 +107,14 @@ impl OldRecord {
         let routes = vec![RouteConfig::path(self.route)];
         let config = FunctionConfig { routes, models: self.models, limits, ..FunctionConfig::default() };
         let (component, deployed_at) = (self.component, self.deployed_at);
-        RevisionRecord { id: RevisionId::FIRST, component, source: String::new(), config, deployed_at }
+        RevisionRecord {
+            id: RevisionId::FIRST,
+            component,
+            source: String::new(),
+            parts: Vec::new(),
+            config,
+            deployed_at,
+        }
     }
 }
 
@@ -365,6 +393,7 @@ mod tests {
         RevisionRecord {
             id: format!("r{number}").parse().unwrap(),
             component: Digest::of(&number.to_le_bytes()),
+            parts: Vec::new(),
             source: String::new(),
             config: FunctionConfig { models: vec!["smollm2:135m".parse().unwrap()], ..FunctionConfig::default() },
             deployed_at: 1,

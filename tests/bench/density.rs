@@ -119,6 +119,7 @@ fn record(n: usize, component: Digest) -> Result<(FunctionRecord, RevisionRecord
     let revision = RevisionRecord {
         id: RevisionId::FIRST,
         component,
+        parts: Vec::new(),
         source: "hello.wasm".into(),
         config: FunctionConfig { routes, ..FunctionConfig::default() },
         deployed_at: 1,

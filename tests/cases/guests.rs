@@ -8,7 +8,11 @@ use serde_json::Value;
 // Those that have a file of their own.
 pub use crate::egress::{fetch, fetch_three};
 pub use crate::hostile::hostile;
-pub use crate::worlds::{command, interfaces, three};
+pub use crate::middleware::middleware;
+pub use crate::otel::otel;
+pub use crate::serve::about;
+pub use crate::sockets::{sockets, sockets_three};
+pub use crate::worlds::{command, interfaces, module, three};
 
 fn json(url: &str) -> (u16, Value) {
     let (status, body) = get(url);

@@ -9,11 +9,16 @@ mod examples;
 mod guests;
 mod hostile;
 mod manifest;
+mod middleware;
 mod models;
 mod observe;
+mod otel;
 mod registry;
 mod rollout;
+mod scripts;
+mod serve;
 mod server;
+mod sockets;
 mod streams;
 mod worlds;
 

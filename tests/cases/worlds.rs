@@ -189,6 +189,12 @@ pub fn interfaces() {
     assert!(ask(&hob, "do=large")["error"].as_str().unwrap().contains("4194304"));
     assert!(ask(&hob, "do=increment&key=b&bucket=second")["error"].as_str().unwrap().contains("not a number"));
     assert_eq!(json(&hob.url("/other?do=get&key=a")), Value::Null, "functions do not share");
+    // Another draft of the same, over the same buckets.
+    let draft2 = json!({
+        "seen": "1", "won": true, "lost": "2", "again": true, "now": "3", "sums": [5, -2], "keys": ["a", "b", "n"], "cursor": true,
+    });
+    assert_eq!(ask(&hob, "do=draft2"), draft2);
+    assert_eq!(ask(&hob, "do=get&key=a&bucket=draft2"), json!("3"));
     // It survives the worst end, and another revision finds it.
     hob.kill();
     hob.restart();
@@ -227,10 +233,119 @@ pub fn command() {
     assert!(error.contains("wasi:http/handler"), "a command is no handler: {error}");
 }
 
+#[test]
+pub fn module() {
+    let home = tempfile::tempdir().unwrap();
+    let files = tempfile::tempdir().unwrap();
+    std::fs::write(files.path().join("in.txt"), "a file").unwrap();
+    let data = format!("{}::/data:ro", files.path().display());
+    let run = |args: &[&str]| run_guest("guest-module", home.path(), args, "some input");
+    // Not granted a model, it cannot even ask.
+    let (code, _, error) = run(&["--", "hello"]);
+    assert!(code != 0 && error.contains("wasi_ephemeral_nn.") && error.contains("--model"), "{error}");
+    hob_tests::lend_model(home.path());
+    let run = |args: &[&str]| run(&[&["--model", hob_tests::MODEL], args].concat());
+
+    let (code, out, err) = run(&["--env", "A=b", "--dir", &data, "--", "about"]);
+    let expected = "args [\"about\"]\nenv [(\"A\", \"b\")]\nstdin \"some input\" true\n\
+        file Some(\"a file\")\noutside false\n";
+    assert_eq!((code, out.as_str()), (0, expected), "{err}");
+    // WASI 0.1 tells every end from every other.
+    assert_eq!(run(&["--", "exit", "7"]).0, 7);
+    let (code, _, err) = run(&["--", "trap"]);
+    assert!(code == 1 && err.contains("this guest always traps"), "{err}");
+    let (_, out, _) = run(&["--memory", "16", "--", "allocate"]);
+    let mib: u32 = out.trim_end_matches(" MiB\n").parse().unwrap();
+    assert!((8..16).contains(&mib), "a limit of 16 MiB left {mib} MiB to the guest");
+
+    for model in ["default", hob_tests::MODEL] {
+        let (_, out, err) = run(&["--", "ask", model, "The capital of France is"]);
+        let (text, about) = out.trim_end().rsplit_once('\n').unwrap();
+        let about: Value = serde_json::from_str(about).unwrap_or_else(|_| panic!("{out} {err}"));
+        assert!(text.contains("Paris"), "{text}");
+        assert_eq!((&about["output_tokens"], &about["finish_reason"]), (&json!(16), &json!("length")));
+    }
+    let (_, out, err) = run(&["--", "ask", "no-such-model", "x"]);
+    assert!(out.contains("Not Found") && err.contains("no-such-model"), "{out} {err}");
+
+    let refused = |args: &[&str]| hob_tests::refused(home.path(), args);
+    let hob = Hob::start();
+    let module = component("guest-module");
+    let error = hob.refused(&["deploy", module.to_str().unwrap(), "--name", "x"]);
+    assert!(error.contains("core WebAssembly module") && error.contains("hob run"), "{error}");
+    for (text, why) in [
+        ("(module (import \"env\" \"f\" (func)) (func (export \"_start\")))", "`env.f`"),
+        ("(module)", "`_start`"),
+        ("(module (import \"wasi_snapshot_preview1\" \"nonsense\" (func)) (func (export \"_start\")))", "nonsense"),
+    ] {
+        let file = files.path().join("bad.wasm");
+        std::fs::write(&file, wat::parse_str(text).unwrap()).unwrap();
+        let error = refused(&["run", file.to_str().unwrap()]);
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+/// What a module asks for in bad faith is answered with a number, and nothing else happens.
+#[test]
+fn a_module_that_means_harm() {
+    let home = tempfile::tempdir().unwrap();
+    hob_tests::lend_model(home.path());
+    let (code, out, err) = run_guest("guest-module", home.path(), &["--model", hob_tests::MODEL, "--", "hostile"], "");
+    assert_eq!(code, 0, "{err}");
+    let answers: BTreeMap<&str, u32> = out
+        .lines()
+        .map(|line| line.split_once(": ").map(|(what, code)| (what, code.parse().unwrap())).unwrap())
+        .collect();
+    let (invalid, runtime_error, unsupported, too_large, not_found) = (1, 5, 6, 7, 8);
+    let expected = [
+        ("load", unsupported),
+        ("name far", invalid),
+        ("name wraps", invalid),
+        ("name not text", invalid),
+        ("name unknown", not_found),
+        ("name without a place", invalid),
+        ("graph unknown", invalid),
+        ("name", 0),
+        ("graph huge", invalid),
+        ("context unknown", invalid),
+        ("context without a place", invalid),
+        ("context", 0),
+        ("tensor far", invalid),
+        ("tensor wraps", invalid),
+        ("dimensions far", invalid),
+        ("dimensions wrap", invalid),
+        ("type unknown", invalid),
+        ("index unknown", invalid),
+        ("computed nothing", invalid),
+        ("output before", runtime_error),
+        ("shape wrong", 0),
+        ("shape wrong computed", invalid),
+        ("good", 0),
+        ("context huge", invalid),
+        ("computed", 0),
+        ("output far", invalid),
+        ("output wraps", invalid),
+        ("output without a place", invalid),
+        ("output small", too_large),
+        ("output unknown", invalid),
+        ("contexts", too_large),
+        // With the graph, as many as the limit of handles.
+        ("contexts held", 999),
+        // Eight would do, if the prompt and the output were not there.
+        ("hoarded", 7),
+        ("hoarded too much", too_large),
+    ];
+    assert_eq!(answers, BTreeMap::from(expected), "{err}");
+}
+
 fn run(home: &Path, args: &[&str], input: &str) -> (i32, String, String) {
+    run_guest("guest-command", home, args, input)
+}
+
+fn run_guest(guest: &str, home: &Path, args: &[&str], input: &str) -> (i32, String, String) {
     let mut process = Command::new(hob_binary())
         .arg("run")
-        .arg(component("guest-command"))
+        .arg(component(guest))
         .args(args)
         .env("HOB_DATA", home)
         .stdin(Stdio::piped())

@@ -54,6 +54,17 @@ pub fn component(package: &str) -> PathBuf {
     path
 }
 
+/// A component made from a script, as `component`; `None`, said loudly, where its language's tools cannot be had.
+#[allow(clippy::print_stderr)] // who runs the tests must see what was not tested
+pub fn script(name: &str) -> Option<Vec<u8>> {
+    let out = root().join("target/guests/out");
+    if let Ok(why) = std::fs::read_to_string(out.join(name).with_extension("skipped")) {
+        eprintln!("\n!!! SKIPPED: {name} was not built: {why}\n");
+        return None;
+    }
+    Some(std::fs::read(component(name)).expect("it was built"))
+}
+
 /// A component that does the same as `component` and is another: with a section that nobody reads.
 pub fn distinct(component: &[u8], mark: &[u8]) -> Vec<u8> {
     let name = b"hob-test";

@@ -1,6 +1,7 @@
-//! Builds the examples and test guests into components: `target/guests/out/<package>.wasm`.
+//! Builds the examples and test guests: `target/guests/out/<package>.wasm`.
 //!
-//! The compiler needs the target wasm32-wasip2. Where rustup has it, or can get it, that is all. Where it cannot,
+//! They become components, unless a package asks for the core modules of old: `target = "wasm32-wasip1"` under
+//! `[package.metadata.hob]`. The compiler needs the targets. Where rustup has it, or can get it, that is all. Where it cannot,
 //! Debian's packages give a second compiler with the standard library's source, linked by the tools that come with
 //! the first. What that takes is set for this one cargo, never for a build of the host.
 
@@ -10,33 +11,50 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-const TARGET: &str = "wasm32-wasip2";
+/// What guests are built for: components, and core modules.
+const TARGETS: [&str; 2] = ["wasm32-wasip2", "wasm32-wasip1"];
 
-/// How long rustup may take to bring the target, about 30 MB.
+/// How long rustup may take to bring a target, about 30 MB.
 const RUSTUP_MOST: Duration = Duration::from_secs(120);
 
 /// Folders whose packages are guests.
 const FOLDERS: [&str; 2] = ["examples", "tests/guests"];
 
-/// Builds every guest that is not up to date and returns the folder of components, named after their packages.
-///
-/// # Errors
-/// No compiler for the target and no way to get one, or a guest that does not build.
-pub fn build(root: &Path) -> Result<PathBuf> {
-    let guests = packages(root)?;
-    let target_dir = root.join("target/guests");
-    let mut cargo = Toolchain::find()?.cargo()?;
-    cargo.current_dir(root).args(["build", "--profile", "guest", "--target", TARGET, "--target-dir"]).arg(&target_dir);
-    for guest in &guests {
-        cargo.args(["--package", guest]);
-    }
-    let status = cargo.status().context("starting cargo")?;
-    ensure!(status.success(), "the guests do not build; the compiler's message is above");
-    collect(&guests, &target_dir)
+/// A package of a guest.
+struct Guest {
+    name: String,
+    /// One of [`TARGETS`].
+    target: String,
 }
 
-/// The names of the packages under [`FOLDERS`].
-fn packages(root: &Path) -> Result<Vec<String>> {
+/// Where guests are, named after their packages.
+pub fn out(root: &Path) -> PathBuf {
+    root.join("target/guests/out")
+}
+
+/// Builds every guest that is not up to date.
+///
+/// # Errors
+/// No compiler for a target and no way to get one, or a guest that does not build.
+pub fn build(root: &Path) -> Result<()> {
+    let guests = packages(root)?;
+    let target_dir = root.join("target/guests");
+    let toolchain = Toolchain::find()?;
+    for target in TARGETS {
+        let mut cargo = toolchain.cargo()?;
+        cargo.current_dir(root).args(["build", "--profile", "guest", "--target", target, "--target-dir"]);
+        cargo.arg(&target_dir);
+        for guest in guests.iter().filter(|guest| guest.target == target) {
+            cargo.args(["--package", &guest.name]);
+        }
+        let status = cargo.status().context("starting cargo")?;
+        ensure!(status.success(), "the guests do not build; the compiler's message is above");
+    }
+    collect(&guests, &target_dir, &out(root))
+}
+
+/// The packages under [`FOLDERS`].
+fn packages(root: &Path) -> Result<Vec<Guest>> {
     let metadata = output(command("cargo").current_dir(root).args(["metadata", "--no-deps", "--format-version=1"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata).context("reading cargo's metadata")?;
     let is_guest = |package: &&serde_json::Value| {
@@ -44,28 +62,37 @@ fn packages(root: &Path) -> Result<Vec<String>> {
         FOLDERS.iter().any(|folder| manifest.starts_with(root.join(folder)))
     };
     let packages = metadata["packages"].as_array().context("cargo's metadata has no packages")?;
-    Ok(packages.iter().filter(is_guest).filter_map(|package| package["name"].as_str()).map(str::to_owned).collect())
+    let guest = |package: &serde_json::Value| {
+        let name = package["name"].as_str().context("a package has no name")?.to_owned();
+        let target = package["metadata"]["hob"]["target"].as_str().unwrap_or(TARGETS[0]).to_owned();
+        ensure!(TARGETS.contains(&target.as_str()), "{name} is for {target}; guests are for {}", TARGETS.join(", "));
+        Ok(Guest { name, target })
+    };
+    packages.iter().filter(is_guest).map(guest).collect()
 }
 
-/// Copies the components to where they are documented to be. Those of guests that are gone are removed.
-fn collect(guests: &[String], target_dir: &Path) -> Result<PathBuf> {
-    let (built, out) = (target_dir.join(TARGET).join("guest"), target_dir.join("out"));
+/// Copies the guests to where they are documented to be. Those that are gone are removed.
+fn collect(guests: &[Guest], target_dir: &Path, out: &Path) -> Result<()> {
     if out.exists() {
-        fs::remove_dir_all(&out).with_context(|| format!("clearing {}", out.display()))?;
+        fs::remove_dir_all(out).with_context(|| format!("clearing {}", out.display()))?;
     }
-    fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
+    fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
     for guest in guests {
-        let from = built.join(guest.replace('-', "_")).with_extension("wasm");
-        let to = out.join(guest).with_extension("wasm");
+        let built = target_dir.join(&guest.target).join("guest");
+        // A library's file has its crate's name, a program's its own.
+        let library = built.join(guest.name.replace('-', "_")).with_extension("wasm");
+        let program = built.join(&guest.name).with_extension("wasm");
+        let from = if library.exists() { library } else { program };
+        let to = out.join(&guest.name).with_extension("wasm");
         fs::copy(&from, &to).with_context(|| format!("copying {}", from.display()))?;
     }
-    println!("guests: {} components in {}", guests.len(), out.display());
-    Ok(out)
+    println!("guests: {} in {}", guests.len(), out.display());
+    Ok(())
 }
 
-/// A compiler for [`TARGET`].
+/// A compiler for [`TARGETS`].
 enum Toolchain {
-    /// The usual one has the target.
+    /// The usual one has the targets.
     Usual,
     /// Debian's, with the standard library built from source.
     Debian(Debian),
@@ -74,15 +101,16 @@ enum Toolchain {
 impl Toolchain {
     // installed -> added by rustup -> Debian's, installed -> Debian's, added by apt-get -> none
     fn find() -> Result<Self> {
-        if target_installed() || target_added() {
+        if TARGETS.iter().all(|target| target_installed(target) || target_added(target)) {
             return Ok(Self::Usual);
         }
         if let Some(debian) = Debian::find().or_else(Debian::install) {
-            println!("guests: rustup cannot get {TARGET} here; using Debian's {}", debian.rustc.display());
+            println!("guests: rustup cannot get {} here; using Debian's {}", TARGETS.join(" "), debian.rustc.display());
             return Ok(Self::Debian(debian));
         }
+        let targets = TARGETS.join(" ");
         bail!(
-            "no compiler for {TARGET}: run `rustup target add {TARGET}` with a network that reaches rustup's server, \
+            "no compiler for {targets}: run `rustup target add {targets}` with a network that reaches rustup's server, \
              or on Debian, as root, `apt-get update && apt-get install {}`",
             Debian::PACKAGES.join(" ")
         )
@@ -96,18 +124,18 @@ impl Toolchain {
     }
 }
 
-fn target_installed() -> bool {
-    let libraries = output(command("rustc").args(["--print", "target-libdir", "--target", TARGET]));
+fn target_installed(target: &str) -> bool {
+    let libraries = output(command("rustc").args(["--print", "target-libdir", "--target", target]));
     libraries.is_ok_and(|folder| Path::new(folder.trim()).is_dir())
 }
 
-/// Asks rustup for the target; quiet and bounded, since there is another way.
-fn target_added() -> bool {
+/// Asks rustup for a target; quiet and bounded, since there is another way.
+fn target_added(target: &str) -> bool {
     let mut rustup = command("rustup");
-    rustup.env("RUSTUP_MAX_RETRIES", "0").args(["target", "add", TARGET]).stdout(Stdio::null()).stderr(Stdio::null());
-    let added = rustup.spawn().is_ok_and(|child| succeeds_within(child, RUSTUP_MOST)) && target_installed();
+    rustup.env("RUSTUP_MAX_RETRIES", "0").args(["target", "add", target]).stdout(Stdio::null()).stderr(Stdio::null());
+    let added = rustup.spawn().is_ok_and(|child| succeeds_within(child, RUSTUP_MOST)) && target_installed(target);
     if added {
-        println!("guests: rustup added {TARGET}");
+        println!("guests: rustup added {target}");
     }
     added
 }
@@ -151,6 +179,7 @@ impl Debian {
             &cargo,
             &source,
             &libc.join("crt1-reactor.o"),
+            &libc.join("crt1-command.o"),
             &linkers[0].join("wasm-component-ld"),
             &linkers[1].join("wasm-ld"),
         ];
@@ -178,14 +207,16 @@ impl Debian {
         let path = env::var_os("PATH").unwrap_or_default();
         let path = env::join_paths(self.linkers.iter().cloned().chain(env::split_paths(&path)))?;
         let libc = self.libc.display();
-        let flags = format!("-Clink-self-contained=no -L{libc} -Clink-arg={libc}/crt1-reactor.o");
+        let flags = |start| format!("-Clink-self-contained=no -L{libc} -Clink-arg={libc}/{start}");
         let mut cargo = command(&self.cargo);
         cargo
             // `-Zbuild-std` is not stable.
             .env("RUSTC_BOOTSTRAP", "1")
             .env("RUSTC", &self.rustc)
             .env("PATH", path)
-            .env("CARGO_TARGET_WASM32_WASIP2_RUSTFLAGS", flags)
+            .env("CARGO_TARGET_WASM32_WASIP2_RUSTFLAGS", flags("crt1-reactor.o"))
+            .env("CARGO_TARGET_WASM32_WASIP1_RUSTFLAGS", flags("crt1-command.o"))
+            .env("CARGO_TARGET_WASM32_WASIP1_LINKER", self.linkers[1].join("wasm-ld"))
             .arg("-Zbuild-std=std,panic_abort");
         Ok(cargo)
     }

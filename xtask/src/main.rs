@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person
 
 mod guests;
+mod scripts;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -18,7 +19,12 @@ usage: cargo xtask COMMAND
   guests          build the examples and test guests into target/guests/out
   fuzz TARGET [S] feed hostile files to a reader (gguf, checkpoint, tokenizer) for S seconds, 60 by default
 
-Each brings what it lacks, once: the compiler's wasm target, a model (98 MB), and for the tests a second one (253 MB).";
+Each brings what it lacks, once: the compiler's wasm targets, a model (98 MB), and for the tests a second one (253 MB)
+and what builds guests in JavaScript and Python (450 MB; needs python3, and skips them without).";
+
+/// What is built and tested. Always all of them: cargo chooses features of dependencies for the packages at hand, and
+/// builds these anew when they change.
+const PACKAGES: [&str; 8] = ["-p", "hob-gpu", "-p", "hob", "-p", "hob-sdk", "-p", "hob-tests"];
 
 /// The model that the demo, the tests and the benchmarks use.
 const MODEL: &str = "smollm2:135m";
@@ -34,7 +40,7 @@ fn main() -> ExitCode {
         ["bench", rest @ ..] => bench(rest),
         ["fuzz", target] => fuzz(target, "60"),
         ["fuzz", target, seconds] => fuzz(target, seconds),
-        ["guests"] => guests::build(root()).map(drop),
+        ["guests"] => all_guests(),
         ["help" | "--help" | "-h"] | [] => {
             println!("{USAGE}");
             Ok(())
@@ -70,9 +76,10 @@ fn test() -> Result<()> {
     let docs = ["doc", "--release", "--no-deps", "--quiet", "-p", "hob", "-p", "hob-gpu", "-p", "hob-sdk"];
     step("docs", cargo().args(docs).env("RUSTDOCFLAGS", "-D warnings"))?;
     prepare()?;
+    say("building the guests in JavaScript and Python");
+    scripts::build(root(), &guests::out(root()))?;
     pull(SECOND_MODEL)?;
-    let tests = ["test", "--release", "-p", "hob-gpu", "-p", "hob", "-p", "hob-sdk", "-p", "hob-tests"];
-    step("tests", cargo().args(tests).env("HOB_TEST_DATA", data()))?;
+    step("tests", cargo().args(["test", "--release"]).args(PACKAGES).env("HOB_TEST_DATA", data()))?;
     say(&format!("all good, in {} s", started.elapsed().as_secs()));
     Ok(())
 }
@@ -99,12 +106,17 @@ fn fuzz(target: &str, seconds: &str) -> Result<()> {
     step(&format!("fuzzing {target} for {seconds} s"), &mut run)
 }
 
+fn all_guests() -> Result<()> {
+    guests::build(root())?;
+    scripts::build(root(), &guests::out(root()))
+}
+
 /// Builds what runs, and brings the model.
 fn prepare() -> Result<()> {
     say("building the guests");
     guests::build(root())?;
-    let build = ["build", "--release", "-p", "hob", "-p", "hob-tests", "--bins"];
-    step("build (the first takes some minutes)", cargo().args(build))?;
+    let build = ["build", "--release", "--bins"];
+    step("build (the first takes some minutes)", cargo().args(build).args(PACKAGES))?;
     pull(MODEL)
 }
 

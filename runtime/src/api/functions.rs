@@ -174,6 +174,7 @@ impl From<DeployError> for ApiError {
     fn from(error: DeployError) -> Self {
         let (status, code) = match &error {
             DeployError::Component { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "component"),
+            DeployError::Middleware(_) => (StatusCode::UNPROCESSABLE_ENTITY, "middleware"),
             DeployError::NotUploaded(_) => (StatusCode::CONFLICT, "not-uploaded"),
             DeployError::WrongDigest { .. } => (StatusCode::BAD_REQUEST, "wrong-digest"),
             DeployError::Model(_) => (StatusCode::UNPROCESSABLE_ENTITY, "model"),

@@ -223,6 +223,13 @@ fn function_schemas() -> Map<String, Value> {
             ),
         ),
         (
+            "Part",
+            object(
+                &["component"],
+                json!({ "component": text("the digest of an uploaded component"), "source": text("where it came from") }),
+            ),
+        ),
+        (
             "DeployRequest",
             object(
                 &["component"],
@@ -231,6 +238,7 @@ fn function_schemas() -> Map<String, Value> {
                     "config": reference("FunctionConfig"),
                     "secrets": texts("values; never shown again"),
                     "source": text("where the component came from, for people"),
+                    "middleware": list(&reference("Part")),
                     "traffic": { "type": "boolean", "default": true, "description": "whether the new revision is to take all requests" },
                 }),
             ),
@@ -262,6 +270,7 @@ fn function_schemas() -> Map<String, Value> {
                 &["id", "component", "config", "deployed_at", "share", "state"],
                 json!({
                     "id": text("as in r7"), "component": text("its digest"), "source": text("where it came from"),
+                    "parts": list(&reference("Part")),
                     "config": reference("FunctionConfig"), "deployed_at": number("in seconds since 1970"),
                     "share": number("of requests, in percent"),
                     "state": { "enum": ["serving", "warming", "idle", "broken"] }, "why": { "type": ["string", "null"] },
@@ -280,7 +289,7 @@ mod tests {
     use crate::function_host::DeployRequest;
     use crate::function_host::function::Function;
     use crate::names::Tenant;
-    use crate::records::{FunctionRecord, RevisionRecord};
+    use crate::records::{FunctionRecord, PartRecord, RevisionRecord};
 
     #[test]
     fn every_reference_leads_somewhere_and_every_call_is_there() {
@@ -336,12 +345,20 @@ mod tests {
             reuse: Reuse { requests: 2, ..Reuse::default() },
         };
         let digest = Digest::of(b"");
-        let request = DeployRequest { source: "x".into(), ..DeployRequest::new(digest, config.clone()) };
+        let part = PartRecord { component: digest, source: "x".into() };
+        let middleware = vec![part.clone()];
+        let request = DeployRequest { source: "x".into(), middleware, ..DeployRequest::new(digest, config.clone()) };
         let schema = |name: &str| document["components"]["schemas"][name].clone();
         agrees(&serde_json::to_value(&request).unwrap(), &schema("DeployRequest"), &document);
         let record = FunctionRecord::first("f".parse().unwrap(), Tenant::default());
-        let revision =
-            RevisionRecord { id: record.latest, component: digest, source: "x".into(), config, deployed_at: 1 };
+        let revision = RevisionRecord {
+            id: record.latest,
+            component: digest,
+            source: "x".into(),
+            parts: vec![part],
+            config,
+            deployed_at: 1,
+        };
         let function = Function::new(record, vec![revision]);
         agrees(&serde_json::to_value(function.status(None)).unwrap(), &schema("FunctionStatus"), &document);
         agrees(&serde_json::to_value(&function.revisions()[0]).unwrap(), &schema("RevisionStatus"), &document);

@@ -1,4 +1,4 @@
-//! `hob run app.wasm`: a command component, as a process of this terminal.
+//! `hob run app.wasm`: a command - a component, or a core module of WASI 0.1 - as a process of this terminal.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,12 +10,11 @@ use tokio::sync::Semaphore;
 
 use crate::config::{Directory, EgressRule, FunctionConfig, Limits, Secrets};
 use crate::data::DataDir;
-use crate::digest::Digest;
 use crate::host::egress::Tls;
 use crate::host::keyvalue::Stores;
 use crate::instance::command::Command;
 use crate::instance::engine::{PoolConfig, WasmEngine};
-use crate::instance::{Granted, Services, component};
+use crate::instance::{Granted, Services};
 use crate::models::Library;
 use crate::models::store::ModelStore;
 use crate::names::ModelName;
@@ -44,13 +43,11 @@ pub struct CommandArgs {
     args: Vec<String>,
 }
 
-/// Runs the component in `file`, and ends this process as it ends.
+/// Runs what is in `file`, and ends this process as it ends.
 pub fn run(data: DataDir, file: &Path, given: CommandArgs, engine: EngineConfig) -> anyhow::Result<()> {
     let wasm = WasmEngine::start(PoolConfig { instances: 8, memory_mib: given.memory })?;
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let digest = Digest::of(&bytes);
     let refused = || format!("{} was not run", file.display());
-    let loaded = component::load_from(&wasm, &data, &digest, || Ok(bytes)).with_context(refused)?;
     let config = FunctionConfig {
         environment: given.env.into_iter().collect(),
         directories: given.dirs,
@@ -59,7 +56,7 @@ pub fn run(data: DataDir, file: &Path, given: CommandArgs, engine: EngineConfig)
         limits: Limits { memory_mib: given.memory, ..Limits::default() },
         ..FunctionConfig::default()
     };
-    let command = Command::new(&wasm, loaded, config.grants()).with_context(refused)?;
+    let command = Command::load(&wasm, &data, bytes, config.grants()).with_context(refused)?;
     let services = Services {
         library: Arc::new(Library::new(ModelStore::new(data.clone()), Engine::start(engine)?)),
         stores: Arc::new(Stores::new(data.root().join("stores"))),

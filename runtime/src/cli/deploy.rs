@@ -12,6 +12,7 @@ use crate::digest::Digest;
 use crate::function_host::{DeployRequest, Deployed};
 use crate::instance::component;
 use crate::names::{FunctionName, ModelName, Route};
+use crate::records::PartRecord;
 use crate::sources::{Fetched, Source};
 
 #[derive(clap::Args)]
@@ -25,6 +26,9 @@ pub struct Args {
     /// The SHA-256 of the component at --url
     #[arg(long, requires = "url", value_name = "HEX")]
     sha256: Option<Digest>,
+    /// A component that requests pass before it: a file, or a place in a registry; can be given several times, the outermost first
+    #[arg(long, value_name = "FILE.wasm|oci://...")]
+    middleware: Vec<String>,
     /// What to call the function [default: the component's]
     #[arg(long)]
     name: Option<FunctionName>,
@@ -52,6 +56,7 @@ pub struct Args {
 struct Plan {
     name: FunctionName,
     component: Source,
+    middleware: Vec<Source>,
     config: FunctionConfig,
     secrets: Secrets,
 }
@@ -60,16 +65,23 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
     let plan = plan(&args)?;
     let shown = plan.component.to_string();
     let Fetched { bytes, from: source } = plan.component.fetch()?;
+    let middleware = plan.middleware.iter().map(Source::fetch).collect::<Result<Vec<_>, _>>()?;
     if args.check {
-        return check(global, plan, &shown, &bytes, !args.no_traffic);
+        return check(global, plan, &shown, &bytes, &middleware, !args.no_traffic);
     }
     let client = global.client()?;
     let refused = || format!("{shown} was not deployed");
     let component = client.upload(&bytes).with_context(refused)?;
+    let middleware = upload(&client, &middleware).with_context(refused)?;
     let Plan { name, config, secrets, .. } = plan;
-    let request = DeployRequest { component, config, secrets, source, traffic: !args.no_traffic };
+    let request = DeployRequest { component, config, secrets, source, middleware, traffic: !args.no_traffic };
     let deployed = client.deploy(&name, &request).with_context(refused)?;
     tell(&client, &name, &request.config, &deployed)
+}
+
+fn upload(client: &Client, middleware: &[Fetched]) -> Result<Vec<PartRecord>, ClientError> {
+    let upload = |part: &Fetched| Ok(PartRecord { component: client.upload(&part.bytes)?, source: part.from.clone() });
+    middleware.iter().map(upload).collect()
 }
 
 fn plan(args: &Args) -> anyhow::Result<Plan> {
@@ -97,6 +109,7 @@ pub fn manifest_of(what: &Path) -> Option<PathBuf> {
 
 fn from_manifest(path: &Path, args: &Args) -> anyhow::Result<Plan> {
     let flags = [
+        ("--middleware", !args.middleware.is_empty()),
         ("--name", args.name.is_some()),
         ("--route", !args.routes.is_empty()),
         ("--model", !args.models.is_empty()),
@@ -106,8 +119,8 @@ fn from_manifest(path: &Path, args: &Args) -> anyhow::Result<Plan> {
     if let Some((flag, _)) = flags.iter().find(|(_, given)| *given) {
         anyhow::bail!("{flag} is for deploying a component as it is; {} says it already", path.display());
     }
-    let Manifest { name, component, config, secrets } = Manifest::read(path)?;
-    Ok(Plan { name, component, config, secrets })
+    let Manifest { name, component, middleware, config, secrets } = Manifest::read(path)?;
+    Ok(Plan { name, component, middleware, config, secrets })
 }
 
 fn from_flags(component: Source, args: &Args) -> anyhow::Result<Plan> {
@@ -126,14 +139,34 @@ fn from_flags(component: Source, args: &Args) -> anyhow::Result<Plan> {
         ..default
     };
     let config = FunctionConfig { routes, models: args.models.clone(), limits, ..FunctionConfig::default() };
-    Ok(Plan { name, component, config, secrets: Secrets::default() })
+    let middleware = args.middleware.iter().map(|text| source(text)).collect::<anyhow::Result<_>>()?;
+    Ok(Plan { name, component, middleware, config, secrets: Secrets::default() })
+}
+
+/// A file, or a place in a registry.
+fn source(text: &str) -> anyhow::Result<Source> {
+    if text.starts_with("oci://") {
+        return Ok(Source::Oci(text.parse()?));
+    }
+    ensure!(!text.contains("://"), "middleware on the web needs its digest: write a {}", manifest::FILE);
+    Ok(Source::File(text.into()))
 }
 
 /// What can be told without a server, and, if one runs, what that says.
-fn check(global: &Global, plan: Plan, shown: &str, bytes: &[u8], traffic: bool) -> anyhow::Result<()> {
+fn check(
+    global: &Global,
+    plan: Plan,
+    shown: &str,
+    bytes: &[u8],
+    middleware: &[Fetched],
+    traffic: bool,
+) -> anyhow::Result<()> {
     let mistakes = plan.config.mistakes();
     ensure!(mistakes.is_empty(), "{}", mistakes.join("\n"));
     component::check_kind(bytes).with_context(|| shown.to_owned())?;
+    for part in middleware {
+        component::check_kind(&part.bytes).with_context(|| part.from.clone())?;
+    }
     let Plan { name, config, secrets, .. } = plan;
     let client = match global.client() {
         Ok(client) => client,
@@ -144,7 +177,8 @@ fn check(global: &Global, plan: Plan, shown: &str, bytes: &[u8], traffic: bool) 
         Err(ClientError::NoServer(_)) => return without_a_server(&name),
         uploaded => uploaded.with_context(|| format!("{shown} could not be deployed"))?,
     };
-    let request = DeployRequest { component, config, secrets, source: String::new(), traffic };
+    let middleware = upload(&client, middleware).with_context(|| format!("{shown} could not be deployed"))?;
+    let request = DeployRequest { component, config, secrets, source: String::new(), middleware, traffic };
     client.check_deploy(&name, &request).with_context(|| format!("{shown} could not be deployed"))?;
     println!("{name} can be deployed; nothing was changed");
     Ok(())

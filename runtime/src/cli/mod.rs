@@ -113,8 +113,12 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    let quiet = !matches!(cli.command, Command::Serve(_));
-    log(if quiet { "error" } else { "info" });
+    log(match cli.command {
+        Command::Serve(_) => "info",
+        // Why the host refused a program something: its interface may have only a number for that.
+        Command::Run(_) => "error,hob::guest=warn",
+        _ => "error",
+    });
     let global = cli.global;
     let data = || DataDir::open(global.data());
     match cli.command {

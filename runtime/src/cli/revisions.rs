@@ -6,6 +6,7 @@ use super::{ago, table};
 use crate::client::Client;
 use crate::function_host::{FunctionStatus, RevisionState, RevisionStatus};
 use crate::names::FunctionName;
+use crate::records::{PartRecord, RevisionRecord};
 use crate::traffic::Traffic;
 
 #[derive(clap::Args)]
@@ -41,10 +42,18 @@ fn row(revision: &RevisionStatus) -> [String; 6] {
         record.id.to_string(),
         if revision.share > 0 { format!("{} %", revision.share) } else { "-".into() },
         record.component.short(),
-        if record.source.is_empty() { "-".into() } else { record.source.clone() },
+        source(record),
         ago(record.deployed_at),
         state,
     ]
+}
+
+/// Where the component came from; behind its middleware, if it has some: `auth.wasm > log.wasm > chat.wasm`.
+fn source(record: &RevisionRecord) -> String {
+    if !record.parts.is_empty() {
+        return record.parts.iter().map(PartRecord::name).collect::<Vec<_>>().join(" > ");
+    }
+    if record.source.is_empty() { "-".into() } else { record.source.clone() }
 }
 
 #[derive(clap::Args)]

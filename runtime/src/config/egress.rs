@@ -86,6 +86,17 @@ impl EgressRule {
         }
     }
 
+    /// What is spoken there.
+    pub fn scheme(&self) -> EgressScheme {
+        self.scheme
+    }
+
+    /// The port at which it allows `host`, if it does with `scheme`; some port, if it allows all.
+    pub fn port_for(&self, scheme: EgressScheme, host: &str) -> Option<u16> {
+        let port = self.port.unwrap_or(1);
+        self.allows(scheme, host, port).then_some(port)
+    }
+
     /// Whether it may lead into the host or its network: it names addresses, or what always stands for some.
     pub fn may_lead_inside(&self) -> bool {
         match &self.host {

@@ -3,6 +3,7 @@
 //! ```toml
 //! name = "chat"
 //! component = "chat.wasm"    # or "oci://...", or { url = "https://...", sha256 = "..." }
+//! middleware = ["auth.wasm"] # before it, the outermost first; each as `component` is
 //! routes = ["/chat", { host = "*.example.com", path = "/", methods = ["GET"] }]
 //! models = ["smollm2:135m"]
 //! egress = ["https://api.example.com"]
@@ -46,6 +47,7 @@ const MAX_BYTES: u64 = 1 << 20;
 const KEYS: &[&str] = &[
     "name",
     "component",
+    "middleware",
     "routes",
     "sticky",
     "environment",
@@ -66,6 +68,8 @@ pub struct Manifest {
     pub name: FunctionName,
     /// Its component.
     pub component: Source,
+    /// What requests pass before it, the outermost first.
+    pub middleware: Vec<Source>,
     /// What it is given and held to.
     pub config: FunctionConfig,
     /// The values of its secrets.
@@ -122,6 +126,7 @@ impl Manifest {
         reader.document.known(&table, "", KEYS);
         let name = reader.name(&table);
         let component = reader.component(&table);
+        let middleware = reader.middleware(&table);
         reader.config(&table);
         reader.secrets(&table, environment);
         reader.numbers(&table);
@@ -137,7 +142,7 @@ impl Manifest {
         let (Some(name), Some(component)) = (name, component) else {
             unreachable!("what is missing is a mistake, and there was none")
         };
-        Ok(Self { name, component, config, secrets })
+        Ok(Self { name, component, middleware, config, secrets })
     }
 }
 
@@ -157,34 +162,45 @@ impl<'i> Reader<'i> {
         }
     }
 
-    /// A path, `oci://...`, or a table of `url` and `sha256`.
     fn component(&mut self, table: &DeTable<'i>) -> Option<Source> {
-        let Some(value) = table.get("component") else {
-            return self.missing("component", "component = \"chat.wasm\"");
-        };
-        if let Some(table) = value.get_ref().as_table() {
-            return self.component_url(value, table);
+        match table.get("component") {
+            Some(value) => self.source(value, "component"),
+            None => self.missing("component", "component = \"chat.wasm\""),
         }
-        let text = self.document.string(value, "component")?;
+    }
+
+    fn middleware(&mut self, table: &DeTable<'i>) -> Vec<Source> {
+        let Some(value) = table.get("middleware") else { return Vec::new() };
+        let list = self.document.list(value, "middleware");
+        list.into_iter().filter_map(|value| self.source(value, "middleware")).collect()
+    }
+
+    /// A path, `oci://...`, or a table of `url` and `sha256`.
+    fn source(&mut self, value: &Value<'i>, key: &str) -> Option<Source> {
+        if let Some(table) = value.get_ref().as_table() {
+            return self.source_url(value, table, key);
+        }
+        let text = self.document.string(value, key)?;
         if text.starts_with("oci://") {
-            return self.document.parsed(value, "component").map(Source::Oci);
+            return self.document.parsed(value, key).map(Source::Oci);
         }
         if text.contains("://") {
-            let way_out = format!("write component = {{ url = \"{text}\", sha256 = \"...\" }}");
+            let key = if key == "component" { "component = " } else { "" };
+            let way_out = format!("write {key}{{ url = \"{text}\", sha256 = \"...\" }}");
             self.document.mistake(&value.span(), format!("a URL needs the digest of what is there; {way_out}"));
             return None;
         }
         Some(Source::File(self.folder.join(text)))
     }
 
-    fn component_url(&mut self, value: &Value<'i>, table: &DeTable<'i>) -> Option<Source> {
-        self.document.known(table, "component", &["url", "sha256"]);
+    fn source_url(&mut self, value: &Value<'i>, table: &DeTable<'i>, key: &str) -> Option<Source> {
+        self.document.known(table, key, &["url", "sha256"]);
         let (Some(url), Some(sha256)) = (table.get("url"), table.get("sha256")) else {
             self.document.mistake(&value.span(), "a component from the web needs `url` and `sha256`");
             return None;
         };
-        let url = self.document.string(url, "component.url");
-        let sha256 = self.document.parsed(sha256, "component.sha256")?;
+        let url = self.document.string(url, &format!("{key}.url"));
+        let sha256 = self.document.parsed(sha256, &format!("{key}.sha256"))?;
         Some(Source::Url { url: url?, sha256 })
     }
 
@@ -390,6 +406,7 @@ mod tests {
             r#"
             name = "chat"
             component = "/abs/chat.wasm"
+            middleware = ["auth.wasm", "oci://ghcr.io/acme/log:1"]
             routes = ["/a", { host = "*.Example.com", methods = ["GET", "PUT"] }]
             sticky = "X-User"
             models = ["smollm2:135m"]
@@ -407,6 +424,8 @@ mod tests {
             "#,
         )
         .unwrap();
+        let middleware: Vec<_> = manifest.middleware.iter().map(ToString::to_string).collect();
+        assert_eq!(middleware, ["/project/auth.wasm", "oci://ghcr.io/acme/log:1"]);
         let config = &manifest.config;
         assert_eq!(config.routes.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/a", "GET,PUT *.example.com/"]);
         assert_eq!((config.sticky.as_deref(), config.models.len(), config.egress.len()), (Some("x-user"), 1, 1));

@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use super::Host;
 use super::function::{Function, FunctionStatus, Revision, RevisionStatus};
 use super::table::Table;
+use crate::compose::{self, ComposeError, Part};
 use crate::config::{FunctionConfig, RouteConfig, Secrets};
 use crate::digest::Digest;
 use crate::instance::component::{self, ComponentError};
 use crate::models::store::StoreError;
 use crate::names::{FunctionName, RevisionId, Tenant};
-use crate::records::{FunctionRecord, RecordsError, RevisionRecord};
+use crate::records::{FunctionRecord, PartRecord, RecordsError, RevisionRecord};
 use crate::traffic::Traffic;
 
 /// Revisions that are kept of a function, beside those that take requests or that a rollback leads to.
@@ -31,6 +32,9 @@ pub enum DeployError {
         /// Why.
         source: ComponentError,
     },
+    /// Its middleware.
+    #[error(transparent)]
+    Middleware(#[from] ComposeError),
     /// It was never uploaded.
     #[error("component {0} is not here; upload it first")]
     NotUploaded(Digest),
@@ -102,6 +106,9 @@ pub struct DeployRequest {
     /// Where the component came from, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub source: String,
+    /// Uploaded components that requests pass before it, the outermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub middleware: Vec<PartRecord>,
     /// Whether the new revision is to take all requests. If not it takes those that name it.
     #[serde(default = "yes")]
     pub traffic: bool,
@@ -110,7 +117,27 @@ pub struct DeployRequest {
 impl DeployRequest {
     /// A component with its configuration, to take all requests.
     pub fn new(component: Digest, config: FunctionConfig) -> Self {
-        Self { component, config, secrets: Secrets::default(), source: String::new(), traffic: true }
+        Self {
+            component,
+            config,
+            secrets: Secrets::default(),
+            source: String::new(),
+            middleware: Vec::new(),
+            traffic: true,
+        }
+    }
+}
+
+impl DeployRequest {
+    /// Its middleware, and the component.
+    fn all(&self) -> impl Iterator<Item = PartRecord> + '_ {
+        let own = PartRecord { component: self.component, source: self.source.clone() };
+        self.middleware.iter().cloned().chain([own])
+    }
+
+    /// What a revision says it was made of: nothing, if it is one component.
+    fn parts(&self) -> Vec<PartRecord> {
+        if self.middleware.is_empty() { Vec::new() } else { self.all().collect() }
     }
 }
 
@@ -150,19 +177,20 @@ impl Host {
     /// # Errors
     /// See [`DeployError`].
     pub fn deploy(&self, tenant: &Tenant, name: FunctionName, request: DeployRequest) -> Result<Deployed, DeployError> {
-        self.check(tenant, &name, &request)?;
+        let component = self.checked(tenant, &name, &request)?;
         let _changing = self.changing();
         let table = self.table.load_full();
         let old = table.get(&name);
         // Again: another change may have come between.
         self.check_place(&table, tenant, &name, &request)?;
-        if !self.data.component(&request.component).exists() {
-            return Err(DeployError::NotUploaded(request.component));
+        if !self.data.component(&component).exists() {
+            return Err(DeployError::NotUploaded(component));
         }
-        let DeployRequest { component, config, secrets, source, traffic } = request;
+        let parts = request.parts();
+        let DeployRequest { config, secrets, source, traffic, .. } = request;
         let id = old.map_or(RevisionId::FIRST, |old| old.record.latest.next());
         let deployed_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let revision = RevisionRecord { id, component, source, config, deployed_at };
+        let revision = RevisionRecord { id, component, source, parts, config, deployed_at };
         let mut function = match old {
             Some(old) => Function::clone(old),
             None => Function::new(FunctionRecord::first(name.clone(), tenant.clone()), Vec::new()),
@@ -195,17 +223,43 @@ impl Host {
     /// # Errors
     /// See [`DeployError`].
     pub fn check(&self, tenant: &Tenant, name: &FunctionName, request: &DeployRequest) -> Result<(), DeployError> {
+        self.checked(tenant, name, request).map(drop)
+    }
+
+    /// The component that is to be called, once nothing speaks against it.
+    fn checked(&self, tenant: &Tenant, name: &FunctionName, request: &DeployRequest) -> Result<Digest, DeployError> {
         self.check_config(request)?;
         for model in &request.config.models {
             self.services.library.store().get(model)?;
         }
         self.check_place(&self.table.load(), tenant, name, request)?;
-        let digest = request.component;
-        if !self.data.component(&digest).exists() {
-            return Err(DeployError::NotUploaded(digest));
+        let digest = self.whole(request)?;
+        match self.components.link(&digest, request.config.grants(), None) {
+            Ok(_) => Ok(digest),
+            Err(source) => Err(DeployError::Component { digest, source }),
         }
-        let linked = self.components.link(&digest, request.config.grants(), None);
-        linked.map(drop).map_err(|source| DeployError::Component { digest, source })
+    }
+
+    /// The component with its middleware before it. Made anew each time: that takes less than compiling it does, once.
+    fn whole(&self, request: &DeployRequest) -> Result<Digest, DeployError> {
+        let component = request.component;
+        if let Some(missing) =
+            request.all().map(|part| part.component).find(|digest| !self.data.component(digest).exists())
+        {
+            return Err(DeployError::NotUploaded(missing));
+        }
+        if request.middleware.is_empty() {
+            return Ok(component);
+        }
+        let read = |part: PartRecord| -> Result<Part, DeployError> {
+            Ok(Part { name: part.name(), bytes: std::fs::read(self.data.component(&part.component))? })
+        };
+        let mut parts = request.all().map(read).collect::<Result<Vec<_>, _>>()?;
+        let handler = parts.pop().expect("the component itself is the last");
+        let bytes = compose::chain(parts, handler)?;
+        let digest = Digest::of(&bytes);
+        self.upload(digest, &bytes)?;
+        Ok(digest)
     }
 
     /// Shares a function's requests out anew; at once, or when the models that this needs are resident.

@@ -21,7 +21,7 @@ impl Host {
                 remove(&self.data.secrets(&revision.function, revision.record.id));
             }
         }
-        let mut gone: HashSet<Digest> = dropped.iter().map(|revision| revision.record.component).collect();
+        let mut gone: HashSet<Digest> = dropped.iter().flat_map(|revision| components_of(revision)).collect();
         if gone.is_empty() {
             return;
         }
@@ -55,7 +55,13 @@ impl Host {
 }
 
 fn named(table: &Table) -> impl Iterator<Item = Digest> + '_ {
-    table.functions().flat_map(|function| function.revisions.values().map(|revision| revision.record.component))
+    table.functions().flat_map(|function| function.revisions.values().flat_map(|revision| components_of(revision)))
+}
+
+/// The component of a revision, and what that was made of.
+fn components_of(revision: &Revision) -> impl Iterator<Item = Digest> + '_ {
+    let record = &revision.record;
+    [record.component].into_iter().chain(record.parts.iter().map(|part| part.component))
 }
 
 fn is_old(path: &Path) -> bool {

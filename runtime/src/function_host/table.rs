@@ -232,6 +232,7 @@ mod tests {
         let revisions = revisions.iter().zip(1..).map(|(paths, number)| RevisionRecord {
             id: format!("r{number}").parse().unwrap(),
             component: Digest::of(b""),
+            parts: Vec::new(),
             source: String::new(),
             config: FunctionConfig {
                 routes: paths.iter().map(|path| RouteConfig::path(path.parse().unwrap())).collect(),

@@ -1,4 +1,4 @@
-//! Outgoing HTTP: only where the function's rules allow it, only to addresses that were checked.
+//! Outgoing HTTP, and TCP ([`Tcp`]): only where the function's rules allow it, only to addresses that were checked.
 //!
 //! A rule names scheme, host and port. What the name resolves to is checked before it is connected to, and that very
 //! address is connected to: a name cannot point somewhere else in between. Addresses inside (loopback, private,
@@ -7,6 +7,7 @@
 
 mod addresses;
 mod connect;
+mod tcp;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use self::addresses::is_public;
 pub use self::connect::{Tls, TlsError};
+pub use self::tcp::{NameError, Tcp};
 use crate::config::{EgressRule, EgressScheme};
 use crate::request::Invocation;
 use crate::telemetry::TRACEPARENT;
@@ -46,6 +48,11 @@ impl Egress {
     /// Requests may go where one of `rules` says.
     pub fn new(rules: Vec<EgressRule>, tls: Tls) -> Self {
         Self { rules, tls }
+    }
+
+    /// Whom connections trust.
+    pub fn tls(&self) -> &Tls {
+        &self.tls
     }
 
     fn allows(&self, target: &Target) -> bool {

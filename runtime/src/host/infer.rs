@@ -9,7 +9,7 @@ use wasmtime::component::{Linker, Resource};
 use wasmtime_wasi_io::async_trait;
 use wasmtime_wasi_io::poll::{DynPollable, Pollable, subscribe};
 
-use super::{HasModels, MAX_CALL_BYTES, ModelView, State, model_view};
+use super::{HasModels, MAX_CALL_BYTES, ModelView, Models, State, model_view};
 use crate::models::JoinRefusal;
 use crate::names::ModelName;
 use crate::request::Invocation;
@@ -77,26 +77,25 @@ pub fn link(linker: &mut Linker<State>) -> Result<()> {
     wit::add_to_linker::<_, HasModels>(linker, model_view)
 }
 
-impl ModelView<'_> {
+impl Models {
     /// Joins a model that the function was granted, and notes how long it took.
-    pub(super) async fn join(&mut self, name: &str) -> Result<Joined, JoinRefusal> {
-        let granted = &self.models.names;
+    pub(super) async fn join(&self, name: &str, invocation: &Invocation) -> Result<Joined, JoinRefusal> {
         // Guests written for other wasi-nn hosts call the model they were started with `default`.
         let found = match name {
-            "default" => granted.first(),
-            name => granted.iter().find(|granted| granted.as_str() == name),
+            "default" => self.names.first(),
+            name => self.names.iter().find(|granted| granted.as_str() == name),
         };
         let Some(name) = found else { return Err(self.refuse(name)) };
         let started = std::time::Instant::now();
-        let model = self.models.library.join(name).await?;
-        self.invocation.mark(|marks| marks.join += started.elapsed());
+        let model = self.library.join(name).await?;
+        invocation.mark(|marks| marks.join += started.elapsed());
         Ok(Joined { model, name: name.to_string() })
     }
 
     fn refuse(&self, name: &str) -> JoinRefusal {
         let name: String = name.chars().take(140).collect();
         match name.parse::<ModelName>() {
-            Ok(known) if self.models.library.has(&known) => JoinRefusal::NotGranted(name),
+            Ok(known) if self.library.has(&known) => JoinRefusal::NotGranted(name),
             _ => JoinRefusal::NotFound(name),
         }
     }
@@ -130,7 +129,7 @@ impl wit::Host for ModelView<'_> {}
 
 impl wit::HostModel for ModelView<'_> {
     async fn open(&mut self, name: String) -> Result<Result<Resource<Joined>, wit::Error>> {
-        match self.join(&name).await {
+        match self.models.join(&name, self.invocation).await {
             Ok(joined) => Ok(Ok(self.table.push(joined)?)),
             Err(refusal) => Ok(Err(refusal.into())),
         }

@@ -1,7 +1,9 @@
-//! `wasi:keyvalue@0.2.0-draft`: what a function keeps between requests.
+//! `wasi:keyvalue`, 0.2.0-draft and, in [`draft2`], 0.2.0-draft2: what a function keeps between requests.
 //!
 //! Each function has a database of its own in the data directory, opened when it is first used: one that writes all
 //! the time makes nobody wait but itself. What a call has written is on disk when it returns. Sizes are bounded.
+
+mod draft2;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -153,10 +155,8 @@ impl Bucket {
                 };
                 kept -= old.map_or(0, |old| (key.len() + old.value().len()) as u64);
             }
-            if kept > MAX_KEPT {
-                // Dropped without a commit: nothing has changed.
-                return Err(format!("the function would keep {kept} bytes; {MAX_KEPT} are allowed, delete something"));
-            }
+            // If not, it is dropped without a commit: nothing has changed.
+            fits(kept)?;
             sizes.insert("", kept).map_err(failed)?;
         }
         write.commit().map_err(failed)
@@ -185,28 +185,56 @@ impl Bucket {
         Ok(wit::KeyResponse { keys, cursor: None })
     }
 
-    fn increment(&self, key: &str, delta: u64) -> Result<u64, String> {
-        let write = self.database.begin_write().map_err(failed)?;
-        let sum = {
-            let mut values = write.open_table(VALUES).map_err(failed)?;
-            let old = values.get((&*self.name, key)).map_err(failed)?.map(|old| old.value().to_vec());
-            let number = match &old {
-                Some(old) => std::str::from_utf8(old).ok().and_then(|text| text.parse::<u64>().ok()),
-                None => Some(0),
+    /// Adds to a number that is kept as decimal digits; none is zero.
+    fn add<N>(&self, key: &str, add: impl FnOnce(N) -> Option<N>) -> Result<N, String>
+    where
+        N: std::str::FromStr + ToString + Default,
+    {
+        check_key(key)?;
+        self.update(key, |old| {
+            let number = match old {
+                Some(old) => std::str::from_utf8(old).ok().and_then(|text| text.parse::<N>().ok()),
+                None => Some(N::default()),
             };
             let number = number.ok_or_else(|| format!("the value of `{key}` is not a number in decimal digits"))?;
-            let sum = number.checked_add(delta).ok_or_else(|| format!("`{key}` would be more than 64 bits hold"))?;
-            let text = sum.to_string();
-            values.insert((&*self.name, key), text.as_bytes()).map_err(failed)?;
+            let sum = add(number).ok_or_else(|| format!("`{key}` would be more than 64 bits hold"))?;
+            Ok((Some(sum.to_string().into_bytes()), sum))
+        })
+    }
+
+    /// Puts in the place of a value what `next` makes of it, if anything, while nobody else writes.
+    fn update<T>(
+        &self,
+        key: &str,
+        next: impl FnOnce(Option<&[u8]>) -> Result<(Option<Vec<u8>>, T), String>,
+    ) -> Result<T, String> {
+        let write = self.database.begin_write().map_err(failed)?;
+        let answer = {
+            let mut values = write.open_table(VALUES).map_err(failed)?;
+            let old = values.get((&*self.name, key)).map_err(failed)?.map(|old| old.value().to_vec());
+            let (new, answer) = next(old.as_deref())?;
+            // Dropped without a commit: nothing has changed.
+            let Some(new) = new else { return Ok(answer) };
+            values.insert((&*self.name, key), new.as_slice()).map_err(failed)?;
             let mut sizes = write.open_table(KEPT).map_err(failed)?;
             let kept = sizes.get("").map_err(failed)?.map_or(0, |kept| kept.value());
-            let kept = kept + text.len() as u64 - old.as_ref().map_or(0, Vec::len) as u64;
-            sizes.insert("", kept + if old.is_none() { key.len() as u64 } else { 0 }).map_err(failed)?;
-            sum
+            let kept = kept + new.len() as u64 + if old.is_none() { key.len() as u64 } else { 0 };
+            let kept = kept - old.as_ref().map_or(0, Vec::len) as u64;
+            fits(kept)?;
+            sizes.insert("", kept).map_err(failed)?;
+            answer
         };
         write.commit().map_err(failed)?;
-        Ok(sum)
+        Ok(answer)
     }
+}
+
+/// Checks what a function would keep in all.
+fn fits(kept: u64) -> Result<(), String> {
+    if kept <= MAX_KEPT {
+        return Ok(());
+    }
+    Err(format!("the function would keep {kept} bytes; {MAX_KEPT} are allowed, delete something"))
 }
 
 fn failed(error: impl std::fmt::Display) -> String {
@@ -233,7 +261,8 @@ fn check_value(value: &[u8]) -> Result<(), String> {
 pub fn link(linker: &mut Linker<State>) -> Result<()> {
     wit::add_to_linker::<_, HasSelf<State>>(linker, |state| state)?;
     atomics::add_to_linker::<_, HasSelf<State>>(linker, |state| state)?;
-    batch::add_to_linker::<_, HasSelf<State>>(linker, |state| state)
+    batch::add_to_linker::<_, HasSelf<State>>(linker, |state| state)?;
+    draft2::link(linker)
 }
 
 /// What a call answers: an error of the store is the guest's to handle.
@@ -310,7 +339,7 @@ impl wit::HostBucket for State {
 impl atomics::Host for State {
     async fn increment(&mut self, bucket: Resource<Bucket>, key: String, delta: u64) -> Answer<u64> {
         let bucket = self.table.get(&bucket)?.clone();
-        blocking(move || check_key(&key).and_then(|()| bucket.increment(&key, delta))).await
+        blocking(move || bucket.add(&key, |number: u64| number.checked_add(delta))).await
     }
 }
 
@@ -349,13 +378,14 @@ mod tests {
             let stores = Arc::new(Stores::new(home.path().join("stores")));
             stores.namespace(&function.parse().unwrap()).open(bucket).unwrap()
         };
+        let add = |bucket: &Bucket, delta| bucket.add("n", |n: u64| n.checked_add(delta));
         {
             let bucket = open("a", "b");
             assert_eq!(bucket.get(&["k".into()]).unwrap(), [None]);
             bucket.change(&[set("k", b"v"), set("l", b"w")]).unwrap();
-            assert_eq!(bucket.increment("n", 3).unwrap() + bucket.increment("n", 4).unwrap(), 10);
-            assert!(bucket.increment("k", 1).unwrap_err().contains("`k`"));
-            assert!(bucket.increment("n", u64::MAX).is_err());
+            assert_eq!(add(&bucket, 3).unwrap() + add(&bucket, 4).unwrap(), 10);
+            assert!(bucket.add("k", |n: u64| n.checked_add(1)).unwrap_err().contains("`k`"));
+            assert!(add(&bucket, u64::MAX).is_err());
             // A change that is too large leaves everything as it was.
             let large = vec![0; MAX_VALUE];
             let many: Vec<Change> = (0..65).map(|n| set(&format!("large{n}"), &large)).collect();

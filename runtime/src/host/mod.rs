@@ -2,8 +2,8 @@
 //!
 //! Nothing reaches a guest that is not linked here. The standard libraries import the command line, the file system,
 //! the clocks and sockets whether a program uses them or not, so these are present but give only what was granted: no
-//! arguments, the function's own variables, its directories, and no socket at all. Outgoing HTTP comes with an egress
-//! rule, models with a grant.
+//! arguments, the function's own variables, its directories, and no socket without an egress rule for TCP. Outgoing
+//! HTTP and TLS come with an egress rule, models with a grant.
 
 mod config;
 pub mod egress;
@@ -11,7 +11,11 @@ pub mod infer;
 pub mod keyvalue;
 mod log;
 mod logging;
+mod names;
 pub mod nn;
+mod otel;
+pub mod preview1;
+mod tls;
 
 use std::sync::Arc;
 
@@ -19,8 +23,9 @@ use wasmtime::component::{HasData, Linker, ResourceTable};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::p2::bindings::http as wasi_http;
 use wasmtime_wasi_http::{WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpView, p3};
+use wasmtime_wasi_tls::WasiTlsCtx;
 
-use self::egress::{Hooks, Outgoing};
+use self::egress::{Hooks, Outgoing, Tcp};
 use self::log::Printing;
 use crate::config::Grants;
 use crate::instance::{Granted, Limiter, Meter};
@@ -41,6 +46,12 @@ pub struct State {
     wasi: WasiCtx,
     http: WasiHttpCtx,
     hooks: Hooks,
+    /// Its sockets, if a rule is for some.
+    tcp: Option<Arc<Tcp>>,
+    /// Made when it is first needed.
+    tls: Option<WasiTlsCtx>,
+    /// The spans that the guest has begun.
+    spans: otel::Spans,
     /// Asked by the store before anything grows.
     pub limiter: Limiter,
     /// The request this instance serves; of several, the latest.
@@ -103,8 +114,15 @@ impl State {
         http.set_field_size_limit(limits.header_bytes as usize);
         let outgoing = |egress: &Arc<_>| Outgoing::new(Arc::clone(egress), limits.connections, invocation.clone());
         grant(&mut wasi, &granted)?;
+        let tcp = granted.egress.as_ref().and_then(|egress| Tcp::new(egress, limits.connections, &invocation));
+        if let Some(tcp) = &tcp {
+            tcp.open(&mut wasi);
+        }
         Ok(Self {
             table,
+            tcp,
+            tls: None,
+            spans: otel::Spans::default(),
             wasi: wasi.build(),
             http,
             hooks: Hooks(granted.egress.as_ref().map(outgoing)),
@@ -124,6 +142,10 @@ impl State {
         if let Hooks(Some(outgoing)) = &mut self.hooks {
             outgoing.invocation = invocation.clone();
         }
+        if let Some(tcp) = &self.tcp {
+            tcp.renew(invocation.clone());
+        }
+        self.spans = otel::Spans::default();
         self.meter = meter;
         self.invocation = invocation;
     }
@@ -187,12 +209,15 @@ pub fn link(linker: &mut Linker<State>, grants: Grants, concurrent: bool) -> was
     config::link(linker)?;
     keyvalue::link(linker)?;
     logging::link(linker)?;
+    otel::link(linker)?;
     if concurrent {
         wasmtime_wasi::p3::add_to_linker(linker)?;
         p3::bindings::http::types::add_to_linker::<_, WasiHttp>(linker, State::http)?;
     }
+    names::link(linker, concurrent)?;
     if grants.egress {
         wasi_http::outgoing_handler::add_to_linker::<_, WasiHttp>(linker, State::http)?;
+        tls::link(linker, concurrent)?;
         if concurrent {
             p3::bindings::http::client::add_to_linker::<_, WasiHttp>(linker, State::http)?;
         }

@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi_http::handler::{Proxy, ProxyPre};
 
+use super::limiter::Limiter;
 use super::linked::Linked;
 use super::meter::Meter;
 use super::shared::Shared;
@@ -14,6 +15,7 @@ use super::warm::Warm;
 use crate::config::{Directory, FunctionConfig, Limits, Reuse, Secrets};
 use crate::host::egress::{Egress, Tls};
 use crate::host::keyvalue::{Namespace, Stores};
+use crate::host::preview1::ModuleState;
 use crate::host::{Models, State};
 use crate::models::Library;
 use crate::names::FunctionName;
@@ -142,9 +144,37 @@ impl Callable {
     }
 }
 
+/// The state of a store that can be held to limits.
+pub(super) trait Held: Send + 'static {
+    /// Asked before anything grows.
+    fn limiter(&mut self) -> &mut Limiter;
+    /// Asked at each epoch.
+    fn meter(&self) -> &Meter;
+}
+
+impl Held for State {
+    fn limiter(&mut self) -> &mut Limiter {
+        &mut self.limiter
+    }
+
+    fn meter(&self) -> &Meter {
+        self.meter()
+    }
+}
+
+impl Held for ModuleState {
+    fn limiter(&mut self) -> &mut Limiter {
+        &mut self.limiter
+    }
+
+    fn meter(&self) -> &Meter {
+        &self.meter
+    }
+}
+
 /// Holds a store to `limits`.
-pub(super) fn limited(mut store: Store<State>, limits: &Limits) -> Store<State> {
-    store.limiter(|state| &mut state.limiter);
+pub(super) fn limited<T: Held>(mut store: Store<T>, limits: &Limits) -> Store<T> {
+    store.limiter(|state| state.limiter());
     store.set_hostcall_fuel(usize::try_from(limits.hostcall_bytes).unwrap_or(usize::MAX));
     store.set_max_component_handles(limits.handles as usize);
     if let Some(table) = store.concurrent_resource_table() {

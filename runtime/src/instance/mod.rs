@@ -7,6 +7,7 @@ pub mod engine;
 mod limiter;
 mod linked;
 mod meter;
+mod module;
 mod serve;
 mod shared;
 mod ticker;

@@ -152,6 +152,9 @@ fn span(span: &Span) -> Value {
     if let Some(parent) = span.parent {
         value["parentSpanId"] = format!("{parent:016x}").into();
     }
+    if let (Some(Value::Object(more)), Some(value)) = (&span.more, value.as_object_mut()) {
+        value.extend(more.clone());
+    }
     if let Some(ended) = &span.ended {
         let number = |key, number: u32| json!({ "key": key, "value": { "intValue": number.to_string() } });
         value["attributes"] = json!([

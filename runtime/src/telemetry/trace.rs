@@ -51,6 +51,30 @@ impl Trace {
         Some(Self { trace, span: fresh(), parent, sampled, began: SystemTime::now(), request, exporter })
     }
 
+    /// Its trace, the span of the invocation, and whether anybody is told.
+    pub fn ids(&self) -> (u128, u64, bool) {
+        (self.trace, self.span, self.sampled)
+    }
+
+    /// Whether spans go anywhere.
+    pub fn is_exported(&self) -> bool {
+        self.exporter.is_some()
+    }
+
+    /// Tells of a span within the invocation that the guest made; `more` is what OTLP has beyond its name and times.
+    pub fn tell(
+        &self,
+        (span, parent): (u64, u64),
+        name: String,
+        (from_ns, to_ns): (u64, u64),
+        more: serde_json::Value,
+    ) {
+        if let Some(exporter) = &self.exporter {
+            let (trace, parent) = (self.trace, Some(parent));
+            exporter.take(Span { trace, span, parent, name, from_ns, to_ns, ended: None, more: Some(more) });
+        }
+    }
+
     /// What those are told that the invocation asks.
     pub fn header(&self) -> HeaderValue {
         let text = format!("00-{:032x}-{:016x}-{:02x}", self.trace, self.span, u8::from(self.sampled));
@@ -74,6 +98,7 @@ impl Trace {
             from_ns: ns(from),
             to_ns: ns(to),
             ended: None,
+            more: None,
         };
         let whole = Span {
             parent: self.parent,
@@ -108,6 +133,8 @@ pub(super) struct Span {
     pub to_ns: u64,
     /// Of an invocation as a whole, how it ended.
     pub ended: Option<Ended>,
+    /// Of a guest's own, the rest of it, as OTLP has it.
+    pub more: Option<serde_json::Value>,
 }
 
 /// How an invocation ended.

@@ -32,7 +32,7 @@ const MAX_HEAD: usize = 256 << 10;
 
 /// Whom connections trust: the certificate authorities of the web, and those that were added.
 #[derive(Clone)]
-pub struct Tls(TlsConnector);
+pub struct Tls(pub(in crate::host) TlsConnector);
 
 /// Why certificates cannot be used.
 #[derive(Debug, thiserror::Error)]

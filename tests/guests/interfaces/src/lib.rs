@@ -20,6 +20,11 @@ mod keyvalue {
     wit_bindgen::generate!({ path: "../../../wit/wasi-keyvalue", world: "imports", generate_all });
     pub use self::wasi::keyvalue::{atomics, batch, store};
 }
+mod keyvalue2 {
+    #![allow(missing_docs, clippy::all)]
+    wit_bindgen::generate!({ path: "../../../wit/wasi-keyvalue-draft2", world: "imports", generate_all });
+    pub use self::wasi::keyvalue::{atomics, batch, store};
+}
 mod logging {
     #![allow(missing_docs, clippy::all)]
     wit_bindgen::generate!({ path: "../../../wit/wasi-logging", world: "imports", generate_all });
@@ -48,6 +53,7 @@ async fn interfaces(Query(asked): Query<Asked>) -> Json<Value> {
             json!({})
         }
         "files" => files(),
+        "draft2" => draft2().unwrap_or_else(|error| json!({ "error": format!("{error:?}") })),
         _ => store(&asked).unwrap_or_else(|error| json!({ "error": format!("{error:?}") })),
     })
 }
@@ -61,6 +67,27 @@ fn files() -> Value {
         "read_only": [read("/ro/in.txt").is_ok(), wrote("/ro/out.txt").is_ok()],
         "outside": read("/data/../secret.txt").is_ok() || read("/data/link").is_ok() || read("/etc/passwd").is_ok(),
     })
+}
+
+/// The draft that Spin's guests import; two swaps race for one key.
+fn draft2() -> Result<Value, keyvalue2::store::Error> {
+    use keyvalue2::atomics::{Cas, CasError, increment, swap};
+    let bucket = keyvalue2::store::open("draft2")?;
+    bucket.set("a", b"1")?;
+    let (first, second) = (Cas::new(&bucket, "a")?, Cas::new(&bucket, "a")?);
+    let seen = first.current()?;
+    let won = swap(first, b"2").is_ok();
+    let (lost, again) = match swap(second, b"3") {
+        Err(CasError::CasFailed(again)) => (again.current()?, swap(again, b"3").is_ok()),
+        other => (Some(format!("{other:?}").into_bytes()), false),
+    };
+    let text = |value: Option<Vec<u8>>| value.map(|value| String::from_utf8_lossy(&value).into_owned());
+    keyvalue2::batch::set_many(&bucket, &[("b".into(), b"x".to_vec())])?;
+    Ok(json!({
+        "seen": text(seen), "won": won, "lost": text(lost), "again": again, "now": text(bucket.get("a")?),
+        "sums": [increment(&bucket, "n", 5)?, increment(&bucket, "n", -7)?],
+        "keys": bucket.list_keys(None)?.keys, "cursor": bucket.list_keys(Some("no cursor")).is_err(),
+    }))
 }
 
 fn store(asked: &Asked) -> Result<Value, keyvalue::store::Error> {

@@ -1,5 +1,7 @@
 //! A WASI 0.3 service: does what the last part of its path names.
 
+#![allow(clippy::print_stdout)]
+
 use std::cell::Cell;
 
 use wasip3::clocks::monotonic_clock;
@@ -31,6 +33,10 @@ impl wasip3::exports::http::handler::Guest for Three {
                 let (scheme, authority) = (request.get_scheme(), request.get_authority());
                 Ok(text(format!("{:?} {scheme:?} {authority:?} {target}", request.get_method())))
             }
+            "depth" => {
+                let depth = request.get_headers().get("x-depth").into_iter().next().unwrap_or_default();
+                Ok(text(String::from_utf8_lossy(&depth).into_owned()))
+            }
             "count" => Ok(text(SERVED.get().to_string())),
             "wait" => {
                 RUNNING.set(RUNNING.get() + 1);
@@ -42,6 +48,13 @@ impl wasip3::exports::http::handler::Guest for Three {
             "drip" => Ok(drip()),
             "trap-in-body" => Ok(trap_in_body()),
             "error" => Err(ErrorCode::InternalError(Some("no answer today".into()))),
+            "after" => {
+                wit_bindgen::spawn_local(async {
+                    monotonic_clock::wait_for(100_000_000).await;
+                    println!("still here after the answer");
+                });
+                Ok(text("an answer".into()))
+            }
             "trap" => panic!("this guest always traps"),
             "never" => loop {
                 monotonic_clock::wait_for(u64::MAX).await;
