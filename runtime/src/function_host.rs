@@ -6,6 +6,7 @@ pub mod deploy;
 mod embed;
 pub mod function;
 mod observe;
+mod plugin;
 mod sweep;
 pub mod table;
 mod warm;
@@ -34,13 +35,14 @@ use crate::models::Library;
 use crate::models::store::ModelStore;
 use crate::names::{FunctionName, Tenant};
 use crate::records::{Records, RecordsError};
-use crate::request::{self, Body, Callable, Invocation, Recent, RequestError, Summary};
+use crate::request::{self, Body, BoxError, Callable, Invocation, Recent, RequestError, Summary};
 use crate::telemetry::{Collector, Exporter, ExporterError, TRACEPARENT, Telemetry, Trace, server_timing};
 
 pub use deploy::{DeployError, DeployRequest, Deployed};
 pub use embed::{FunctionService, HostBuilder};
 use function::{Function, Revision};
 pub use function::{FunctionState, FunctionStatus, RevisionState, RevisionStatus};
+pub use plugin::{CallError, Plugin};
 use table::Table;
 
 /// What a host is made of.
@@ -253,7 +255,7 @@ impl Host {
     pub async fn handle<B>(&self, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<wasmtime_wasi_http::Error>,
+        B::Error: Into<BoxError>,
     {
         let started = Instant::now();
         let (parts, body) = request.into_parts();
@@ -274,7 +276,7 @@ impl Host {
     async fn handle_in<B>(&self, revision: &Arc<Revision>, mut request: Request<B>, started: Instant) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<wasmtime_wasi_http::Error>,
+        B::Error: Into<BoxError>,
     {
         let called = || (format!("{} {}", request.method(), revision.function), request.uri().path().to_owned());
         let trace = Trace::begin(request.headers(), called, self.exporter.as_ref());
@@ -308,7 +310,7 @@ impl Host {
     ) -> Result<Response<Body>, RequestError>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<wasmtime_wasi_http::Error>,
+        B::Error: Into<BoxError>,
     {
         let callable = self.callable(revision).await?;
         if request.uri().authority().is_none() && !request.headers().contains_key(http::header::HOST) {

@@ -15,7 +15,7 @@ const TARGET: &str = "wasm32-wasip2";
 /// How long rustup may take to bring the target, about 30 MB.
 const RUSTUP_MOST: Duration = Duration::from_secs(120);
 
-/// Folders whose packages are guests.
+/// Folders with guests.
 const FOLDERS: [&str; 2] = ["examples", "tests/guests"];
 
 /// Builds every guest that is not up to date and returns the folder of components, named after their packages.
@@ -35,13 +35,15 @@ pub fn build(root: &Path) -> Result<PathBuf> {
     collect(&guests, &target_dir)
 }
 
-/// The names of the packages under [`FOLDERS`].
+/// The names of the guests under [`FOLDERS`].
 fn packages(root: &Path) -> Result<Vec<String>> {
     let metadata = output(command("cargo").current_dir(root).args(["metadata", "--no-deps", "--format-version=1"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata).context("reading cargo's metadata")?;
     let is_guest = |package: &&serde_json::Value| {
         let manifest = Path::new(package["manifest_path"].as_str().unwrap_or_default());
-        FOLDERS.iter().any(|folder| manifest.starts_with(root.join(folder)))
+        // An example that embeds the host is a program.
+        let is_library = package["targets"][0]["crate_types"][0] == "cdylib";
+        is_library && FOLDERS.iter().any(|folder| manifest.starts_with(root.join(folder)))
     };
     let packages = metadata["packages"].as_array().context("cargo's metadata has no packages")?;
     Ok(packages.iter().filter(is_guest).filter_map(|package| package["name"].as_str()).map(str::to_owned).collect())

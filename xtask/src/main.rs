@@ -103,7 +103,7 @@ fn fuzz(target: &str, seconds: &str) -> Result<()> {
 fn prepare() -> Result<()> {
     say("building the guests");
     guests::build(root())?;
-    let build = ["build", "--release", "-p", "hob", "-p", "hob-tests", "--bins"];
+    let build = ["build", "--release", "-p", "hob", "-p", "hob-tests", "-p", "axum-plugins", "--bins"];
     step("build (the first takes some minutes)", cargo().args(build))?;
     pull(MODEL)
 }

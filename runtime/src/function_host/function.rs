@@ -266,7 +266,7 @@ pub enum RevisionState {
 }
 
 /// Whom a function's tokens are counted for: its tenant; under the default tenant each function stands for itself.
-fn account(function: &FunctionRecord) -> u64 {
+pub(super) fn account(function: &FunctionRecord) -> u64 {
     use std::hash::{Hash as _, Hasher as _};
     let mut hasher = std::collections::hash_map::DefaultHasher::new();
     match function.tenant == Tenant::default() {

@@ -67,6 +67,14 @@ pub struct Callable {
     pub services: Services,
 }
 
+/// What a guest can run into: its function's limits, and the host's.
+#[derive(Clone, Copy)]
+pub(crate) struct Bounds<'a> {
+    pub limits: &'a Limits,
+    /// Instances that can live at once.
+    pub instances: u32,
+}
+
 /// A running copy of a component, and the store it lives in.
 pub(super) struct Instance {
     pub(super) store: Store<State>,
@@ -119,6 +127,11 @@ impl Callable {
         &self.granted.limits
     }
 
+    /// What an invocation runs into when it uses too much.
+    pub(crate) fn bounds(&self) -> Bounds<'_> {
+        Bounds { limits: self.limits(), instances: self.services.instances }
+    }
+
     /// Makes a store and an instance in it, for `invocation` and those that come after it.
     pub(super) async fn start(&self, invocation: &Arc<Invocation>, meter: &Arc<Meter>) -> wasmtime::Result<Instance> {
         let mut store = self.store(invocation, meter)?;
@@ -143,7 +156,7 @@ impl Callable {
 }
 
 /// Holds a store to `limits`.
-pub(super) fn limited(mut store: Store<State>, limits: &Limits) -> Store<State> {
+pub(crate) fn limited(mut store: Store<State>, limits: &Limits) -> Store<State> {
     store.limiter(|state| &mut state.limiter);
     store.set_hostcall_fuel(usize::try_from(limits.hostcall_bytes).unwrap_or(usize::MAX));
     store.set_max_component_handles(limits.handles as usize);

@@ -16,7 +16,22 @@ use super::Invocation;
 /// The body of an answer.
 pub type Body = UnsyncBoxBody<Bytes, Error>;
 
+/// Why a request's body cannot be read on; whatever its source says.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 type Polled = Poll<Option<Result<Frame<Bytes>, Error>>>;
+
+/// The same, as the guest is told.
+pub(super) fn unreadable(error: impl Into<BoxError>) -> Error {
+    let error = match error.into().downcast::<Error>() {
+        Ok(known) => return *known,
+        Err(error) => error,
+    };
+    match error.downcast::<hyper::Error>() {
+        Ok(error) => Error::Hyper(*error),
+        Err(error) => Error::InternalError(Some(error.to_string())),
+    }
+}
 
 /// A request's body that ends with an error where it gets too long.
 pub(super) struct RequestBody {
