@@ -100,7 +100,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
 /// What the `handler` attribute expands to. Not part of the interface.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::serve::serve;
+    pub use crate::serve::{serve, serve_any};
     pub use wasip2;
     pub use wasip2::http::types::{IncomingRequest, ResponseOutparam};
 }
