@@ -46,7 +46,7 @@ pub struct CommandArgs {
 
 /// Runs the component in `file`, and ends this process as it ends.
 pub fn run(data: DataDir, file: &Path, given: CommandArgs, engine: EngineConfig) -> anyhow::Result<()> {
-    let wasm = WasmEngine::start(PoolConfig { instances: 8, memory_mib: given.memory })?;
+    let wasm = WasmEngine::start(PoolConfig { instances: 8, memory_mib: given.memory }, false)?;
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let digest = Digest::of(&bytes);
     let refused = || format!("{} was not run", file.display());
@@ -66,6 +66,7 @@ pub fn run(data: DataDir, file: &Path, given: CommandArgs, engine: EngineConfig)
         tls: Tls::new(&[])?,
         instances: 1,
         idle: Arc::new(Semaphore::new(0)),
+        free: false,
     };
     // What it keeps, it keeps under this name.
     let name = "run".parse().expect("it is a name");

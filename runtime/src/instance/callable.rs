@@ -32,6 +32,8 @@ pub struct Services {
     pub instances: u32,
     /// Room for instances that are kept between two requests: half of all, so that they never starve fresh ones.
     pub idle: Arc<Semaphore>,
+    /// Nothing is limited: see [`crate::HostConfig`].
+    pub free: bool,
 }
 
 /// What an instance of a function is given.
@@ -127,6 +129,11 @@ impl Callable {
         &self.granted.limits
     }
 
+    /// Whether nothing is limited.
+    pub(crate) fn is_free(&self) -> bool {
+        self.services.free
+    }
+
     /// What an invocation runs into when it uses too much.
     pub(crate) fn bounds(&self) -> Bounds<'_> {
         Bounds { limits: self.limits(), instances: self.services.instances }
@@ -151,7 +158,8 @@ impl Callable {
             ProxyPre::P3(pre) => pre.engine(),
         };
         let state = State::new(self.granted.clone(), invocation.clone(), meter.clone())?;
-        Ok(limited(Store::new(engine, state), self.limits()))
+        let store = Store::new(engine, state);
+        Ok(if self.is_free() { store } else { limited(store, self.limits()) })
     }
 }
 

@@ -63,7 +63,10 @@ async fn call(
     let permit = callable.gate.admit().await?;
     invocation.mark(|marks| marks.wait = invocation.started.elapsed());
     invocation.meter.allow(invocation.started + limits.wall(), limits.cpu());
-    let request = request.map(|body| RequestBody::new(body, limits.request_bytes, invocation.clone()).boxed_unsync());
+    let request = request.map(|body| match body.is_end_stream() {
+        true => body,
+        false => RequestBody::new(body, limits.request_bytes, invocation.clone()).boxed_unsync(),
+    });
     let is_head = request.method() == Method::HEAD;
     let (send, head) = oneshot::channel();
     let (ending, ended) = oneshot::channel();
@@ -166,7 +169,8 @@ fn answer(
 /// The guest's run, bounded by its limits, its end noted.
 async fn guarded(callable: Arc<Callable>, call: Call, _permit: OwnedSemaphorePermit) -> Result<(), RequestError> {
     let invocation = call.invocation.clone();
-    let result = match invocation.meter.run(callable.serve(call)).await {
+    // In a box, it is not copied with the task that it is a part of.
+    let result = match metered(&callable, &invocation, Box::pin(callable.serve(call))).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(explain(&error, callable.bounds(), &invocation, &invocation.meter)),
         Err(spent) => Err(spent_error(spent, callable.limits())),
@@ -181,6 +185,18 @@ async fn guarded(callable: Arc<Callable>, call: Call, _permit: OwnedSemaphorePer
         }
     });
     result
+}
+
+/// Runs a guest's part under its meter.
+async fn metered<F: Future + Unpin>(
+    callable: &Callable,
+    invocation: &Invocation,
+    guest: F,
+) -> Result<F::Output, Spent> {
+    match callable.is_free() {
+        true => Ok(guest.await),
+        false => invocation.meter.run(guest).await,
+    }
 }
 
 /// What a guest has used up, as its caller is told.
