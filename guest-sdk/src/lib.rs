@@ -81,10 +81,26 @@ pub async fn sleep(duration: std::time::Duration) {
     wstd::task::sleep(duration.into()).await;
 }
 
+/// Runs a future to its end: for what a component exports that is not HTTP, where no executor runs yet. A handler has one.
+///
+/// ```no_run
+/// // What a world's `export title: func(text: string) -> string` calls.
+/// fn title(text: String) -> String {
+///     let title = hob_sdk::block_on(async {
+///         let model = hob_sdk::Model::open("default")?;
+///         model.raw(text).max_tokens(8).text().await
+///     });
+///     title.map_or_else(|error| error.to_string(), |answer| answer.text)
+/// }
+/// ```
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    wstd::runtime::block_on(future)
+}
+
 /// What the `handler` attribute expands to. Not part of the interface.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::serve::serve;
+    pub use crate::serve::{serve, serve_any};
     pub use wasip2;
     pub use wasip2::http::types::{IncomingRequest, ResponseOutparam};
 }

@@ -162,16 +162,32 @@ impl Components {
 
     /// Maps a component; compiles it first, if that was not done, one at a time for each core.
     fn load(&self, digest: &Digest) -> Result<Component, ComponentError> {
+        self.load_from(digest, || std::fs::read(self.data.component(digest)))
+    }
+
+    /// Maps a component whose bytes are at hand; compiles it first, if that was not done. Blocks.
+    ///
+    /// # Errors
+    /// See [`ComponentError`].
+    pub fn load_bytes(&self, digest: &Digest, bytes: &[u8]) -> Result<Component, ComponentError> {
+        self.load_from(digest, || Ok(bytes.to_owned()))
+    }
+
+    fn load_from(
+        &self,
+        digest: &Digest,
+        read: impl FnOnce() -> std::io::Result<Vec<u8>>,
+    ) -> Result<Component, ComponentError> {
         if self.is_compiled(digest) {
-            return component::load(&self.wasm, &self.data, digest);
+            return component::load_from(&self.wasm, &self.data, digest, read);
         }
         self.compiling.run(*digest, || {
             if self.is_compiled(digest) {
-                return component::load(&self.wasm, &self.data, digest);
+                return component::load_from(&self.wasm, &self.data, digest, read);
             }
             let _core = self.cores.take();
             let started = Instant::now();
-            let component = component::load(&self.wasm, &self.data, digest)?;
+            let component = component::load_from(&self.wasm, &self.data, digest, read)?;
             tracing::info!(component = digest.short(), ms = started.elapsed().as_millis() as u64, "compiled");
             Ok(component)
         })

@@ -104,8 +104,12 @@ impl DataDir {
 
     /// All components that are kept.
     pub fn kept_components(&self) -> Vec<(PathBuf, Digest)> {
-        let digest = |path: &Path| path.file_stem()?.to_str()?.strip_prefix("sha256-")?.parse().ok();
-        entries(&self.components()).filter_map(|path| digest(&path).map(|digest| (path, digest))).collect()
+        named_by_digest(&self.components())
+    }
+
+    /// All that components compiled to for the engine whose compatibility hash is `engine`.
+    pub fn kept_compiled(&self, engine: &str) -> Vec<(PathBuf, Digest)> {
+        named_by_digest(&self.root.join("compiled").join(engine))
     }
 
     /// Removes what was compiled for other engines than `engine`.
@@ -220,6 +224,11 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// The paths in a folder; none if it is not there.
+fn named_by_digest(folder: &Path) -> Vec<(PathBuf, Digest)> {
+    let digest = |path: &Path| path.file_stem()?.to_str()?.strip_prefix("sha256-")?.parse().ok();
+    entries(folder).filter_map(|path| digest(&path).map(|digest| (path, digest))).collect()
+}
+
 fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
 }

@@ -6,6 +6,7 @@ pub mod deploy;
 mod embed;
 pub mod function;
 mod observe;
+mod plugin;
 mod sweep;
 pub mod table;
 mod warm;
@@ -17,7 +18,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hob_gpu::{Engine, EngineConfig};
-use http::{HeaderValue, Request, Response};
+use http::{Request, Response};
 use tokio::sync::Semaphore;
 
 use crate::components::{Components, Sweeper};
@@ -34,13 +35,14 @@ use crate::models::Library;
 use crate::models::store::ModelStore;
 use crate::names::{FunctionName, Tenant};
 use crate::records::{Records, RecordsError};
-use crate::request::{self, Body, Callable, Invocation, Recent, RequestError, Summary};
+use crate::request::{self, Body, BoxError, Callable, Invocation, Recent, RequestError, Summary};
 use crate::telemetry::{Collector, Exporter, ExporterError, TRACEPARENT, Telemetry, Trace, server_timing};
 
 pub use deploy::{DeployError, DeployRequest, Deployed};
 pub use embed::{FunctionService, HostBuilder};
 use function::{Function, Revision};
 pub use function::{FunctionState, FunctionStatus, RevisionState, RevisionStatus};
+pub use plugin::{CallError, Plugin};
 use table::Table;
 
 /// What a host is made of.
@@ -58,6 +60,10 @@ pub struct HostConfig {
     pub hide_timing: bool,
     /// Where traces of requests go; nowhere, unless said.
     pub traces: Option<Collector>,
+    /// Instances have no limits of their own, no deadlines, and leave no numbers: what a benchmark measures to tell what
+    /// all these cost. Nothing but a program that embeds the host can ask for it, and none should.
+    #[doc(hidden)]
+    pub free: bool,
 }
 
 /// Why a host does not start.
@@ -122,7 +128,7 @@ impl Host {
         let records = Arc::new(Records::open(&data.records())?);
         let keys = Keys::open(records.clone())?;
         data.sweep();
-        let wasm = WasmEngine::start(config.pool).map_err(HostError::Pool)?;
+        let wasm = WasmEngine::start(config.pool, config.free).map_err(HostError::Pool)?;
         let engine = Engine::start(config.engine)?;
         let library = Arc::new(Library::new(ModelStore::new(data.clone()), engine));
         let functions = records.all()?.into_iter();
@@ -134,6 +140,7 @@ impl Host {
             tls: Tls::new(&config.egress_roots)?,
             instances: config.pool.instances,
             idle: Arc::new(Semaphore::new(config.pool.instances as usize / 2)),
+            free: config.free,
         };
         let components = Arc::new(Components::new(wasm, data.clone(), config.mapped_components));
         let sweeper = Sweeper::start(&components).map_err(HostError::Thread)?;
@@ -253,7 +260,7 @@ impl Host {
     pub async fn handle<B>(&self, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<wasmtime_wasi_http::Error>,
+        B::Error: Into<BoxError>,
     {
         let started = Instant::now();
         let (parts, body) = request.into_parts();
@@ -274,8 +281,13 @@ impl Host {
     async fn handle_in<B>(&self, revision: &Arc<Revision>, mut request: Request<B>, started: Instant) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<wasmtime_wasi_http::Error>,
+        B::Error: Into<BoxError>,
     {
+        if self.services.free {
+            let invocation = Arc::new(Invocation::none(revision.function.clone()));
+            let answer = self.answer(revision, request, &invocation).await;
+            return answer.unwrap_or_else(|error| error.response(None));
+        }
         let called = || (format!("{} {}", request.method(), revision.function), request.uri().path().to_owned());
         let trace = Trace::begin(request.headers(), called, self.exporter.as_ref());
         if let Some(trace) = &trace {
@@ -295,8 +307,7 @@ impl Host {
         if !self.hide_timing {
             response.headers_mut().append("server-timing", server_timing(&invocation));
         }
-        let id = HeaderValue::try_from(revision.record.id.to_string()).expect("it is a letter and digits");
-        response.headers_mut().insert(table::REVISION_HEADER, id);
+        response.headers_mut().insert(table::REVISION_HEADER, revision.header());
         response
     }
 
@@ -308,7 +319,7 @@ impl Host {
     ) -> Result<Response<Body>, RequestError>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<wasmtime_wasi_http::Error>,
+        B::Error: Into<BoxError>,
     {
         let callable = self.callable(revision).await?;
         if request.uri().authority().is_none() && !request.headers().contains_key(http::header::HOST) {

@@ -19,6 +19,9 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! What is not HTTP is a [`Plugin`]: a component of a world that the embedder chose, called with typed arguments
+//! ([`Host::plugin`]). `examples/05-axum` has both, and takes up a new version of either while it serves.
 
 #![deny(unsafe_code)]
 
@@ -44,5 +47,8 @@ pub mod telemetry;
 pub mod traffic;
 
 pub use data::DataDir;
-pub use function_host::{FunctionService, Host, HostBuilder, HostConfig};
+pub use function_host::{CallError, FunctionService, Host, HostBuilder, HostConfig, Plugin};
+pub use host::State;
 pub use server::{Server, ServerConfig, ServerTls};
+/// The version that plugins are called with.
+pub use wasmtime;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +33,7 @@ macro_rules! name {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $type(String);
+        pub struct $type(Arc<str>);
 
         impl $type {
             /// The text.
@@ -45,7 +46,7 @@ macro_rules! name {
             type Error = NameError;
 
             fn try_from(text: String) -> Result<Self, NameError> {
-                if $check(&text) { Ok(Self(text)) } else { Err($error(text.chars().take(140).collect())) }
+                if $check(&text) { Ok(Self(text.into())) } else { Err($error(text.chars().take(140).collect())) }
             }
         }
 
@@ -59,7 +60,7 @@ macro_rules! name {
 
         impl From<$type> for String {
             fn from(name: $type) -> String {
-                name.0
+                name.as_str().to_owned()
             }
         }
 
@@ -179,14 +180,15 @@ impl fmt::Display for ModelRef {
 impl FunctionName {
     /// Where its requests come in when nobody says: `/` and the name.
     pub fn default_route(&self) -> Route {
-        Route(format!("/{}", self.0))
+        Route(format!("/{}", self.0).into())
     }
 }
 
 impl Route {
     /// Whether `path` lies under this route.
     pub fn takes(&self, path: &str) -> bool {
-        self.0 == "/" || path.strip_prefix(self.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        self.as_str() == "/"
+            || path.strip_prefix(self.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 }
 

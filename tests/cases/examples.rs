@@ -117,3 +117,118 @@ fn summarize_takes_more_than_a_context() {
     assert!(!done["summary"].as_str().unwrap().is_empty());
     assert_eq!(post(&hob.url("/summarize"), " ").0, 400);
 }
+
+/// A server of the fifth example, with a folder of plugins.
+struct Axum {
+    process: std::process::Child,
+    home: tempfile::TempDir,
+    address: std::net::SocketAddr,
+}
+
+impl Axum {
+    fn start() -> Self {
+        let home = tempfile::tempdir().expect("a temporary directory can be made");
+        let axum = Self::on(home);
+        axum.until("it listens", || std::net::TcpStream::connect(axum.address).ok());
+        axum
+    }
+
+    fn on(home: tempfile::TempDir) -> Self {
+        hob_tests::lend_model(&home.path().join("data"));
+        let plugins = home.path().join("plugins");
+        std::fs::create_dir(&plugins).expect("a temporary directory can be written");
+        std::fs::copy(hob_tests::component("hello"), plugins.join("assistant.wasm")).expect("it was built");
+        std::fs::copy(hob_tests::component("moderator"), plugins.join("moderator.wasm")).expect("it was built");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let address = listener.local_addr().expect("it listens");
+        drop(listener);
+        let mut command = std::process::Command::new(hob_tests::hob_binary().with_file_name("axum-plugins"));
+        command.arg(&plugins).arg("--data").arg(home.path().join("data")).args(["--listen", &address.to_string()]);
+        let process = command.spawn().expect("`cargo xtask test` builds it");
+        Self { process, home, address }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Puts a file where a plugin is.
+    fn put(&self, name: &str, bytes: &[u8]) {
+        std::fs::write(self.home.path().join("plugins").join(name).with_extension("wasm"), bytes).unwrap();
+    }
+
+    fn running(&self, name: &str) -> Value {
+        let (status, body) = get(&self.url("/plugins"));
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str::<Value>(&body).unwrap()[name].take()
+    }
+
+    fn until<T>(&self, what: &str, look: impl Fn() -> Option<T>) -> T {
+        let started = Instant::now();
+        loop {
+            match look() {
+                Some(found) => return found,
+                None => assert!(started.elapsed() < Duration::from_secs(60), "waited for: {what}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Axum {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn an_axum_server_takes_up_new_plugins_under_load() {
+    let axum = Axum::start();
+    assert!(get(&axum.url("/")).1.contains("/comments"), "its own routes are there");
+    let (status, reply) = post(&axum.url("/comments"), "What a lovely page!");
+    assert!(status == 201 && reply.trim().len() > 3, "the model replies: {status} {reply}");
+    let (status, reply) = post(&axum.url("/comments"), "buy at https://example.com");
+    assert_eq!((status, reply.as_str()), (422, "Comments with links are not taken.\n"));
+    assert_eq!(get(&axum.url("/comments")), (200, r#"["What a lovely page!"]"#.into()));
+
+    // Nobody who asks meanwhile is refused, or answered by anything but one version as a whole.
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let ask = || {
+            let mut answers = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let (status, body) = post(&axum.url("/assistant"), "as it came");
+                assert!(
+                    status == 200 && ["hello from hob\n", "as it came"].contains(&body.as_str()),
+                    "{status} {body}"
+                );
+                assert_eq!(post(&axum.url("/comments"), "://").0, 422);
+                answers += 1;
+            }
+            answers
+        };
+        let asking = [scope.spawn(ask), scope.spawn(ask)];
+        axum.put("assistant", &std::fs::read(hob_tests::component("guest-echo")).unwrap());
+        axum.until("the new assistant", || {
+            (post(&axum.url("/assistant"), "as it came").1 == "as it came").then_some(())
+        });
+        let moderator = std::fs::read(hob_tests::component("moderator")).unwrap();
+        let before = axum.running("moderator");
+        axum.put("moderator", &hob_tests::distinct(&moderator, b"another"));
+        let after = axum.until("the new moderator", || Some(axum.running("moderator")).filter(|now| *now != before));
+        assert!(after["refused"].is_null() && after["component"] != before["component"], "{after}");
+
+        // What cannot be used leaves what was, and says why.
+        axum.put("moderator", &std::fs::read(hob_tests::component("hello")).unwrap());
+        let refused = axum.until("the refusal", || axum.running("moderator")["refused"].as_str().map(str::to_owned));
+        assert!(refused.contains("not of the world"), "{refused}");
+        assert_eq!(axum.running("moderator")["component"], after["component"]);
+        axum.put("assistant", b"\0asm, half of it");
+        axum.until("the other refusal", || axum.running("assistant")["refused"].as_str().map(str::to_owned));
+        std::thread::sleep(Duration::from_millis(100));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(asking.into_iter().all(|client| client.join().expect("every answer was right") > 10));
+    });
+    assert_eq!(post(&axum.url("/comments"), "Still here.").0, 201);
+}

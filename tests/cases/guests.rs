@@ -7,6 +7,7 @@ use serde_json::Value;
 
 // Those that have a file of their own.
 pub use crate::egress::{fetch, fetch_three};
+pub use crate::embed::plugin;
 pub use crate::hostile::hostile;
 pub use crate::middleware::middleware;
 pub use crate::otel::otel;

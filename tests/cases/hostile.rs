@@ -6,8 +6,9 @@ use hob::config::{Concurrency, FunctionConfig, Limits};
 use hob_tests::{Hob, Neighbours, ServeOptions, get, post, whole};
 use serde_json::Value;
 
-/// A neighbour's answers come within this, 99 of 100 of them, on a machine that does other things too.
-const NEIGHBOUR_P99: Duration = Duration::from_millis(150);
+/// 99 of 100 of a neighbour's answers come within three times what they take without the hostile guests, and this: two workers
+/// on a machine that does other things too.
+const NEIGHBOUR_MORE: Duration = Duration::from_millis(25);
 
 fn limits() -> Limits {
     Limits {
@@ -53,7 +54,11 @@ pub fn hostile() {
     hob.deploy_bytes(&wat::parse_str(SPINS_AT_START).unwrap(), "start", config(limits()));
     hob.deploy_bytes(&wat::parse_str(NEEDS_MUCH).unwrap(), "much", config(limits()));
 
-    let neighbours = Neighbours::start(hob.address(), "/hello", "hello from hob\n", 4);
+    let neighbours = || Neighbours::start(hob.address(), "/hello", "hello from hob\n", 4);
+    let alone = neighbours();
+    std::thread::sleep(Duration::from_secs(1));
+    let (alone, _) = alone.stop();
+    let neighbours = neighbours();
     let started = Instant::now();
     for (path, expect) in BEHAVIOURS {
         misbehave(&hob, path, expect, false);
@@ -67,11 +72,11 @@ pub fn hostile() {
     });
     let (p99, answers) = neighbours.stop();
     println!(
-        "{} behaviours twice in {:?}; {answers} answers to neighbours, p99 {p99:?}",
+        "{} behaviours twice in {:?}; {answers} answers to neighbours, p99 {p99:?}, {alone:?} before",
         BEHAVIOURS.len(),
         started.elapsed()
     );
-    assert!(p99 < NEIGHBOUR_P99, "a neighbour waited {p99:?}");
+    assert!(p99 < alone * 3 + NEIGHBOUR_MORE, "a neighbour waited {p99:?}, {alone:?} before");
     assert!(hob.log().len() < 16 << 20, "the log is bounded");
     assert_eq!(get(&hob.url("/hello")).0, 200);
     assert!(hob.memory_mib() < 300, "{} MiB are left behind", hob.memory_mib());

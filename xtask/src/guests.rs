@@ -17,7 +17,7 @@ const TARGETS: [&str; 2] = ["wasm32-wasip2", "wasm32-wasip1"];
 /// How long rustup may take to bring a target, about 30 MB.
 const RUSTUP_MOST: Duration = Duration::from_secs(120);
 
-/// Folders whose packages are guests.
+/// Folders with guests.
 const FOLDERS: [&str; 2] = ["examples", "tests/guests"];
 
 /// A package of a guest.
@@ -53,13 +53,16 @@ pub fn build(root: &Path) -> Result<()> {
     collect(&guests, &target_dir, &out(root))
 }
 
-/// The packages under [`FOLDERS`].
+/// The guests under [`FOLDERS`].
 fn packages(root: &Path) -> Result<Vec<Guest>> {
     let metadata = output(command("cargo").current_dir(root).args(["metadata", "--no-deps", "--format-version=1"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata).context("reading cargo's metadata")?;
     let is_guest = |package: &&serde_json::Value| {
         let manifest = Path::new(package["manifest_path"].as_str().unwrap_or_default());
-        FOLDERS.iter().any(|folder| manifest.starts_with(root.join(folder)))
+        // An example that embeds the host is no guest.
+        let is_library = package["targets"][0]["crate_types"][0] == "cdylib";
+        let is_command = package["metadata"]["hob"]["target"].is_string();
+        (is_library || is_command) && FOLDERS.iter().any(|folder| manifest.starts_with(root.join(folder)))
     };
     let packages = metadata["packages"].as_array().context("cargo's metadata has no packages")?;
     let guest = |package: &serde_json::Value| {

@@ -16,6 +16,10 @@ pub fn handler(arguments: proc_macro::TokenStream, item: proc_macro::TokenStream
 fn expand(arguments: TokenStream, function: &ItemFn) -> Result<TokenStream> {
     check(&arguments, function)?;
     let name = &function.sig.ident;
+    let serve = match function.sig.inputs.is_empty() {
+        true => quote!(serve_any),
+        false => quote!(serve),
+    };
     let call = match function.sig.inputs.first() {
         None => quote!(#name().await),
         // The span puts "FromRequest is not implemented" under the type that the author wrote.
@@ -32,13 +36,13 @@ fn expand(arguments: TokenStream, function: &ItemFn) -> Result<TokenStream> {
 
         #[doc(hidden)]
         mod __hob_component {
-            use ::hob_sdk::__private::{IncomingRequest, ResponseOutparam, serve, wasip2};
+            use ::hob_sdk::__private::{IncomingRequest, ResponseOutparam, #serve, wasip2};
 
             struct Component;
 
             impl wasip2::exports::http::incoming_handler::Guest for Component {
                 fn handle(request: IncomingRequest, out: ResponseOutparam) {
-                    serve(request, out, super::__hob_reply)
+                    #serve(request, out, super::__hob_reply)
                 }
             }
 

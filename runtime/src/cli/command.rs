@@ -45,7 +45,7 @@ pub struct CommandArgs {
 
 /// Runs what is in `file`, and ends this process as it ends.
 pub fn run(data: DataDir, file: &Path, given: CommandArgs, engine: EngineConfig) -> anyhow::Result<()> {
-    let wasm = WasmEngine::start(PoolConfig { instances: 8, memory_mib: given.memory })?;
+    let wasm = WasmEngine::start(PoolConfig { instances: 8, memory_mib: given.memory }, false)?;
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let refused = || format!("{} was not run", file.display());
     let config = FunctionConfig {
@@ -63,6 +63,7 @@ pub fn run(data: DataDir, file: &Path, given: CommandArgs, engine: EngineConfig)
         tls: Tls::new(&[])?,
         instances: 1,
         idle: Arc::new(Semaphore::new(0)),
+        free: false,
     };
     // What it keeps, it keeps under this name.
     let name = "run".parse().expect("it is a name");

@@ -135,6 +135,11 @@ impl Limits {
     pub fn wall(&self) -> std::time::Duration {
         std::time::Duration::from_millis(self.wall_ms.into())
     }
+
+    /// The limit of time on a processor.
+    pub fn cpu(&self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.cpu_ms.into())
+    }
 }
 
 #[cfg(test)]

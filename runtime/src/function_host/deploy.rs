@@ -228,10 +228,11 @@ impl Host {
 
     /// The component that is to be called, once nothing speaks against it.
     fn checked(&self, tenant: &Tenant, name: &FunctionName, request: &DeployRequest) -> Result<Digest, DeployError> {
-        self.check_config(request)?;
-        for model in &request.config.models {
-            self.services.library.store().get(model)?;
+        let mut mistakes = self.mistakes(&request.config, &request.secrets);
+        if request.config.routes.is_empty() {
+            mistakes.push("it has no route, so that nothing can reach it".into());
         }
+        self.refuse(mistakes, &request.config)?;
         self.check_place(&self.table.load(), tenant, name, request)?;
         let digest = self.whole(request)?;
         match self.components.link(&digest, request.config.grants(), None) {
@@ -397,28 +398,32 @@ impl Host {
         table
     }
 
-    fn check_config(&self, request: &DeployRequest) -> Result<(), DeployError> {
-        let config = &request.config;
+    /// Refuses a configuration with mistakes, or with models that are not here.
+    pub(super) fn refuse(&self, mistakes: Vec<String>, config: &FunctionConfig) -> Result<(), DeployError> {
+        if !mistakes.is_empty() {
+            return Err(DeployError::Config(mistakes));
+        }
+        config.models.iter().try_for_each(|model| Ok(self.services.library.store().get(model).map(drop)?))
+    }
+
+    /// Everything that is wrong with a configuration on this host.
+    pub(super) fn mistakes(&self, config: &FunctionConfig, secrets: &Secrets) -> Vec<String> {
         let mut mistakes = config.mistakes();
         if config.limits.memory_mib > self.pool.memory_mib {
             let (asked, most) = (config.limits.memory_mib, self.pool.memory_mib);
             mistakes.push(format!("`limits.memory_mib` is {asked}; this host allows 1 to {most}"));
         }
-        if config.routes.is_empty() {
-            mistakes.push("it has no route, so that nothing can reach it".into());
-        }
         for directory in config.directories.iter().filter(|directory| !directory.host.is_dir()) {
             mistakes.push(format!("{} is not a directory of this host", directory.host.display()));
         }
-        let given = |name: &&String| request.secrets.reveal(name).is_some();
+        let given = |name: &&String| secrets.reveal(name).is_some();
         mistakes.extend(
             config.secrets.iter().filter(|name| !given(name)).map(|name| format!("secret `{name}` has no value")),
         );
         let named = |name: &&str| config.secrets.iter().any(|own| own == name);
-        mistakes.extend(
-            request.secrets.names().filter(|name| !named(name)).map(|name| format!("`{name}` is not in `secrets`")),
-        );
-        if mistakes.is_empty() { Ok(()) } else { Err(DeployError::Config(mistakes)) }
+        mistakes
+            .extend(secrets.names().filter(|name| !named(name)).map(|name| format!("`{name}` is not in `secrets`")));
+        mistakes
     }
 
     fn check_place(

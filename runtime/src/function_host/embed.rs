@@ -19,7 +19,7 @@ use tower_service::Service;
 use super::{Host, HostConfig, HostError};
 use crate::data::DataDir;
 use crate::names::FunctionName;
-use crate::request::Body;
+use crate::request::{Body, BoxError};
 
 /// How a host is to be. Made by [`Host::builder`].
 #[derive(Debug, Default)]
@@ -90,7 +90,7 @@ pub struct FunctionService {
 impl<B> Service<Request<B>> for FunctionService
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<wasmtime_wasi_http::Error>,
+    B::Error: Into<BoxError>,
 {
     type Response = Response<Body>;
     /// What goes wrong is an answer.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
+use http::HeaderValue;
 use serde::{Deserialize, Serialize};
 
 use crate::config::RouteConfig;
@@ -39,6 +40,8 @@ pub struct Revision {
     used: AtomicU64,
     /// What is seen of its function.
     watched: OnceLock<Arc<Watched>>,
+    /// Its id, as answers say it.
+    header: OnceLock<HeaderValue>,
 }
 
 impl Function {
@@ -127,6 +130,7 @@ impl Revision {
             broken: OnceLock::new(),
             used: AtomicU64::new(0),
             watched: OnceLock::new(),
+            header: OnceLock::new(),
         }
     }
 
@@ -166,6 +170,12 @@ impl Revision {
     /// Where its requests are counted.
     pub fn watched(&self, telemetry: &Telemetry) -> &Arc<Watched> {
         self.watched.get_or_init(|| telemetry.watch(&self.function))
+    }
+
+    /// Its id, in the header of an answer.
+    pub fn header(&self) -> HeaderValue {
+        let made = || HeaderValue::try_from(self.record.id.to_string()).expect("it is a letter and digits");
+        self.header.get_or_init(made).clone()
     }
 
     /// The requests it has now.
@@ -266,7 +276,7 @@ pub enum RevisionState {
 }
 
 /// Whom a function's tokens are counted for: its tenant; under the default tenant each function stands for itself.
-fn account(function: &FunctionRecord) -> u64 {
+pub(super) fn account(function: &FunctionRecord) -> u64 {
     use std::hash::{Hash as _, Hasher as _};
     let mut hasher = std::collections::hash_map::DefaultHasher::new();
     match function.tenant == Tenant::default() {

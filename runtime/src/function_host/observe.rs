@@ -13,8 +13,8 @@ impl Host {
     pub fn metrics(&self, tenant: Option<&Tenant>) -> String {
         let table = self.table.load();
         let sees = |name: &FunctionName| {
-            let function = table.get(name);
-            function.is_some_and(|function| tenant.is_none_or(|tenant| function.record.tenant == *tenant))
+            // A plugin is in no table: its numbers are the host's.
+            tenant.is_none_or(|tenant| table.get(name).is_some_and(|function| function.record.tenant == *tenant))
         };
         let mut loads = HashMap::new();
         for function in table.functions() {

@@ -12,6 +12,8 @@ use crate::digest::Digest;
 
 /// A component that was uploaded is kept this long for the deployment that is to follow.
 const UPLOADED: Duration = Duration::from_secs(3600);
+/// What a component that no revision names compiled to is kept this long after its last use.
+const COMPILED: Duration = Duration::from_secs(30 * 24 * 3600);
 
 impl Host {
     /// Removes what only `dropped` revisions named.
@@ -42,12 +44,18 @@ impl Host {
         let named: HashSet<Digest> = named(table).collect();
         let engine = self.components.engine().compatibility();
         for (path, digest) in self.data.kept_components() {
-            if !named.contains(&digest) && is_old(&path) {
+            if !named.contains(&digest) && is_older(&path, UPLOADED) {
                 remove(&path);
                 remove(&self.data.compiled(engine, &digest));
             }
         }
         self.data.remove_compiled_but_for(engine);
+        // What programs that embed the host called, and `hob run` ran, is named nowhere.
+        for (path, digest) in self.data.kept_compiled(engine) {
+            if !named.contains(&digest) && is_older(&path, COMPILED) {
+                remove(&path);
+            }
+        }
         self.data.remove_secrets_but_for(|function, revision| {
             table.get(function).is_some_and(|function| function.revisions.contains_key(&revision))
         });
@@ -64,9 +72,9 @@ fn components_of(revision: &Revision) -> impl Iterator<Item = Digest> + '_ {
     [record.component].into_iter().chain(record.parts.iter().map(|part| part.component))
 }
 
-fn is_old(path: &Path) -> bool {
+fn is_older(path: &Path, most: Duration) -> bool {
     let modified = path.metadata().and_then(|file| file.modified());
-    modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > UPLOADED))
+    modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > most))
 }
 
 /// What cannot be removed only takes room; the next start tries again.

@@ -34,6 +34,8 @@ pub struct Services {
     pub instances: u32,
     /// Room for instances that are kept between two requests: half of all, so that they never starve fresh ones.
     pub idle: Arc<Semaphore>,
+    /// Nothing is limited: see [`crate::HostConfig`].
+    pub free: bool,
 }
 
 /// What an instance of a function is given.
@@ -67,6 +69,14 @@ pub struct Callable {
     pub gate: Gate,
     /// What it shares with others.
     pub services: Services,
+}
+
+/// What a guest can run into: its function's limits, and the host's.
+#[derive(Clone, Copy)]
+pub(crate) struct Bounds<'a> {
+    pub limits: &'a Limits,
+    /// Instances that can live at once.
+    pub instances: u32,
 }
 
 /// A running copy of a component, and the store it lives in.
@@ -121,6 +131,16 @@ impl Callable {
         &self.granted.limits
     }
 
+    /// Whether nothing is limited.
+    pub(crate) fn is_free(&self) -> bool {
+        self.services.free
+    }
+
+    /// What an invocation runs into when it uses too much.
+    pub(crate) fn bounds(&self) -> Bounds<'_> {
+        Bounds { limits: self.limits(), instances: self.services.instances }
+    }
+
     /// Makes a store and an instance in it, for `invocation` and those that come after it.
     pub(super) async fn start(&self, invocation: &Arc<Invocation>, meter: &Arc<Meter>) -> wasmtime::Result<Instance> {
         let mut store = self.store(invocation, meter)?;
@@ -140,12 +160,13 @@ impl Callable {
             ProxyPre::P3(pre) => pre.engine(),
         };
         let state = State::new(self.granted.clone(), invocation.clone(), meter.clone())?;
-        Ok(limited(Store::new(engine, state), self.limits()))
+        let store = Store::new(engine, state);
+        Ok(if self.is_free() { store } else { limited(store, self.limits()) })
     }
 }
 
 /// The state of a store that can be held to limits.
-pub(super) trait Held: Send + 'static {
+pub(crate) trait Held: Send + 'static {
     /// Asked before anything grows.
     fn limiter(&mut self) -> &mut Limiter;
     /// Asked at each epoch.
@@ -173,7 +194,7 @@ impl Held for ModuleState {
 }
 
 /// Holds a store to `limits`.
-pub(super) fn limited<T: Held>(mut store: Store<T>, limits: &Limits) -> Store<T> {
+pub(crate) fn limited<T: Held>(mut store: Store<T>, limits: &Limits) -> Store<T> {
     store.limiter(|state| state.limiter());
     store.set_hostcall_fuel(usize::try_from(limits.hostcall_bytes).unwrap_or(usize::MAX));
     store.set_max_component_handles(limits.handles as usize);

@@ -54,6 +54,9 @@ pub enum ComponentError {
         "it exports neither wasi:http/incoming-handler@0.2 nor wasi:http/handler@0.3, so there is nothing to call; build it as an HTTP handler"
     )]
     NotAHandler,
+    /// It does not export what its caller calls.
+    #[error("it is not of the world that it is called in: {0:#}")]
+    OtherWorld(wasmtime::Error),
     /// It links, but not at the version it wants.
     #[error("it does not link: {0:#}")]
     Unlinkable(wasmtime::Error),

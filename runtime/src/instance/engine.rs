@@ -36,21 +36,23 @@ pub struct WasmEngine {
     plain: Engine,
     concurrent: OnceLock<Engine>,
     pool: PoolConfig,
+    free: bool,
     compatibility: String,
     pub(super) linkers: Linkers,
     ticker: Ticker,
 }
 
 impl WasmEngine {
-    /// Reserves the pool and starts the epoch clock.
+    /// Reserves the pool and starts the epoch clock. If it is `free`, code does not look at that.
     ///
     /// # Errors
     /// When the address space for the pool cannot be reserved.
-    pub fn start(pool: PoolConfig) -> wasmtime::Result<Self> {
-        let plain = Engine::new(&config(pool, false))?;
+    pub fn start(pool: PoolConfig, free: bool) -> wasmtime::Result<Self> {
+        let plain = Engine::new(&config(pool, free, false))?;
         let compatibility = compatibility(&plain);
         let ticker = Ticker::start(plain.clone());
-        Ok(Self { plain, concurrent: OnceLock::new(), pool, compatibility, linkers: Linkers::default(), ticker })
+        let (concurrent, linkers) = (OnceLock::new(), Linkers::default());
+        Ok(Self { plain, concurrent, pool, free, compatibility, linkers, ticker })
     }
 
     /// The engine of WASI 0.2 components.
@@ -66,7 +68,7 @@ impl WasmEngine {
         if let Some(engine) = self.concurrent.get() {
             return Ok(engine);
         }
-        let engine = Engine::new(&config(self.pool, true))?;
+        let engine = Engine::new(&config(self.pool, self.free, true))?;
         Ok(self.concurrent.get_or_init(|| {
             self.ticker.add(engine.clone());
             engine
@@ -79,12 +81,12 @@ impl WasmEngine {
     }
 }
 
-fn config(pool: PoolConfig, concurrency: bool) -> Config {
+fn config(pool: PoolConfig, free: bool, concurrency: bool) -> Config {
     let mut config = Config::new();
     config
         .wasm_component_model(true)
         .concurrency_support(concurrency)
-        .epoch_interruption(true)
+        .epoch_interruption(!free)
         .memory_init_cow(true)
         // Only debuggers would read it; without it code is smaller, and mapped faster.
         .native_unwind_info(false)

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use wasmtime::Engine;
-use wasmtime::component::{Component, Linker};
+use wasmtime::component::{Component, InstancePre, Linker};
 use wasmtime_wasi_http::handler::ProxyPre;
 use wasmtime_wasi_http::{p2, p3};
 
@@ -58,6 +58,21 @@ impl Linked {
             false => ProxyPre::P2(p2::bindings::ProxyPre::new(pre)?),
         };
         Ok(Self { pre })
+    }
+
+    /// A component of any world, joined with the host's side of its imports.
+    ///
+    /// # Errors
+    /// See [`component::check_imports`]; `Unlinkable` where a version differs.
+    pub(crate) fn other(
+        wasm: &WasmEngine,
+        component: &Component,
+        grants: Grants,
+    ) -> Result<InstancePre<State>, ComponentError> {
+        component::check_imports(component, grants)?;
+        let (engine, concurrent) = (component.engine(), !Engine::same(component.engine(), wasm.wasmtime()));
+        let linker = wasm.linkers.of(engine, concurrent, grants);
+        linker.and_then(|linker| linker.instantiate_pre(component)).map_err(ComponentError::Unlinkable)
     }
 
     /// Whether it speaks WASI 0.3, whose instances can answer several requests at once.

@@ -13,6 +13,7 @@ mod shared;
 mod ticker;
 mod warm;
 
+pub(crate) use callable::{Bounds, limited};
 pub use callable::{Callable, Granted, Services};
 pub use limiter::Limiter;
 pub use linked::Linked;

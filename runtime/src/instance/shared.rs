@@ -111,8 +111,8 @@ async fn run(callable: &Arc<Callable>, worker: &Arc<Worker>, calls: &mut mpsc::U
     let end = |fate: RequestError| drop(worker.fate.set(fate));
     let mut instance = match meter.run(callable.start(&invocation, &meter)).await {
         Ok(Ok(instance)) => instance,
-        Ok(Err(error)) => return end(explain(&error, callable, &invocation, &meter)),
-        Err(spent) => return end(spent_error(spent, callable)),
+        Ok(Err(error)) => return end(explain(&error, callable.bounds(), &invocation, &meter)),
+        Err(spent) => return end(spent_error(spent, callable.limits())),
     };
     let Proxy::P3(service) = instance.proxy else { return };
     let mut taker = Taker { callable, worker, calls, meter: meter.clone(), service: Arc::new(service) };
@@ -120,10 +120,10 @@ async fn run(callable: &Arc<Callable>, worker: &Arc<Worker>, calls: &mut mpsc::U
     let latest = instance.store.data().invocation.clone();
     match served.map(|served| served.and_then(|inner| inner)) {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => end(explain(&error, callable, &latest, &meter)),
+        Ok(Err(error)) => end(explain(&error, callable.bounds(), &latest, &meter)),
         // Nothing ran any more.
         Err(_) if worker.running.load(Ordering::Relaxed) == 0 => {}
-        Err(spent) => end(spent_error(spent, callable)),
+        Err(spent) => end(spent_error(spent, callable.limits())),
     }
 }
 
@@ -131,7 +131,7 @@ async fn run(callable: &Arc<Callable>, worker: &Arc<Worker>, calls: &mut mpsc::U
 fn allow(meter: &Meter, callable: &Callable, placed: &Placed) {
     let limits = callable.limits();
     let deadline = placed.call.invocation.started + limits.wall();
-    meter.allow(deadline, Duration::from_millis(limits.cpu_ms.into()));
+    meter.allow(deadline, limits.cpu());
 }
 
 /// Hands requests from the channel to the instance.

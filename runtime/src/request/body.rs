@@ -16,19 +16,47 @@ use super::Invocation;
 /// The body of an answer.
 pub type Body = UnsyncBoxBody<Bytes, Error>;
 
+/// Why a request's body cannot be read on; whatever its source says.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 type Polled = Poll<Option<Result<Frame<Bytes>, Error>>>;
+
+/// The same, as the guest is told.
+pub(super) fn unreadable(error: impl Into<BoxError>) -> Error {
+    let error = match error.into().downcast::<Error>() {
+        Ok(known) => return *known,
+        Err(error) => error,
+    };
+    match error.downcast::<hyper::Error>() {
+        Ok(error) => Error::Hyper(*error),
+        Err(error) => Error::InternalError(Some(error.to_string())),
+    }
+}
+
+/// Bytes that a body may still have.
+struct Allowance(u64);
+
+impl Allowance {
+    /// Takes the bytes that came, if some did: how many. `None` if there are more than may come.
+    fn take(&mut self, polled: &Polled) -> Option<u64> {
+        let Poll::Ready(Some(Ok(frame))) = polled else { return Some(0) };
+        let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+        self.0 = self.0.checked_sub(bytes)?;
+        Some(bytes)
+    }
+}
 
 /// A request's body that ends with an error where it gets too long.
 pub(super) struct RequestBody {
     body: WasiBody,
-    left: u64,
+    left: Allowance,
     most: u64,
     invocation: Arc<Invocation>,
 }
 
 impl RequestBody {
     pub fn new(body: WasiBody, most: u64, invocation: Arc<Invocation>) -> Self {
-        Self { body, left: most, most, invocation }
+        Self { body, left: Allowance(most), most, invocation }
     }
 }
 
@@ -38,16 +66,9 @@ impl http_body::Body for RequestBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            match self.left.checked_sub(data.len() as u64) {
-                Some(left) => self.left = left,
-                None => {
-                    self.invocation.mark(|marks| marks.request_too_large = true);
-                    return Poll::Ready(Some(Err(Error::HttpRequestBodySize(Some(self.most)))));
-                }
-            }
+        if self.left.take(&frame).is_none() {
+            self.invocation.mark(|marks| marks.request_too_large = true);
+            return Poll::Ready(Some(Err(Error::HttpRequestBodySize(Some(self.most)))));
         }
         frame
     }
@@ -92,7 +113,7 @@ impl Drop for Held {
 pub(super) struct AnswerBody {
     body: WasiBody,
     guest: Option<Held>,
-    left: u64,
+    left: Allowance,
     /// Bytes to come, if the answer has a length: nobody asks for more after the last of them.
     announced: Option<u64>,
     invocation: Arc<Invocation>,
@@ -106,7 +127,7 @@ impl AnswerBody {
         (most, announced): (u64, Option<u64>),
         invocation: Arc<Invocation>,
     ) -> Self {
-        let mut body = Self { body, guest, left: most, announced, invocation };
+        let mut body = Self { body, guest, left: Allowance(most), announced, invocation };
         // An empty body is never polled.
         body.release_at_end(false);
         body
@@ -127,29 +148,21 @@ impl http_body::Body for AnswerBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &frame
-            && let Some(data) = frame.data_ref()
+        let Some(bytes) = self.left.take(&frame) else {
+            let why = "the answer is cut off: it has more bytes than `limits.response_bytes`";
+            let Invocation { function, id, .. } = &*self.invocation;
+            tracing::warn!(%function, %id, "{why}");
+            self.invocation.print("host", why);
+            self.invocation.mark(|marks| marks.outcome = "answer-too-large");
+            self.guest = None;
+            return Poll::Ready(Some(Err(Error::HttpResponseBodySize(None))));
+        };
+        if bytes > 0
+            && let Some(to_come) = &mut self.announced
         {
-            match self.left.checked_sub(data.len() as u64) {
-                Some(left) => {
-                    self.left = left;
-                    let bytes = data.len() as u64;
-                    if let Some(to_come) = &mut self.announced {
-                        *to_come = to_come.saturating_sub(bytes);
-                        let was_last = *to_come == 0;
-                        self.release_at_end(was_last);
-                    }
-                }
-                None => {
-                    let Invocation { function, id, .. } = &*self.invocation;
-                    tracing::warn!(%function, %id, "the answer is cut off: it has more bytes than `limits.response_bytes`");
-                    self.invocation
-                        .print("host", "the answer is cut off: it has more bytes than `limits.response_bytes`");
-                    self.invocation.mark(|marks| marks.outcome = "answer-too-large");
-                    self.guest = None;
-                    return Poll::Ready(Some(Err(Error::HttpResponseBodySize(None))));
-                }
-            }
+            *to_come = to_come.saturating_sub(bytes);
+            let was_last = *to_come == 0;
+            self.release_at_end(was_last);
         }
         if matches!(frame, Poll::Ready(None)) {
             // To the host's side of WASI a body that nobody writes to any more is a body that has ended.

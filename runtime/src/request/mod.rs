@@ -8,7 +8,7 @@ pub mod router;
 mod run;
 
 pub use admission::Gate;
-pub use body::Body;
+pub use body::{Body, BoxError};
 pub use errors::RequestError;
 pub use invocation::{Invocation, Marks, Recent, Summary};
 pub use run::{Secure, run};

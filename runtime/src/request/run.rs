@@ -5,7 +5,6 @@
 //! the task is aborted, and the instance goes with all it has: memory, models, running generations.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -17,9 +16,10 @@ use wasmtime::{PoolConcurrencyLimitError, Trap};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::WasiBody;
 
-use super::body::{AnswerBody, Body, Held, RequestBody};
+use super::body::{AnswerBody, Body, BoxError, Held, RequestBody, unreadable};
 use super::{Invocation, RequestError};
-use crate::instance::{Call, Callable, Head, Meter, Spent};
+use crate::config::Limits;
+use crate::instance::{Bounds, Call, Callable, Head, Meter, Spent};
 
 /// In a request's extensions: it came over TLS.
 #[derive(Clone, Copy, Debug)]
@@ -36,9 +36,9 @@ pub async fn run<B>(
 ) -> Result<Response<Body>, RequestError>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<wasmtime_wasi_http::Error>,
+    B::Error: Into<BoxError>,
 {
-    let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+    let request = request.map(|body| body.map_err(unreadable).boxed_unsync());
     let answer = call(&callable, request, &invocation).await;
     answer.map_err(|error| {
         // A guest that broke off because it could not read on is not to blame.
@@ -62,8 +62,11 @@ async fn call(
     check_size(&request, limits.header_bytes, limits.request_bytes)?;
     let permit = callable.gate.admit().await?;
     invocation.mark(|marks| marks.wait = invocation.started.elapsed());
-    invocation.meter.allow(invocation.started + limits.wall(), cpu_limit(callable));
-    let request = request.map(|body| RequestBody::new(body, limits.request_bytes, invocation.clone()).boxed_unsync());
+    invocation.meter.allow(invocation.started + limits.wall(), limits.cpu());
+    let request = request.map(|body| match body.is_end_stream() {
+        true => body,
+        false => RequestBody::new(body, limits.request_bytes, invocation.clone()).boxed_unsync(),
+    });
     let is_head = request.method() == Method::HEAD;
     let (send, head) = oneshot::channel();
     let (ending, ended) = oneshot::channel();
@@ -127,7 +130,9 @@ async fn in_shared(
     let worker = callable.place(call, permit);
     match head.await {
         Ok(head) => head,
-        Err(_) if invocation.started.elapsed() >= callable.limits().wall() => Err(spent_error(Spent::Wall, callable)),
+        Err(_) if invocation.started.elapsed() >= callable.limits().wall() => {
+            Err(spent_error(Spent::Wall, callable.limits()))
+        }
         Err(_) => {
             let fate = worker.fate();
             tracing::warn!(function = %invocation.function, id = %invocation.id, %fate, "its shared instance ended");
@@ -164,10 +169,11 @@ fn answer(
 /// The guest's run, bounded by its limits, its end noted.
 async fn guarded(callable: Arc<Callable>, call: Call, _permit: OwnedSemaphorePermit) -> Result<(), RequestError> {
     let invocation = call.invocation.clone();
-    let result = match invocation.meter.run(callable.serve(call)).await {
+    // In a box, it is not copied with the task that it is a part of.
+    let result = match metered(&callable, &invocation, Box::pin(callable.serve(call))).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(explain(&error, &callable, &invocation, &invocation.meter)),
-        Err(spent) => Err(spent_error(spent, &callable)),
+        Ok(Err(error)) => Err(explain(&error, callable.bounds(), &invocation, &invocation.meter)),
+        Err(spent) => Err(spent_error(spent, callable.limits())),
     };
     if let Err(error @ (RequestError::Deadline(_) | RequestError::Cpu(_))) = &result {
         tracing::warn!(function = %invocation.function, id = %invocation.id, %error, "guest stopped");
@@ -181,30 +187,38 @@ async fn guarded(callable: Arc<Callable>, call: Call, _permit: OwnedSemaphorePer
     result
 }
 
-fn cpu_limit(callable: &Callable) -> Duration {
-    Duration::from_millis(callable.limits().cpu_ms.into())
+/// Runs a guest's part under its meter.
+async fn metered<F: Future + Unpin>(
+    callable: &Callable,
+    invocation: &Invocation,
+    guest: F,
+) -> Result<F::Output, Spent> {
+    match callable.is_free() {
+        true => Ok(guest.await),
+        false => invocation.meter.run(guest).await,
+    }
 }
 
 /// What a guest has used up, as its caller is told.
-pub(crate) fn spent_error(spent: Spent, callable: &Callable) -> RequestError {
+pub(crate) fn spent_error(spent: Spent, limits: &Limits) -> RequestError {
     match spent {
-        Spent::Wall => RequestError::Deadline(callable.limits().wall()),
-        Spent::Cpu => RequestError::Cpu(cpu_limit(callable)),
+        Spent::Wall => RequestError::Deadline(limits.wall()),
+        Spent::Cpu => RequestError::Cpu(limits.cpu()),
     }
 }
 
 /// A guest's end in the host's words; the details go to the log, under the invocation's id.
 pub(crate) fn explain(
     error: &wasmtime::Error,
-    callable: &Callable,
+    bounds: Bounds<'_>,
     invocation: &Invocation,
     meter: &Meter,
 ) -> RequestError {
     if error.is::<PoolConcurrencyLimitError>() {
-        return RequestError::Busy(callable.services.instances);
+        return RequestError::Busy(bounds.instances);
     }
     if let (Some(Trap::Interrupt), Some(spent)) = (error.downcast_ref(), meter.spent()) {
-        return spent_error(spent, callable);
+        return spent_error(spent, bounds.limits);
     }
     if let Some(I32Exit(0)) = error.downcast_ref() {
         return RequestError::NoAnswer;

@@ -7,29 +7,10 @@ use http::StatusCode;
 
 use crate::request::Marks;
 
-/// How an invocation can end. What is not in the list is counted as the last.
-const CODES: [&str; 18] = [
-    "ok",
-    "client-left",
-    "failed",
-    "no-answer",
-    "deadline",
-    "cpu",
-    "answer-too-large",
-    "too-many",
-    "busy",
-    "too-large",
-    "headers-too-large",
-    "bad-request",
-    "broken",
-    "no-route",
-    "no-function",
-    "no-revision",
-    "method",
-    "other",
-];
+/// How an invocation can end once a guest saw it.
+const ENDS: [&str; 7] = ["ok", "client-left", "failed", "no-answer", "deadline", "cpu", "answer-too-large"];
 
-/// Those by which a request was refused before a guest saw it.
+/// How a request can be refused before a guest saw it.
 pub(super) const REFUSALS: [&str; 10] = [
     "too-many",
     "busy",
@@ -43,21 +24,28 @@ pub(super) const REFUSALS: [&str; 10] = [
     "method",
 ];
 
+/// What is counted apart; all that is not in the lists is counted together.
+const COUNTERS: usize = ENDS.len() + REFUSALS.len() + 1;
+
+fn codes() -> impl Iterator<Item = &'static str> {
+    ENDS.into_iter().chain(REFUSALS).chain(["other"])
+}
+
 /// A counter for each code.
 #[derive(Debug, Default)]
-pub struct Codes([AtomicU64; CODES.len()]);
+pub struct Codes([AtomicU64; COUNTERS]);
 
 impl Codes {
     /// Counts one.
     pub fn count(&self, code: &str) {
-        let at = CODES.iter().position(|known| *known == code).unwrap_or(CODES.len() - 1);
+        let at = codes().position(|known| known == code).unwrap_or(COUNTERS - 1);
         self.0[at].fetch_add(1, Relaxed);
     }
 
     /// Those that were counted, and how often.
     pub fn seen(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let counts = self.0.iter().map(|count| count.load(Relaxed));
-        CODES.into_iter().zip(counts).filter(|(_, count)| *count > 0)
+        codes().zip(counts).filter(|(_, count)| *count > 0)
     }
 }
 
@@ -187,7 +175,7 @@ mod tests {
             codes.count(code);
         }
         assert_eq!(codes.seen().collect::<Vec<_>>(), [("ok", 2), ("other", 1)]);
-        assert!(REFUSALS.iter().all(|code| CODES.contains(code)));
+        assert_eq!(super::codes().count(), COUNTERS);
     }
 
     #[test]

@@ -28,7 +28,8 @@ struct Ms(Duration);
 
 impl fmt::Display for Ms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let us = self.0.as_micros();
+        // 64 bits last for as long as a request may, and are quicker to write than 128.
+        let us = self.0.as_micros() as u64;
         write!(f, "{}.{:03}", us / 1000, us % 1000)
     }
 }
