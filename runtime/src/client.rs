@@ -1,11 +1,14 @@
 //! A client of the control API: what the command line is made of.
 
 use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ureq::http::Response;
+use ureq::tls::{PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use crate::api::{ControlFile, KeyStatus, NewKey, Status, TrafficRequest};
@@ -34,6 +37,14 @@ pub enum ClientError {
     /// The server refused, and said why.
     #[error("{0}")]
     Refused(String),
+    /// The file that says whom to trust says nothing.
+    #[error("{path} does not say whom to trust: {why}; give a file of certificates in PEM form", path = path.display())]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The connection broke.
     #[error("the server does not answer: {0}")]
     Connection(Box<ureq::Error>),
@@ -60,20 +71,43 @@ impl Client {
             std::fs::read(data.control()).ok().and_then(|text| serde_json::from_slice(&text).ok());
         let Some(file) = file else { return Err(ClientError::NoServer(root)) };
         let base = format!("http://{}", file.address);
-        Ok(Self::connect(&base, file.key, ClientError::NoServer, root))
+        Ok(Self::connect(&base, file.key, ClientError::NoServer, root, RootCerts::PlatformVerifier))
     }
 
-    /// A client of the server at `base`, as in `http://10.0.0.7:9000`, that shows `key`.
+    /// A client of the server at `base`, as in `https://10.0.0.7:9000`, that shows `key`. Over TLS it trusts whom this
+    /// machine trusts.
     pub fn at(base: &str, key: String) -> Self {
-        Self::connect(base.trim_end_matches('/'), key, ClientError::NoServerAt, base.to_owned())
+        Self::connect(base, key, ClientError::NoServerAt, base.to_owned(), RootCerts::PlatformVerifier)
     }
 
-    fn connect(base: &str, key: String, missing: fn(String) -> ClientError, place: String) -> Self {
+    /// The same, trusting the certificate authorities in the file `ca`, in PEM form, and no others.
+    ///
+    /// # Errors
+    /// `Authority`.
+    pub fn at_trusting(base: &str, key: String, ca: &Path) -> Result<Self, ClientError> {
+        let bad = |why: String| ClientError::Authority { path: ca.to_owned(), why };
+        let text = std::fs::read(ca).map_err(|error| bad(error.to_string()))?;
+        let mut trusted = Vec::new();
+        for item in ureq::tls::parse_pem(&text) {
+            if let PemItem::Certificate(certificate) = item.map_err(|error| bad(error.to_string()))? {
+                trusted.push(certificate);
+            }
+        }
+        if trusted.is_empty() {
+            return Err(bad("there is no certificate in it".into()));
+        }
+        let roots = RootCerts::Specific(Arc::new(trusted));
+        Ok(Self::connect(base, key, ClientError::NoServerAt, base.to_owned(), roots))
+    }
+
+    fn connect(base: &str, key: String, missing: fn(String) -> ClientError, place: String, roots: RootCerts) -> Self {
+        let base = base.trim_end_matches('/');
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(TIMEOUT))
             // The control API is on this machine: a proxy from the environment has no business in between.
             .proxy(None)
+            .tls_config(TlsConfig::builder().root_certs(roots).build())
             .build()
             .into();
         Self { agent, base: format!("{base}/v1"), key, missing, place }

@@ -7,7 +7,7 @@
 //! models/blobs/sha256-<hex>         weights
 //! models/names/<name>.json          which blob a model name means
 //! control.json                      where the running server listens for commands, and its key
-//! audit.jsonl                       who changed what over the control API
+//! audit.jsonl, audit.<n>.jsonl      who changed what over the control API, and before
 //! secrets/<function>/<revision>.json     what only the guest may read
 //! tmp/                              what is being written; emptied at start
 //! ```

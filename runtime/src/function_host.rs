@@ -292,7 +292,7 @@ impl Host {
             }
         };
         watched.metrics.answered(response.status());
-        if !self.hide_timing {
+        if revision.record.config.server_timing.unwrap_or(!self.hide_timing) {
             response.headers_mut().append("server-timing", server_timing(&invocation));
         }
         let id = HeaderValue::try_from(revision.record.id.to_string()).expect("it is a letter and digits");

@@ -21,7 +21,7 @@ use hyper_util::server::conn::auto;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use self::tls::Wire;
+pub(crate) use self::tls::Wire;
 pub use self::tls::{ServerTls, ServerTlsError};
 use crate::function_host::Host;
 use crate::request::Secure;

@@ -210,6 +210,7 @@ fn function_schemas() -> Map<String, Value> {
                 json!({
                     "routes": list(&reference("Route")),
                     "sticky": text("the request header that decides which revision answers"),
+                    "server_timing": { "type": "boolean", "description": "whether answers say where their time went; as the host does, unless said" },
                     "environment": texts("variables"),
                     "config": texts("what wasi:config answers"),
                     "secrets": list(&text("names; the values are in the request's `secrets`")),
@@ -325,6 +326,7 @@ mod tests {
                 methods: vec!["GET".into()],
             }],
             sticky: Some("x".into()),
+            server_timing: Some(false),
             environment: [("a".into(), "b".into())].into(),
             config: [("a".into(), "b".into())].into(),
             secrets: vec!["s".into()],

@@ -15,7 +15,7 @@ mod run;
 mod serve;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -42,12 +42,15 @@ struct Global {
     /// Where hob keeps functions and models [default: ~/.local/share/hob]
     #[arg(long, env = "HOB_DATA", value_name = "DIR", global = true, value_parser = OsStringValueParser::new())]
     data: Option<OsString>,
-    /// The control API of a server elsewhere, as in http://10.0.0.7:9000 [default: the server of this directory]
+    /// The control API of a server elsewhere, as in https://10.0.0.7:9000 [default: the server of this directory]
     #[arg(long, env = "HOB_SERVER", value_name = "URL", global = true)]
     server: Option<String>,
     /// The key to it, from `hob keys create`; better in the variable, which other users of the machine do not see
     #[arg(long, env = "HOB_KEY", value_name = "KEY", global = true, hide_env_values = true)]
     key: Option<String>,
+    /// Whom to trust when that server speaks TLS: certificate authorities in a PEM file [default: whom this machine trusts]
+    #[arg(long, env = "HOB_CA", value_name = "FILE", global = true)]
+    ca: Option<PathBuf>,
 }
 
 impl Global {
@@ -61,7 +64,10 @@ impl Global {
         match self.server.as_deref().filter(|server| !server.is_empty()) {
             Some(server) => {
                 let key = self.key.clone().context("give the key of that server in HOB_KEY, or with --key")?;
-                Ok(Client::at(server, key))
+                match self.ca.as_deref().filter(|path| !path.as_os_str().is_empty()) {
+                    Some(ca) => Ok(Client::at_trusting(server, key, ca)?),
+                    None => Ok(Client::at(server, key)),
+                }
             }
             None => Ok(Client::find(&DataDir::open(self.data())?)?),
         }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 
 use super::engine::EngineArgs;
-use crate::api::Control;
+use crate::api::{Control, ControlConfig};
 use crate::data::DataDir;
 use crate::function_host::{Host, HostConfig};
 use crate::instance::engine::PoolConfig;
@@ -23,6 +23,12 @@ pub struct Args {
     /// Where `hob` commands reach this server; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDR")]
     control: SocketAddr,
+    /// Speak TLS on the control listener with this certificate, a PEM file; commands on this machine use another, on loopback
+    #[arg(long, value_name = "FILE", requires = "control_tls_key")]
+    control_tls_cert: Option<PathBuf>,
+    /// That certificate's key, a PEM file
+    #[arg(long, value_name = "FILE", requires = "control_tls_cert")]
+    control_tls_key: Option<PathBuf>,
     /// Threads for requests [default: one a core]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
@@ -41,12 +47,13 @@ pub struct Args {
     /// Answers without the Server-Timing header, which says where their time went
     #[arg(long)]
     no_server_timing: bool,
-    /// A collector that gets a trace of each request, over OTLP/HTTP as JSON, as in http://localhost:4318
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    /// A collector that gets a trace of each request, over OTLP/HTTP as JSON, as in http://localhost:4318; also from
+    /// OpenTelemetry's variables, as headers and attributes are [default: OTEL_EXPORTER_OTLP_ENDPOINT]
+    #[arg(long, value_name = "URL")]
     otlp_endpoint: Option<String>,
-    /// What this server is called in traces
-    #[arg(long, env = "OTEL_SERVICE_NAME", value_name = "NAME", default_value = "hob")]
-    otlp_service: String,
+    /// What this server is called in traces [default: OTEL_SERVICE_NAME, or hob]
+    #[arg(long, value_name = "NAME")]
+    otlp_service: Option<String>,
     #[command(flatten)]
     engine: EngineArgs,
     /// Instances that can live at once
@@ -67,7 +74,7 @@ async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
     let server = Server::start(host.clone(), config)
         .await
         .with_context(|| format!("cannot listen on {}; choose another address with --listen", args.listen))?;
-    let control = Control::start(host.clone(), args.control, server.address())
+    let control = Control::start(host.clone(), control_config(&args)?, server.address())
         .await
         .with_context(|| format!("cannot listen on {}; choose another address with --control", args.control))?;
     let functions = host.functions();
@@ -86,6 +93,14 @@ async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn control_config(args: &Args) -> anyhow::Result<ControlConfig> {
+    let mut config = ControlConfig::new(args.control);
+    if let (Some(cert), Some(key)) = (&args.control_tls_cert, &args.control_tls_key) {
+        config.tls = Some(ServerTls::open(cert, key)?);
+    }
+    Ok(config)
+}
+
 fn server_config(args: &Args) -> anyhow::Result<ServerConfig> {
     let mut config = ServerConfig::new(args.listen);
     config.threads = args.workers.unwrap_or(config.threads);
@@ -98,8 +113,8 @@ fn server_config(args: &Args) -> anyhow::Result<ServerConfig> {
 
 async fn open(data: DataDir, args: &Args) -> anyhow::Result<Arc<Host>> {
     let pool = PoolConfig { instances: args.instances, ..PoolConfig::default() };
-    let endpoint = args.otlp_endpoint.clone().filter(|endpoint| !endpoint.is_empty());
-    let traces = endpoint.map(|endpoint| Collector { endpoint, service: args.otlp_service.clone() });
+    let variable = |name: &str| std::env::var(name).ok();
+    let traces = Collector::named(args.otlp_endpoint.as_deref(), args.otlp_service.as_deref(), variable)?;
     let config = HostConfig {
         pool,
         engine: args.engine.config(),

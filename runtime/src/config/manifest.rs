@@ -48,6 +48,7 @@ const KEYS: &[&str] = &[
     "component",
     "routes",
     "sticky",
+    "server_timing",
     "environment",
     "config",
     "secrets",
@@ -204,6 +205,9 @@ impl<'i> Reader<'i> {
         if let Some(value) = table.get("sticky") {
             let header = self.document.parsed::<http::HeaderName>(value, "sticky");
             self.config.sticky = header.map(|header| header.to_string());
+        }
+        if let Some(value) = table.get("server_timing") {
+            self.config.server_timing = self.document.boolean(value, "server_timing");
         }
         if let Some(value) = table.get("models") {
             self.config.models = self.document.parsed_list(value, "models");
@@ -392,6 +396,7 @@ mod tests {
             component = "/abs/chat.wasm"
             routes = ["/a", { host = "*.Example.com", methods = ["GET", "PUT"] }]
             sticky = "X-User"
+            server_timing = false
             models = ["smollm2:135m"]
             egress = ["https://*.example.com:443"]
             environment = { LANG = "C" }
@@ -410,6 +415,7 @@ mod tests {
         let config = &manifest.config;
         assert_eq!(config.routes.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/a", "GET,PUT *.example.com/"]);
         assert_eq!((config.sticky.as_deref(), config.models.len(), config.egress.len()), (Some("x-user"), 1, 1));
+        assert_eq!(config.server_timing, Some(false));
         assert_eq!((&*config.environment["LANG"], &*config.config["greeting"]), ("C", "hello"));
         assert_eq!((config.limits.wall_ms, config.limits.memory_mib), (30_000, 64));
         assert_eq!((config.concurrency.running, config.reuse.requests), (3, 100));

@@ -33,6 +33,9 @@ pub struct FunctionConfig {
     /// same revision, while their shares stay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sticky: Option<String>,
+    /// Whether its answers say in a `Server-Timing` header where their time went; as the host does, unless said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_timing: Option<bool>,
     /// Variables of the environment that the guest sees.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub environment: BTreeMap<String, String>,
