@@ -12,12 +12,14 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use crate::api::{ControlFile, KeyStatus, NewKey, Status, TrafficRequest};
+use crate::config::Budget;
 use crate::data::DataDir;
 use crate::digest::Digest;
-use crate::function_host::{DeployRequest, Deployed, FunctionStatus, RevisionStatus};
-use crate::names::{FunctionName, ModelName};
+use crate::function_host::{DeployRequest, Deployed, FunctionStatus, RevisionStatus, TenantStatus};
+use crate::names::{FunctionName, ModelName, Tenant};
 use crate::request::Summary;
 use crate::traffic::Traffic;
+use crate::usage::Report;
 
 /// Longest wait for an answer; a large component takes a while to compile.
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -233,6 +235,46 @@ impl Client {
     /// See [`ClientError`].
     pub fn invocations(&self) -> Result<Vec<Summary>, ClientError> {
         self.get("invocations")
+    }
+
+    /// Sums of usage. `query` is as the API has it: `tenant`, `function`, `model`, `since`, `until`, `by`.
+    ///
+    /// # Errors
+    /// `Refused`, with the reason.
+    pub fn usage(&self, query: &[(&str, &str)]) -> Result<Report, ClientError> {
+        let call = self.agent.get(self.url("usage")).query_pairs(query.iter().copied());
+        let mut answer = self.check(call.header("authorization", self.bearer()).call())?;
+        let read = answer.body_mut().with_config().limit(MAX_METRICS).read_json();
+        read.map_err(|error| ClientError::Connection(Box::new(error)))
+    }
+
+    /// Records of single invocations, a line of JSON for each. `query` is as the API has it: `tenant`, `function`, `model`,
+    /// `since`, `until`, `after`, `limit`.
+    ///
+    /// # Errors
+    /// `Refused`, with the reason.
+    pub fn usage_records(&self, query: &[(&str, &str)]) -> Result<String, ClientError> {
+        let call = self.agent.get(self.url("usage/records")).query_pairs(query.iter().copied());
+        let mut answer = self.check(call.header("authorization", self.bearer()).call())?;
+        let read = answer.body_mut().with_config().limit(MAX_METRICS).read_to_string();
+        read.map_err(|error| ClientError::Connection(Box::new(error)))
+    }
+
+    /// Tenants, what they may use, and what they use.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn tenants(&self) -> Result<Vec<TenantStatus>, ClientError> {
+        self.get("tenants")
+    }
+
+    /// Holds a tenant to a budget.
+    ///
+    /// # Errors
+    /// `Refused`, with the reason.
+    pub fn set_quota(&self, tenant: &Tenant, quota: &Budget) -> Result<(), ClientError> {
+        let call = self.agent.put(self.url(&format!("tenants/{tenant}/quota")));
+        self.check(call.header("authorization", self.bearer()).send_json(quota)).map(drop)
     }
 
     /// Makes a key.

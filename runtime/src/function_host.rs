@@ -6,6 +6,7 @@ pub mod deploy;
 mod embed;
 pub mod function;
 mod observe;
+mod quota;
 mod sweep;
 pub mod table;
 mod warm;
@@ -20,6 +21,7 @@ use hob_gpu::{Engine, EngineConfig};
 use http::{HeaderValue, Request, Response};
 use tokio::sync::Semaphore;
 
+use crate::budget::Budgets;
 use crate::components::{Components, Sweeper};
 use crate::config::Secrets;
 use crate::data::{DataDir, DataError};
@@ -36,11 +38,13 @@ use crate::names::{FunctionName, Tenant};
 use crate::records::{Records, RecordsError};
 use crate::request::{self, Body, Callable, Invocation, Recent, RequestError, Summary};
 use crate::telemetry::{Collector, Exporter, ExporterError, TRACEPARENT, Telemetry, Trace, server_timing};
+use crate::usage::{Usage, UsageError};
 
 pub use deploy::{DeployError, DeployRequest, Deployed};
 pub use embed::{FunctionService, HostBuilder};
 use function::{Function, Revision};
 pub use function::{FunctionState, FunctionStatus, RevisionState, RevisionStatus};
+pub use quota::TenantStatus;
 use table::Table;
 
 /// What a host is made of.
@@ -81,6 +85,9 @@ pub enum HostError {
     /// The way to the collector of traces.
     #[error(transparent)]
     Traces(#[from] ExporterError),
+    /// What was used cannot be written down.
+    #[error(transparent)]
+    Usage(#[from] UsageError),
     /// The inference engine.
     #[error("the inference engine does not start: {0}")]
     Engine(#[from] hob_gpu::StartError),
@@ -105,6 +112,7 @@ pub struct Host {
     /// Components that came lately, and may not be named by a revision yet.
     uploads: Mutex<HashMap<Digest, Instant>>,
     recent: Arc<Recent>,
+    usage: Usage,
     telemetry: Arc<Telemetry>,
     hide_timing: bool,
     exporter: Option<Arc<Exporter>>,
@@ -132,12 +140,16 @@ impl Host {
             library,
             stores: Arc::new(Stores::new(data.root().join("stores"))),
             tls: Tls::new(&config.egress_roots)?,
+            budgets: Arc::new(Budgets::default()),
             instances: config.pool.instances,
             idle: Arc::new(Semaphore::new(config.pool.instances as usize / 2)),
         };
         let components = Arc::new(Components::new(wasm, data.clone(), config.mapped_components));
         let sweeper = Sweeper::start(&components).map_err(HostError::Thread)?;
         let exporter = config.traces.as_ref().map(Exporter::start).transpose()?.map(Arc::new);
+        let recent = Arc::new(Recent::new());
+        let usage = Usage::open(&data.usage(), recent.start())?;
+        quota::take_up(&services.budgets, &records, &usage)?;
         let host = Arc::new_cyclic(|me| Self {
             me: me.clone(),
             components,
@@ -151,7 +163,8 @@ impl Host {
             table: ArcSwap::from_pointee(table),
             warming: Mutex::default(),
             uploads: Mutex::default(),
-            recent: Arc::default(),
+            recent,
+            usage,
             telemetry: Arc::default(),
             hide_timing: config.hide_timing,
             exporter,
@@ -222,6 +235,11 @@ impl Host {
         self.table.load().get(function).map(|function| function.record.tenant.clone())
     }
 
+    /// What is used, and by whom.
+    pub fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
     /// The components.
     pub fn components(&self) -> &Arc<Components> {
         &self.components
@@ -283,7 +301,8 @@ impl Host {
         }
         let invocation = Invocation::start(revision.function.clone(), revision.account, started, self.recent.clone());
         let watched = revision.watched(&self.telemetry);
-        let invocation = Arc::new(invocation.watched(watched.clone()).traced(trace));
+        let tab = self.usage.begin(revision.owner(), invocation.number, started, invocation.meter.clone());
+        let invocation = Arc::new(invocation.watched(watched.clone()).traced(trace).billed(tab));
         let mut response = match self.answer(revision, request, &invocation).await {
             Ok(response) => response,
             Err(error) => {
@@ -352,7 +371,7 @@ impl Host {
             }
         };
         let secrets = self.secrets(revision)?;
-        Ok(revision.keep(Callable::new(&revision.function, linked, config, &secrets, &self.services)))
+        Ok(revision.keep(Callable::new(&revision.owner(), linked, config, &secrets, &self.services)))
     }
 
     fn secrets(&self, revision: &Revision) -> Result<Secrets, String> {

@@ -9,6 +9,7 @@ use super::{Arrival, Counters, EngineConfig};
 use crate::kv::Arena;
 use crate::model::forward::{self, Buffers, Compute, Part};
 use crate::schedule::{Item, ModelKey, Scheduler, SeqId};
+use crate::terms::Grant;
 use crate::tokens::Finish;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -51,6 +52,7 @@ impl Worker {
         while self.receive() {
             self.let_go();
             self.admit();
+            self.note_held();
             let models = self.scheduler.models().into_iter();
             let work: Vec<Work> = models.map(|model| (model, self.scheduler.load(model))).collect();
             for ((model, _), budget) in work.iter().zip(self.paces.budgets(&work)) {
@@ -95,7 +97,8 @@ impl Worker {
         if self.scheduler.remove(id) {
             self.counters.waiting.fetch_sub(1, Ordering::Relaxed);
         }
-        let job = self.jobs.remove(&id)?;
+        let mut job = self.jobs.remove(&id)?;
+        job.hold(0, Instant::now());
         if let Some(at) = job.admitted {
             let ms = at.elapsed().as_millis() as u64;
             let old = self.counters.sequence_ms.load(Ordering::Relaxed);
@@ -115,6 +118,21 @@ impl Worker {
             self.counters.cached.fetch_add(admitted.found as u64, Ordering::Relaxed);
             if let Some(job) = self.jobs.get_mut(&admitted.id) {
                 job.admit(&admitted, now);
+            }
+        }
+    }
+
+    /// Notes which KV each sequence holds now, and ends those that may not hold as much.
+    fn note_held(&mut self) {
+        let (now, page_bytes) = (Instant::now(), self.arena.page_bytes() as u64);
+        let mut over = Vec::new();
+        for (id, pages) in self.scheduler.held() {
+            let held = self.jobs.get_mut(&id).map(|job| job.hold(pages as u64 * page_bytes, now));
+            over.extend((held == Some(false)).then_some(id));
+        }
+        for id in over {
+            if let Some(job) = self.remove(id) {
+                job.finish(Finish::Budget);
             }
         }
     }
@@ -142,7 +160,14 @@ impl Worker {
         }
         let decoding = items.iter().filter(|item| item.decodes).count();
         let prompts = items.iter().filter(|item| !item.decodes).map(|item| item.tokens).sum();
-        self.paces.note(model, decoding, prompts, started.elapsed());
+        let took = started.elapsed();
+        self.paces.note(model, decoding, prompts, took);
+        let tokens: usize = items.iter().map(|item| item.tokens).sum();
+        for item in &items {
+            if let Some(job) = self.jobs.get(&item.id) {
+                job.computed(took.mul_f64(item.tokens as f64 / tokens as f64));
+            }
+        }
         let buffers = std::mem::take(&mut self.buffers);
         self.finish_step(&items, buffers.logits(), c.vocab);
         self.buffers = buffers;
@@ -166,10 +191,16 @@ impl Worker {
                 continue;
             }
             let row = rows.next().expect("a row for each item that gives a token");
-            self.counters.generated.fetch_add(1, Ordering::Relaxed);
-            let (token, ends) = job.choose(row, now);
-            let more = self.scheduler.push(item.id, token);
-            let ends = ends.or((!more).then_some(Finish::Length));
+            let grant = job.grant();
+            let ends = if grant == Grant::Nothing {
+                Some(Finish::Budget)
+            } else {
+                self.counters.generated.fetch_add(1, Ordering::Relaxed);
+                let (token, ends) = job.choose(row, now);
+                let more = self.scheduler.push(item.id, token);
+                let last = (grant == Grant::LastToken).then_some(Finish::Budget);
+                ends.or((!more).then_some(Finish::Length)).or(last)
+            };
             if let Some(finish) = ends
                 && let Some(job) = self.remove(item.id)
             {

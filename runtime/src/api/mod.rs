@@ -12,6 +12,8 @@ mod models;
 mod observe;
 mod openapi;
 mod secure;
+mod tenants;
+mod usage;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};

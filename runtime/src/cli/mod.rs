@@ -13,6 +13,8 @@ mod push;
 mod revisions;
 mod run;
 mod serve;
+mod tenants;
+mod usage;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -86,6 +88,8 @@ enum Command {
     List(functions::ListArgs),
     /// Show what a function prints
     Logs(logs::Args),
+    /// Show what was used, and by whom
+    Usage(usage::Args),
     /// List a function's revisions
     Revisions(revisions::ListArgs),
     /// Share a function's requests out over its revisions
@@ -97,6 +101,9 @@ enum Command {
     /// Make and revoke keys to the control API
     #[command(subcommand)]
     Keys(keys::Command),
+    /// See tenants, and what they may use
+    #[command(subcommand)]
+    Tenants(tenants::Command),
     /// Let a model answer a prompt, or run a command component, here and now
     Run(run::Args),
     /// Measure how fast a model is on this machine
@@ -129,11 +136,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Push(args) => push::run(&args),
         Command::List(args) => functions::list(&global.client()?, &args),
         Command::Logs(args) => logs::run(&global.client()?, &args),
+        Command::Usage(args) => usage::run(&global.client()?, &args),
         Command::Revisions(args) => revisions::list(&global.client()?, &args),
         Command::Traffic(args) => revisions::traffic(&global.client()?, &args),
         Command::Rollback(args) => revisions::rollback(&global.client()?, &args),
         Command::Rm(args) => functions::remove(&global.client()?, &args),
         Command::Keys(command) => keys::run(&global.client()?, command),
+        Command::Tenants(command) => tenants::run(&global.client()?, command),
         Command::Run(args) => run::run(data()?, args),
         Command::Bench(args) => bench::run(data()?, args),
         Command::Models(command) => models::run(data()?, command),

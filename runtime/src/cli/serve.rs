@@ -90,6 +90,8 @@ async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
     tracing::info!("stopping: no new requests, those that run have ten seconds");
     server.stop().await;
     drop(control);
+    // Here, and not when the last who holds the host lets go of it: what was used is on disk when the process ends.
+    tokio::task::spawn_blocking(move || host.usage().stop()).await?;
     Ok(())
 }
 

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 use super::document::{Document, Mistakes, Value};
-use super::{Concurrency, Directory, FunctionConfig, Limits, Reuse, RouteConfig, Secrets};
+use super::{Budget, Concurrency, Directory, FunctionConfig, Limits, Reuse, RouteConfig, Secrets};
 use crate::names::FunctionName;
 use crate::sources::Source;
 
@@ -58,6 +58,7 @@ const KEYS: &[&str] = &[
     "limits",
     "concurrency",
     "reuse",
+    "budget",
 ];
 
 /// What a manifest means.
@@ -338,6 +339,7 @@ impl<'i> Reader<'i> {
         self.numbers_of(table, "limits", Limits::KEYS, |key, value| config.limits.set(key, value));
         self.numbers_of(table, "concurrency", Concurrency::KEYS, |key, value| config.concurrency.set(key, value));
         self.numbers_of(table, "reuse", Reuse::KEYS, |key, value| config.reuse.set(key, value));
+        self.numbers_of(table, "budget", Budget::KEYS, |key, value| config.budget.set(key, value));
         // Each beside the line it stands on.
         for setting in config.settings() {
             let at = setting.name.split_once('.').and_then(|(place, key)| table.get(place)?.get_ref().get(key));
@@ -404,6 +406,7 @@ mod tests {
             secrets.API_KEY = { env = "KEY" }
             limits = { wall_ms = 30_000, memory_mib = 0x40 }
             concurrency.running = 3
+            budget.day_tokens = 1_000_000
             [[directories]]
             host = "/"
             guest = "/data"
@@ -419,6 +422,7 @@ mod tests {
         assert_eq!((&*config.environment["LANG"], &*config.config["greeting"]), ("C", "hello"));
         assert_eq!((config.limits.wall_ms, config.limits.memory_mib), (30_000, 64));
         assert_eq!((config.concurrency.running, config.reuse.requests), (3, 100));
+        assert_eq!(config.budget, Budget { day_tokens: 1_000_000, ..Budget::default() });
         assert_eq!(config.directories, [Directory { host: "/".into(), guest: "/data".into(), writable: false }]);
         assert_eq!(
             (config.secrets.as_slice(), manifest.secrets.reveal("API_KEY")),

@@ -382,7 +382,7 @@ impl Host {
         check_routes(table, tenant, name, &request.config.routes)
     }
 
-    fn changing(&self) -> MutexGuard<'_, ()> {
+    pub(super) fn changing(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -14,6 +14,7 @@ use crate::records::{FunctionRecord, RevisionRecord};
 use crate::request::Callable;
 use crate::telemetry::{Load, Telemetry, Watched};
 use crate::traffic::Traffic;
+use crate::usage::Owner;
 
 /// A function as it is at one moment; a change makes a new one, around the same revisions.
 #[derive(Clone)]
@@ -32,6 +33,8 @@ pub struct Revision {
     pub record: RevisionRecord,
     /// Whom its tokens are counted for.
     pub account: u64,
+    /// Who pays.
+    tenant: Tenant,
     /// Linked at the first call; gone again when its memory is needed, or it is out of service.
     callable: ArcSwapOption<Callable>,
     /// Why it cannot be called, once that is known for good.
@@ -39,6 +42,8 @@ pub struct Revision {
     used: AtomicU64,
     /// What is seen of its function.
     watched: OnceLock<Arc<Watched>>,
+    /// Who is billed; made when it is called.
+    owner: OnceLock<Arc<Owner>>,
 }
 
 impl Function {
@@ -123,10 +128,12 @@ impl Revision {
             function: function.name.clone(),
             record,
             account: account(function),
+            tenant: function.tenant.clone(),
             callable: ArcSwapOption::empty(),
             broken: OnceLock::new(),
             used: AtomicU64::new(0),
             watched: OnceLock::new(),
+            owner: OnceLock::new(),
         }
     }
 
@@ -166,6 +173,15 @@ impl Revision {
     /// Where its requests are counted.
     pub fn watched(&self, telemetry: &Telemetry) -> &Arc<Watched> {
         self.watched.get_or_init(|| telemetry.watch(&self.function))
+    }
+
+    /// Who is billed for its invocations.
+    pub fn owner(&self) -> Arc<Owner> {
+        let make = || {
+            let (function, revision, tenant) = (self.function.clone(), self.record.id, self.tenant.clone());
+            Arc::new(Owner { function, revision, tenant })
+        };
+        self.owner.get_or_init(make).clone()
     }
 
     /// The requests it has now.

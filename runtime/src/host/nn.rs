@@ -107,7 +107,7 @@ impl ModelView<'_> {
 
     /// One whole generation.
     async fn infer(&mut self, joined: &Joined, inputs: &[(String, Tensor)]) -> Result<(String, String), NnError> {
-        let started = super::infer::start(joined, ask(inputs)?, self.invocation.account).await;
+        let started = super::infer::start(joined, ask(inputs)?, self.invocation, self.models.allowance.as_ref()).await;
         let tokens = started.map_err(|error| NnError::new(ErrorCode::RuntimeError, error.to_string()))??;
         let mut stream = TokenStream::new(tokens, self.invocation.clone());
         let mut text = String::new();
@@ -118,6 +118,7 @@ impl ModelView<'_> {
                 Event::Text(piece) => text.push_str(&piece),
                 Event::Finished(Finish::Stop) => break "stop",
                 Event::Finished(Finish::Length) => break "length",
+                Event::Finished(Finish::Budget) => break "budget",
                 Event::Fault(why) => return Err(NnError::new(ErrorCode::RuntimeError, why)),
             }
         };

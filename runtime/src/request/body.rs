@@ -41,6 +41,7 @@ impl http_body::Body for RequestBody {
         if let Poll::Ready(Some(Ok(frame))) = &frame
             && let Some(data) = frame.data_ref()
         {
+            self.invocation.received(data.len());
             match self.left.checked_sub(data.len() as u64) {
                 Some(left) => self.left = left,
                 None => {
@@ -133,6 +134,7 @@ impl http_body::Body for AnswerBody {
             match self.left.checked_sub(data.len() as u64) {
                 Some(left) => {
                     self.left = left;
+                    self.invocation.sent(data.len());
                     let bytes = data.len() as u64;
                     if let Some(to_come) = &mut self.announced {
                         *to_come = to_come.saturating_sub(bytes);

@@ -100,7 +100,8 @@ fn pairs(name: &'static str, text: &str) -> Result<Vec<(String, String)>, Variab
     parts.zip(1..).map(|(part, n)| pair(part).ok_or_else(|| bad(n))).collect()
 }
 
-fn unescaped(text: &str) -> Option<String> {
+/// Text in which bytes may be written as `%2C`.
+pub(crate) fn unescaped(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

@@ -16,8 +16,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::names::FunctionName;
 
+pub(crate) use collector::unescaped;
 pub use collector::{Collector, VariableError};
-pub use exposition::{Gauges, Load, exposition};
+pub use exposition::{Gauges, Load, UsageCounts, exposition};
 pub use log::{Line, Log, Room};
 pub use metrics::{Codes, Metrics};
 pub use otlp::{Exporter, ExporterError};
