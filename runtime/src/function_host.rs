@@ -3,6 +3,7 @@
 //! [`deploy`] changes it, [`table`] finds what answers a request, [`function`] is what is found.
 
 pub mod deploy;
+mod drain;
 mod embed;
 pub mod function;
 mod observe;
@@ -12,6 +13,7 @@ pub mod table;
 mod warm;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
@@ -113,6 +115,8 @@ pub struct Host {
     uploads: Mutex<HashMap<Digest, Instant>>,
     recent: Arc<Recent>,
     usage: Usage,
+    /// No more requests are taken.
+    draining: AtomicBool,
     telemetry: Arc<Telemetry>,
     hide_timing: bool,
     exporter: Option<Arc<Exporter>>,
@@ -165,6 +169,7 @@ impl Host {
             uploads: Mutex::default(),
             recent,
             usage,
+            draining: AtomicBool::new(false),
             telemetry: Arc::default(),
             hide_timing: config.hide_timing,
             exporter,
@@ -294,6 +299,9 @@ impl Host {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<wasmtime_wasi_http::Error>,
     {
+        if let Some(refusal) = self.refuse(&request) {
+            return refusal;
+        }
         let called = || (format!("{} {}", request.method(), revision.function), request.uri().path().to_owned());
         let trace = Trace::begin(request.headers(), called, self.exporter.as_ref());
         if let Some(trace) = &trace {

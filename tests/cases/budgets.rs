@@ -107,9 +107,9 @@ fn generations_and_kv_at_once_are_bounded() {
     assert_eq!((status, &error["error"]["code"]), (413, &"too-long".into()), "it never fits: {error}");
     // Six pages at first, and an eighth would be too much.
     deploy(&hob, "guest-infer", "infer", Budget { kv_bytes: 7 << 20, ..Budget::default() });
-    let (_, answer) = ask(&hob, "/infer?do=raw&max_tokens=2000&text=Once&temperature=1&seed=3");
+    let (_, answer) = ask(&hob, "/infer?do=raw&max_tokens=2000&text=1,%202,%203,%204,%205,%206,%207,%208,%209,");
     let tokens = used(&answer).0 + used(&answer).1;
-    assert!(answer["finish"] == "stop" || (answer["finish"] == "budget" && (270..=330).contains(&tokens)), "{answer}");
+    assert!(answer["finish"] == "budget" && (300..=330).contains(&tokens), "{answer}");
 }
 
 #[test]

@@ -6,8 +6,11 @@ use std::time::{Duration, Instant};
 use hob::client::Client;
 use hob::config::{FunctionConfig, Limits};
 use hob::usage::{NumberedRecord, Totals};
-use hob_tests::{Connection, Hob, MODEL, get, post};
+use hob_tests::{Connection, Hob, MODEL, ServeOptions, get, post};
 use serde_json::Value;
+
+/// A prompt that the model goes on with for as long as it may.
+const ENDLESS: &str = "1,%202,%203,%204,%205,%206,%207,%208,%209,";
 
 fn with_model(limits: Limits) -> FunctionConfig {
     FunctionConfig { models: vec![MODEL.parse().expect("it is a name")], limits, ..FunctionConfig::default() }
@@ -117,7 +120,7 @@ fn every_end_is_billed_for_what_was_used() {
     assert_eq!(get(&hob.url("/infer?do=raw&max_tokens=1")).0, 200);
     // A client that leaves in the middle.
     let mut client = Connection::open(hob.address());
-    client.get("/infer?do=stream&max_tokens=4000&text=Once");
+    client.get(&format!("/infer?do=stream&max_tokens=4000&text={ENDLESS}"));
     assert_eq!(client.head().status, 200);
     let pieces = (0..10).filter_map(|_| client.chunk()).count();
     drop(client);
@@ -127,7 +130,7 @@ fn every_end_is_billed_for_what_was_used() {
         expected.push((outcome, 5));
     }
     // A generation that is cut by the deadline, and one that its guest lets go of.
-    let (_, status, _) = ask(&hob, "/infer?do=raw&max_tokens=8000&text=Once");
+    let (_, status, _) = ask(&hob, &format!("/infer?do=raw&max_tokens=8000&text={ENDLESS}"));
     assert_eq!(status, 504);
     expected.push(("deadline", 20));
     assert_eq!(ask(&hob, "/infer?do=cancel&max_tokens=3").1, 200);
@@ -192,7 +195,7 @@ fn a_host_that_is_killed_loses_a_second_at_most_and_bills_nothing_twice() {
     let mut long_ago = BTreeSet::new();
     for round in 0..12_u64 {
         let mut streamer = Connection::open(hob.address());
-        streamer.get("/infer?do=stream&max_tokens=8000&text=Once");
+        streamer.get(&format!("/infer?do=stream&max_tokens=8000&text={ENDLESS}"));
         let head = streamer.head();
         let streamed = head.header("x-hob-invocation").expect("it has an id").to_owned();
         let (mut answered, mut pieces) = (Vec::new(), Vec::new());
@@ -228,4 +231,64 @@ fn a_host_that_is_killed_loses_a_second_at_most_and_bills_nothing_twice() {
         assert_eq!((sum.invocations, sum.generated_tokens), (found.len() as u64, tokens));
     }
     assert!(long_ago.len() > 50, "{} requests were long enough ago", long_ago.len());
+}
+
+#[test]
+fn a_host_that_stops_lets_generations_end_and_refuses_new_work() {
+    let mut hob = Hob::with_model();
+    hob.deploy_as("guest-infer", "infer", with_model(Limits::default()));
+    hob.deploy("hello", &[]);
+    assert_eq!(get(&hob.url("/infer?do=raw&max_tokens=1")).0, 200);
+    let mut kept = Connection::open(hob.address());
+    kept.get("/hello");
+    assert_eq!((kept.head().status, kept.body().as_str()), (200, "hello from hob\n"));
+    let mut stream = Connection::open(hob.address());
+    stream.get(&format!("/infer?do=stream&max_tokens=200&text={ENDLESS}"));
+    assert_eq!(stream.head().status, 200);
+    assert!(stream.chunk().is_some(), "it runs");
+    hob.ask_to_stop();
+    hob.logged("stopping: new requests are refused");
+    let mut refused = |connection: &mut Connection| {
+        connection.get("/hello");
+        let head = connection.head();
+        let (retry, close) = (head.header("retry-after"), head.header("connection"));
+        assert_eq!((head.status, retry, close), (503, Some("1"), Some("close")));
+        assert!(connection.body().contains("\"stopping\""));
+    };
+    refused(&mut kept);
+    refused(&mut Connection::open(hob.address()));
+    let rest = stream.body();
+    assert!(rest.contains("event: done"), "{rest}");
+    assert!(hob.ended_well());
+    let done: Value = rest
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: "))
+        .next_back()
+        .map(|data| serde_json::from_str(data).expect("it is JSON"))
+        .expect("it has data");
+    hob.restart();
+    let record = records(&hob).pop().expect("it was the last").of;
+    assert_eq!(
+        (record.outcome.as_str(), &done["usage"]["generated_tokens"]),
+        ("ok", &record.models[0].generated_tokens.into())
+    );
+}
+
+#[test]
+fn what_does_not_end_in_time_is_cut_and_billed() {
+    let args = vec!["--drain".into(), "1".into()];
+    let mut hob = Hob::with(ServeOptions { model: true, args, ..ServeOptions::default() });
+    hob.deploy_as("guest-infer", "infer", with_model(Limits::default()));
+    let mut stream = Connection::open(hob.address());
+    stream.get(&format!("/infer?do=stream&max_tokens=8000&text={ENDLESS}"));
+    assert_eq!(stream.head().status, 200);
+    let had = (0..5).filter_map(|_| stream.chunk()).count() as u64;
+    let asked = Instant::now();
+    assert!(hob.terminate());
+    assert!((1.0..6.0).contains(&asked.elapsed().as_secs_f64()), "{:?}", asked.elapsed());
+    hob.restart();
+    let records = records(&hob);
+    let [record] = records.as_slice() else { panic!("{records:?}") };
+    assert_eq!(record.of.outcome, "shutdown");
+    assert!(record.of.models[0].generated_tokens > had, "{record:?}");
 }

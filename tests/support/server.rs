@@ -168,10 +168,20 @@ impl Hob {
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("it is a number") / 1024
     }
 
-    /// Asks it to stop, and waits until it has.
-    pub fn terminate(&mut self) -> bool {
+    /// Asks it to stop.
+    pub fn ask_to_stop(&self) {
         let pid = self.process.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill is a command").success());
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub fn terminate(&mut self) -> bool {
+        self.ask_to_stop();
+        self.ended_well()
+    }
+
+    /// Waits until it has stopped.
+    pub fn ended_well(&mut self) -> bool {
         self.until_mut(|server| server.process.try_wait().expect("it is our child")).success()
     }
 

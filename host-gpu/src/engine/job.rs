@@ -167,6 +167,11 @@ impl Job {
         (id, stopped.then_some(Finish::Stop))
     }
 
+    /// Lets go of its bill and its budget: before its reader is told of the end, and may begin another on the same.
+    fn settle(&mut self) {
+        self.terms = Terms::default();
+    }
+
     /// Emits what was held back and ends the tokens.
     pub(super) fn finish(mut self, finish: Finish) {
         let (mut text, stopped) = self.stop.push(&self.utf8.finish());
@@ -174,10 +179,12 @@ impl Job {
             text.push_str(&self.stop.finish());
         }
         self.writer.push(&text, self.usage, self.timing);
+        self.settle();
         self.writer.end(Event::Finished(finish));
     }
 
-    pub(super) fn fault(self, why: &str) {
+    pub(super) fn fault(mut self, why: &str) {
+        self.settle();
         self.writer.end(Event::Fault(why.into()));
     }
 }

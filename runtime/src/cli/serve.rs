@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
@@ -44,6 +44,9 @@ pub struct Args {
     /// Certificate authorities that functions' outgoing requests trust, beside those of the web: a PEM file
     #[arg(long, value_name = "FILE")]
     egress_ca: Vec<PathBuf>,
+    /// When it is asked to stop: how long what runs may go on, in seconds, while new requests are refused
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    drain: u32,
     /// Answers without the Server-Timing header, which says where their time went
     #[arg(long)]
     no_server_timing: bool,
@@ -87,11 +90,29 @@ async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
         threads = engine.config().threads, workers, ready_ms = started.elapsed().as_millis() as u64, "hob is ready",
     );
     stop_signal().await?;
-    tracing::info!("stopping: no new requests, those that run have ten seconds");
-    server.stop().await;
+    stop(&host, server, Duration::from_secs(args.drain.into())).await?;
     drop(control);
     // Here, and not when the last who holds the host lets go of it: what was used is on disk when the process ends.
     tokio::task::spawn_blocking(move || host.usage().stop()).await?;
+    Ok(())
+}
+
+/// Takes no more work, and lets what runs end: for `patience` at most, or until a second signal.
+async fn stop(host: &Host, server: Server, patience: Duration) -> anyhow::Result<()> {
+    tracing::info!(patience_s = patience.as_secs(), "stopping: new requests are refused, those that run may end");
+    host.drain();
+    let running = tokio::select! {
+        running = host.drained(patience) => running,
+        signal = stop_signal() => signal.map(|()| 1)?,
+    };
+    if running > 0 {
+        tracing::warn!(running, "what still runs is cut off");
+        host.give_up();
+        server.stop_within(Duration::ZERO).await;
+    } else {
+        // The rest of the answers, on its way to those who read slowly.
+        server.stop().await;
+    }
     Ok(())
 }
 

@@ -213,7 +213,11 @@ impl Drop for Invocation {
         let Some(recent) = self.recent.take() else { return };
         let total = self.started.elapsed();
         let marks = std::mem::take(self.marks.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let outcome = if marks.outcome.is_empty() { "client-left" } else { marks.outcome };
+        let outcome = match marks.outcome {
+            "" if recent.stopping.load(Ordering::Relaxed) => "shutdown",
+            "" => "client-left",
+            known => known,
+        };
         let (cpu, memory_peak) = (self.meter.cpu(), self.meter.memory_peak());
         if let Some(tab) = &self.tab {
             tab.close(usage::End { outcome, wall: total, queue: marks.wait });
@@ -256,6 +260,8 @@ pub(crate) fn invocation_id(start: u32, number: u64) -> String {
 pub struct Recent {
     ended: Mutex<VecDeque<Summary>>,
     next: AtomicU64,
+    /// What still runs is cut off.
+    stopping: AtomicBool,
     /// Tells this process's ids from those of the one before.
     start: u32,
 }
@@ -268,12 +274,18 @@ impl Recent {
     pub fn new() -> Self {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         // Some of its bits are enough: it comes again after seven weeks, and processes start rarely.
-        Self { ended: Mutex::default(), next: AtomicU64::new(1), start: now.as_millis() as u32 }
+        let (next, stopping) = (AtomicU64::new(1), AtomicBool::new(false));
+        Self { ended: Mutex::default(), next, stopping, start: now.as_millis() as u32 }
     }
 
     /// The invocations that ended last, oldest first.
     pub fn list(&self) -> Vec<Summary> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// From now on what goes without an outcome goes because the host stops, and not because its client left.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
     }
 
     /// What this process's ids begin with.

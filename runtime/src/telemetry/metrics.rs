@@ -8,9 +8,10 @@ use http::StatusCode;
 use crate::request::Marks;
 
 /// How an invocation can end. What is not in the list is counted as the last.
-const CODES: [&str; 18] = [
+const CODES: [&str; 20] = [
     "ok",
     "client-left",
+    "shutdown",
     "failed",
     "no-answer",
     "deadline",
@@ -18,6 +19,7 @@ const CODES: [&str; 18] = [
     "answer-too-large",
     "too-many",
     "busy",
+    "stopping",
     "too-large",
     "headers-too-large",
     "bad-request",
@@ -30,9 +32,10 @@ const CODES: [&str; 18] = [
 ];
 
 /// Those by which a request was refused before a guest saw it.
-pub(super) const REFUSALS: [&str; 10] = [
+pub(super) const REFUSALS: [&str; 11] = [
     "too-many",
     "busy",
+    "stopping",
     "too-large",
     "headers-too-large",
     "bad-request",

@@ -25,6 +25,8 @@ const FILE_BYTES: u64 = 8 << 20;
 const KEPT_BYTES: u64 = 256 << 20;
 /// Records that are kept in memory while the disk takes none; beyond that the oldest are lost.
 const BACKLOG: usize = 200_000;
+/// How long the engine has to let go of sequences that were cut off: a step, or some.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How often the log says that the disk takes none.
 const COMPLAIN: Duration = Duration::from_secs(30);
 
@@ -70,6 +72,12 @@ impl Clerk {
         while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(LOOK) {
             self.look(false);
             self.compact(false);
+        }
+        self.look(false);
+        let until = Instant::now() + PATIENCE;
+        while self.open.iter().any(|open| open.tab.is_closed()) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+            self.look(false);
         }
         self.look(true);
         self.compact(true);
