@@ -248,7 +248,7 @@ fn a_host_that_stops_lets_generations_end_and_refuses_new_work() {
     assert!(stream.chunk().is_some(), "it runs");
     hob.ask_to_stop();
     hob.logged("stopping: new requests are refused");
-    let mut refused = |connection: &mut Connection| {
+    let refused = |connection: &mut Connection| {
         connection.get("/hello");
         let head = connection.head();
         let (retry, close) = (head.header("retry-after"), head.header("connection"));
