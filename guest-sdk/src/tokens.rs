@@ -23,7 +23,7 @@ enum State {
     Failed,
 }
 
-/// Why a generation ended; in JSON `"stop"` or `"length"`.
+/// Why a generation ended; in JSON `"stop"`, `"length"` or `"budget"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Finish {
@@ -31,6 +31,8 @@ pub enum Finish {
     Stop,
     /// `max_tokens`, or the end of the context, was reached.
     Length,
+    /// What the function, or its tenant, may use was used up.
+    Budget,
 }
 
 /// What a generation has used.
@@ -110,6 +112,7 @@ impl From<bindings::FinishReason> for Finish {
         match reason {
             bindings::FinishReason::Stop => Self::Stop,
             bindings::FinishReason::Length => Self::Length,
+            bindings::FinishReason::Budget => Self::Budget,
         }
     }
 }

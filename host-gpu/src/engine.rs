@@ -13,6 +13,7 @@ use crate::model::{Loaded, Model, ModelSource, Room};
 use crate::ops::cpu::{Activations, CodePath, Cpu};
 use crate::ops::pool::Pool;
 use crate::residency::{EvictError, JoinError, Lease, Loading, ModelState, ModelStatus, Policy, Residency};
+use crate::terms::Terms;
 use crate::tokens::{Tokens, channel};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -198,6 +199,7 @@ pub(crate) struct Submission {
     pub(crate) prompt: Vec<TokenId>,
     /// The rest of it; its own prompt has become `prompt`.
     pub(crate) ask: Ask,
+    pub(crate) terms: Terms,
 }
 
 impl Engine {

@@ -19,6 +19,7 @@ mod residency;
 mod sampling;
 mod schedule;
 mod stop;
+mod terms;
 mod tokens;
 
 pub use ask::{Ask, Message, Penalties, Prompt, Refusal, Role, Sampling, TokenId};
@@ -29,4 +30,5 @@ pub use kv::KvType;
 pub use model::{Memory, Model, ModelInfo, ModelSource, Scores, inspect};
 pub use ops::cpu::{Activations, CodePath};
 pub use residency::{EvictError, JoinError, ModelState, ModelStatus, Policy};
+pub use terms::{Bill, Billed, Budget, Grant, Terms};
 pub use tokens::{Event, Finish, Logprob, Timing, Tokens, Usage};

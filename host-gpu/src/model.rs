@@ -11,6 +11,8 @@ use crate::kv::KvType;
 use crate::measure;
 use crate::ops::cpu::CodePath;
 use crate::residency::{JoinError, Lease, Loading};
+use crate::schedule::RESERVE_TOKENS;
+use crate::terms::Terms;
 use crate::tokens::Tokens;
 use config::Config;
 use opened::Opened;
@@ -251,7 +253,15 @@ impl Model {
     ///
     /// # Errors
     /// `Invalid` and `TooLong` are final; `Busy` says when to retry.
-    pub fn generate(&self, mut ask: Ask) -> Result<Tokens, Refusal> {
+    pub fn generate(&self, ask: Ask) -> Result<Tokens, Refusal> {
+        self.generate_on(ask, Terms::default())
+    }
+
+    /// The same on terms.
+    ///
+    /// # Errors
+    /// Those of [`Model::generate`], and what the budget says.
+    pub fn generate_on(&self, mut ask: Ask, mut terms: Terms) -> Result<Tokens, Refusal> {
         ask.check(self.loaded.config.vocab)?;
         if ask.max_tokens == Some(0) {
             return Err(Refusal::Invalid("max_tokens is 0; give 1 or more".into()));
@@ -269,7 +279,12 @@ impl Model {
             let needed = u32::try_from(prompt.len() + 1).unwrap_or(u32::MAX);
             return Err(Refusal::TooLong { needed, available: most as u32 });
         }
-        self.engine.submit(Submission { loaded: self.loaded.clone(), prompt, ask })
+        if let Some(budget) = &mut terms.budget {
+            let more = ask.max_tokens.map_or(usize::MAX, |max| max as usize).min(RESERVE_TOKENS);
+            let pages = most.min(prompt.len() + more).div_ceil(self.loaded.page_tokens) as u64;
+            budget.open(prompt.len() as u32, pages * self.engine.config().kv_page_bytes)?;
+        }
+        self.engine.submit(Submission { loaded: self.loaded.clone(), prompt, ask, terms })
     }
 
     /// The log-probabilities of what follows each of `tokens`, for evaluation and tests.

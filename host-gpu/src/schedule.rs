@@ -210,6 +210,11 @@ impl Scheduler {
         (&s.tokens[item.position..][..item.tokens], s.table.pages())
     }
 
+    /// All sequences, and how many pages each holds.
+    pub(crate) fn held(&self) -> impl Iterator<Item = (SeqId, usize)> {
+        self.running.iter().chain(&self.waiting).map(|s| (s.id, s.table.pages().len()))
+    }
+
     pub(crate) fn running(&self) -> usize {
         self.running.len()
     }

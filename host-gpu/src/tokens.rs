@@ -18,6 +18,8 @@ pub enum Finish {
     Stop,
     /// `max_tokens`, the context or the KV memory was used up.
     Length,
+    /// Its [`crate::Budget`] was.
+    Budget,
 }
 
 /// What a reader sees.

@@ -12,6 +12,8 @@ use toy::{Bench, Toy, VOCAB, ask, finish, small};
 #[path = "engine/batching.rs"]
 mod batching;
 mod support;
+#[path = "engine/terms.rs"]
+mod terms;
 #[path = "engine/toy.rs"]
 mod toy;
 

@@ -4,7 +4,6 @@ use hob_gpu::{Engine, EngineConfig, Event, JoinError, ModelSource, ModelState};
 use support::wait;
 use toy::{Bench, Toy, ask, small};
 
-#[expect(dead_code, reason = "shared with other tests")]
 mod support;
 #[expect(dead_code, reason = "shared with other tests")]
 #[path = "engine/toy.rs"]

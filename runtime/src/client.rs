@@ -1,20 +1,25 @@
 //! A client of the control API: what the command line is made of.
 
 use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ureq::http::Response;
+use ureq::tls::{PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use crate::api::{ControlFile, KeyStatus, NewKey, Status, TrafficRequest};
+use crate::config::Budget;
 use crate::data::DataDir;
 use crate::digest::Digest;
-use crate::function_host::{DeployRequest, Deployed, FunctionStatus, RevisionStatus};
-use crate::names::{FunctionName, ModelName};
+use crate::function_host::{DeployRequest, Deployed, FunctionStatus, RevisionStatus, TenantStatus};
+use crate::names::{FunctionName, ModelName, Tenant};
 use crate::request::Summary;
 use crate::traffic::Traffic;
+use crate::usage::Report;
 
 /// Longest wait for an answer; a large component takes a while to compile.
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -34,6 +39,14 @@ pub enum ClientError {
     /// The server refused, and said why.
     #[error("{0}")]
     Refused(String),
+    /// The file that says whom to trust says nothing.
+    #[error("{path} does not say whom to trust: {why}; give a file of certificates in PEM form", path = path.display())]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The connection broke.
     #[error("the server does not answer: {0}")]
     Connection(Box<ureq::Error>),
@@ -60,20 +73,43 @@ impl Client {
             std::fs::read(data.control()).ok().and_then(|text| serde_json::from_slice(&text).ok());
         let Some(file) = file else { return Err(ClientError::NoServer(root)) };
         let base = format!("http://{}", file.address);
-        Ok(Self::connect(&base, file.key, ClientError::NoServer, root))
+        Ok(Self::connect(&base, file.key, ClientError::NoServer, root, RootCerts::PlatformVerifier))
     }
 
-    /// A client of the server at `base`, as in `http://10.0.0.7:9000`, that shows `key`.
+    /// A client of the server at `base`, as in `https://10.0.0.7:9000`, that shows `key`. Over TLS it trusts whom this
+    /// machine trusts.
     pub fn at(base: &str, key: String) -> Self {
-        Self::connect(base.trim_end_matches('/'), key, ClientError::NoServerAt, base.to_owned())
+        Self::connect(base, key, ClientError::NoServerAt, base.to_owned(), RootCerts::PlatformVerifier)
     }
 
-    fn connect(base: &str, key: String, missing: fn(String) -> ClientError, place: String) -> Self {
+    /// The same, trusting the certificate authorities in the file `ca`, in PEM form, and no others.
+    ///
+    /// # Errors
+    /// `Authority`.
+    pub fn at_trusting(base: &str, key: String, ca: &Path) -> Result<Self, ClientError> {
+        let bad = |why: String| ClientError::Authority { path: ca.to_owned(), why };
+        let text = std::fs::read(ca).map_err(|error| bad(error.to_string()))?;
+        let mut trusted = Vec::new();
+        for item in ureq::tls::parse_pem(&text) {
+            if let PemItem::Certificate(certificate) = item.map_err(|error| bad(error.to_string()))? {
+                trusted.push(certificate);
+            }
+        }
+        if trusted.is_empty() {
+            return Err(bad("there is no certificate in it".into()));
+        }
+        let roots = RootCerts::Specific(Arc::new(trusted));
+        Ok(Self::connect(base, key, ClientError::NoServerAt, base.to_owned(), roots))
+    }
+
+    fn connect(base: &str, key: String, missing: fn(String) -> ClientError, place: String, roots: RootCerts) -> Self {
+        let base = base.trim_end_matches('/');
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(TIMEOUT))
             // The control API is on this machine: a proxy from the environment has no business in between.
             .proxy(None)
+            .tls_config(TlsConfig::builder().root_certs(roots).build())
             .build()
             .into();
         Self { agent, base: format!("{base}/v1"), key, missing, place }
@@ -199,6 +235,46 @@ impl Client {
     /// See [`ClientError`].
     pub fn invocations(&self) -> Result<Vec<Summary>, ClientError> {
         self.get("invocations")
+    }
+
+    /// Sums of usage. `query` is as the API has it: `tenant`, `function`, `model`, `since`, `until`, `by`.
+    ///
+    /// # Errors
+    /// `Refused`, with the reason.
+    pub fn usage(&self, query: &[(&str, &str)]) -> Result<Report, ClientError> {
+        let call = self.agent.get(self.url("usage")).query_pairs(query.iter().copied());
+        let mut answer = self.check(call.header("authorization", self.bearer()).call())?;
+        let read = answer.body_mut().with_config().limit(MAX_METRICS).read_json();
+        read.map_err(|error| ClientError::Connection(Box::new(error)))
+    }
+
+    /// Records of single invocations, a line of JSON for each. `query` is as the API has it: `tenant`, `function`, `model`,
+    /// `since`, `until`, `after`, `limit`.
+    ///
+    /// # Errors
+    /// `Refused`, with the reason.
+    pub fn usage_records(&self, query: &[(&str, &str)]) -> Result<String, ClientError> {
+        let call = self.agent.get(self.url("usage/records")).query_pairs(query.iter().copied());
+        let mut answer = self.check(call.header("authorization", self.bearer()).call())?;
+        let read = answer.body_mut().with_config().limit(MAX_METRICS).read_to_string();
+        read.map_err(|error| ClientError::Connection(Box::new(error)))
+    }
+
+    /// Tenants, what they may use, and what they use.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn tenants(&self) -> Result<Vec<TenantStatus>, ClientError> {
+        self.get("tenants")
+    }
+
+    /// Holds a tenant to a budget.
+    ///
+    /// # Errors
+    /// `Refused`, with the reason.
+    pub fn set_quota(&self, tenant: &Tenant, quota: &Budget) -> Result<(), ClientError> {
+        let call = self.agent.put(self.url(&format!("tenants/{tenant}/quota")));
+        self.check(call.header("authorization", self.bearer()).send_json(quota)).map(drop)
     }
 
     /// Makes a key.

@@ -7,7 +7,8 @@
 //! models/blobs/sha256-<hex>         weights
 //! models/names/<name>.json          which blob a model name means
 //! control.json                      where the running server listens for commands, and its key
-//! audit.jsonl                       who changed what over the control API
+//! audit.jsonl, audit.<n>.jsonl      who changed what over the control API, and before
+//! usage/                            what each invocation used, see [`crate::usage`]
 //! secrets/<function>/<revision>.json     what only the guest may read
 //! tmp/                              what is being written; emptied at start
 //! ```
@@ -85,6 +86,11 @@ impl DataDir {
     /// Who changed what.
     pub fn audit(&self) -> PathBuf {
         self.root.join("audit.jsonl")
+    }
+
+    /// What each invocation used.
+    pub fn usage(&self) -> PathBuf {
+        self.root.join("usage")
     }
 
     /// A component as uploaded.

@@ -3,15 +3,18 @@
 //! [`deploy`] changes it, [`table`] finds what answers a request, [`function`] is what is found.
 
 pub mod deploy;
+mod drain;
 mod embed;
 pub mod function;
 mod observe;
 mod plugin;
+mod quota;
 mod sweep;
 pub mod table;
 mod warm;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
@@ -21,6 +24,7 @@ use hob_gpu::{Engine, EngineConfig};
 use http::{Request, Response};
 use tokio::sync::Semaphore;
 
+use crate::budget::Budgets;
 use crate::components::{Components, Sweeper};
 use crate::config::Secrets;
 use crate::data::{DataDir, DataError};
@@ -37,12 +41,14 @@ use crate::names::{FunctionName, Tenant};
 use crate::records::{Records, RecordsError};
 use crate::request::{self, Body, BoxError, Callable, Invocation, Recent, RequestError, Summary};
 use crate::telemetry::{Collector, Exporter, ExporterError, TRACEPARENT, Telemetry, Trace, server_timing};
+use crate::usage::{Usage, UsageError};
 
 pub use deploy::{DeployError, DeployRequest, Deployed};
 pub use embed::{FunctionService, HostBuilder};
 use function::{Function, Revision};
 pub use function::{FunctionState, FunctionStatus, RevisionState, RevisionStatus};
 pub use plugin::{CallError, Plugin};
+pub use quota::TenantStatus;
 use table::Table;
 
 /// What a host is made of.
@@ -87,6 +93,9 @@ pub enum HostError {
     /// The way to the collector of traces.
     #[error(transparent)]
     Traces(#[from] ExporterError),
+    /// What was used cannot be written down.
+    #[error(transparent)]
+    Usage(#[from] UsageError),
     /// The inference engine.
     #[error("the inference engine does not start: {0}")]
     Engine(#[from] hob_gpu::StartError),
@@ -111,6 +120,9 @@ pub struct Host {
     /// Components that came lately, and may not be named by a revision yet.
     uploads: Mutex<HashMap<Digest, Instant>>,
     recent: Arc<Recent>,
+    usage: Usage,
+    /// No more requests are taken.
+    draining: AtomicBool,
     telemetry: Arc<Telemetry>,
     hide_timing: bool,
     exporter: Option<Arc<Exporter>>,
@@ -138,6 +150,7 @@ impl Host {
             library,
             stores: Arc::new(Stores::new(data.root().join("stores"))),
             tls: Tls::new(&config.egress_roots)?,
+            budgets: Arc::new(Budgets::default()),
             instances: config.pool.instances,
             idle: Arc::new(Semaphore::new(config.pool.instances as usize / 2)),
             free: config.free,
@@ -145,6 +158,9 @@ impl Host {
         let components = Arc::new(Components::new(wasm, data.clone(), config.mapped_components));
         let sweeper = Sweeper::start(&components).map_err(HostError::Thread)?;
         let exporter = config.traces.as_ref().map(Exporter::start).transpose()?.map(Arc::new);
+        let recent = Arc::new(Recent::new());
+        let usage = Usage::open(&data.usage(), recent.start())?;
+        quota::take_up(&services.budgets, &records, &usage)?;
         let host = Arc::new_cyclic(|me| Self {
             me: me.clone(),
             components,
@@ -158,7 +174,9 @@ impl Host {
             table: ArcSwap::from_pointee(table),
             warming: Mutex::default(),
             uploads: Mutex::default(),
-            recent: Arc::default(),
+            recent,
+            usage,
+            draining: AtomicBool::new(false),
             telemetry: Arc::default(),
             hide_timing: config.hide_timing,
             exporter,
@@ -229,6 +247,11 @@ impl Host {
         self.table.load().get(function).map(|function| function.record.tenant.clone())
     }
 
+    /// What is used, and by whom.
+    pub fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
     /// The components.
     pub fn components(&self) -> &Arc<Components> {
         &self.components
@@ -288,6 +311,9 @@ impl Host {
             let answer = self.answer(revision, request, &invocation).await;
             return answer.unwrap_or_else(|error| error.response(None));
         }
+        if let Some(refusal) = self.refuse(&request) {
+            return refusal;
+        }
         let called = || (format!("{} {}", request.method(), revision.function), request.uri().path().to_owned());
         let trace = Trace::begin(request.headers(), called, self.exporter.as_ref());
         if let Some(trace) = &trace {
@@ -295,7 +321,8 @@ impl Host {
         }
         let invocation = Invocation::start(revision.function.clone(), revision.account, started, self.recent.clone());
         let watched = revision.watched(&self.telemetry);
-        let invocation = Arc::new(invocation.watched(watched.clone()).traced(trace));
+        let tab = self.usage.begin(revision.owner(), invocation.number, started, invocation.meter.clone());
+        let invocation = Arc::new(invocation.watched(watched.clone()).traced(trace).billed(tab));
         let mut response = match self.answer(revision, request, &invocation).await {
             Ok(response) => response,
             Err(error) => {
@@ -304,7 +331,7 @@ impl Host {
             }
         };
         watched.metrics.answered(response.status());
-        if !self.hide_timing {
+        if revision.record.config.server_timing.unwrap_or(!self.hide_timing) {
             response.headers_mut().append("server-timing", server_timing(&invocation));
         }
         response.headers_mut().insert(table::REVISION_HEADER, revision.header());
@@ -363,7 +390,7 @@ impl Host {
             }
         };
         let secrets = self.secrets(revision)?;
-        Ok(revision.keep(Callable::new(&revision.function, linked, config, &secrets, &self.services)))
+        Ok(revision.keep(Callable::new(&revision.owner(), linked, config, &secrets, &self.services)))
     }
 
     fn secrets(&self, revision: &Revision) -> Result<Secrets, String> {

@@ -26,6 +26,7 @@
 #![deny(unsafe_code)]
 
 pub mod api;
+pub mod budget;
 pub mod cli;
 pub mod client;
 pub mod components;
@@ -45,6 +46,7 @@ pub mod server;
 pub mod sources;
 pub mod telemetry;
 pub mod traffic;
+pub mod usage;
 
 pub use data::DataDir;
 pub use function_host::{CallError, FunctionService, Host, HostBuilder, HostConfig, Plugin};

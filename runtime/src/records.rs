@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition, TableError};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{FunctionConfig, Limits, RouteConfig};
+use crate::config::{Budget, FunctionConfig, Limits, RouteConfig};
 use crate::digest::Digest;
 use crate::keys::KeyRecord;
 use crate::names::{FunctionName, ModelName, RevisionId, Route, Tenant};
@@ -21,6 +21,9 @@ const FUNCTIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("functi
 const REVISIONS: TableDefinition<'_, (&str, u32), &[u8]> = TableDefinition::new("revisions");
 /// Id to the key's record as JSON.
 const KEYS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("keys");
+
+/// Name to the tenant's quota as JSON.
+const TENANTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tenants");
 
 /// A function, as recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -302,6 +305,45 @@ impl Records {
             self.decode(|| format!("key `{}`", id.value()), record.value())
         })
         .collect()
+    }
+
+    /// All tenants that have a quota.
+    ///
+    /// # Errors
+    /// `Damaged`, `Database`.
+    pub fn quotas(&self) -> Result<BTreeMap<Tenant, Budget>, RecordsError> {
+        let read = self.database.begin_read().map_err(|error| self.fault(error))?;
+        let table = match read.open_table(TENANTS) {
+            Ok(table) => table,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(BTreeMap::new()),
+            Err(error) => return Err(self.fault(error)),
+        };
+        let mut quotas = BTreeMap::new();
+        for row in table.iter().map_err(|error| self.fault(error))? {
+            let (name, record) = row.map_err(|error| self.fault(error))?;
+            let quota = self.decode(|| format!("tenant `{}`", name.value()), record.value())?;
+            if let Ok(name) = name.value().parse() {
+                quotas.insert(name, quota);
+            }
+        }
+        Ok(quotas)
+    }
+
+    /// Records a tenant's quota; the default one is none. On disk when this returns.
+    ///
+    /// # Errors
+    /// `Database`; then nothing has changed.
+    pub fn put_quota(&self, tenant: &Tenant, quota: &Budget) -> Result<(), RecordsError> {
+        let write = self.database.begin_write().map_err(|error| self.fault(error))?;
+        {
+            let mut table = write.open_table(TENANTS).map_err(|error| self.fault(error))?;
+            if *quota == Budget::default() {
+                table.remove(tenant.as_str()).map_err(|error| self.fault(error))?;
+            } else {
+                table.insert(tenant.as_str(), encode(quota).as_slice()).map_err(|error| self.fault(error))?;
+            }
+        }
+        write.commit().map_err(|error| self.fault(error))
     }
 
     /// Records a key. On disk when this returns.

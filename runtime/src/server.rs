@@ -21,7 +21,7 @@ use hyper_util::server::conn::auto;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use self::tls::Wire;
+pub(crate) use self::tls::Wire;
 pub use self::tls::{ServerTls, ServerTlsError};
 use crate::function_host::Host;
 use crate::request::Secure;
@@ -29,7 +29,7 @@ use crate::request::Secure;
 /// Longest wait for the head of a request, and for the first one of a connection: a client that drips bytes, or sends
 /// none, holds a connection no longer.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest wait for running requests when the server stops.
+/// Longest wait for running requests when the server stops, unless said.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Most bytes of a request's head. Functions have their own, lower limit.
 const MAX_HEAD: usize = 1 << 20;
@@ -62,7 +62,7 @@ impl ServerConfig {
 /// A listener that serves.
 pub struct Server {
     address: SocketAddr,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Option<Duration>>,
     acceptor: tokio::task::JoinHandle<()>,
     workers: Vec<JoinHandle<()>>,
 }
@@ -78,7 +78,7 @@ impl Server {
     pub async fn start(host: Arc<Host>, config: ServerConfig) -> io::Result<Self> {
         let listener = TcpListener::bind(config.listen).await?;
         let address = listener.local_addr()?;
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = watch::channel(None);
         let mut senders = Vec::new();
         let mut workers = Vec::new();
         for n in 0..config.threads.max(1) {
@@ -98,7 +98,12 @@ impl Server {
 
     /// Takes no more requests, and waits until those that run have ended, ten seconds at most.
     pub async fn stop(self) {
-        let _ = self.stop.send(true);
+        self.stop_within(DRAIN).await;
+    }
+
+    /// The same, and waits no longer than `patience`; what runs then is cut off.
+    pub async fn stop_within(self, patience: Duration) {
+        let _ = self.stop.send(Some(patience));
         let _ = self.acceptor.await;
         for worker in self.workers {
             let _ = tokio::task::spawn_blocking(|| worker.join()).await;
@@ -111,7 +116,7 @@ async fn accept(
     listener: TcpListener,
     connections: usize,
     workers: Vec<mpsc::UnboundedSender<Accepted>>,
-    mut stopped: watch::Receiver<bool>,
+    mut stopped: watch::Receiver<Option<Duration>>,
 ) {
     let room = Arc::new(Semaphore::new(connections.clamp(1, Semaphore::MAX_PERMITS)));
     for worker in workers.iter().cycle() {
@@ -121,7 +126,7 @@ async fn accept(
         };
         let accepted = tokio::select! {
             accepted = next => accepted,
-            _ = stopped.wait_for(|stop| *stop) => return,
+            _ = stopped.wait_for(Option::is_some) => return,
         };
         match accepted {
             Ok(accepted) => drop(worker.send(accepted)),
@@ -139,7 +144,7 @@ async fn accept(
 struct Serving {
     host: Arc<Host>,
     tls: Option<ServerTls>,
-    stopped: watch::Receiver<bool>,
+    stopped: watch::Receiver<Option<Duration>>,
 }
 
 fn worker(n: usize, serving: Serving, connections: mpsc::UnboundedReceiver<Accepted>) -> io::Result<JoinHandle<()>> {
@@ -166,8 +171,9 @@ async fn serve_connections(serving: Serving, mut connections: mpsc::UnboundedRec
         while running.try_join_next().is_some() {}
     }
     let drained = async { while running.join_next().await.is_some() {} };
-    if tokio::time::timeout(DRAIN, drained).await.is_err() {
-        tracing::warn!("requests still running after {} s are cut off", DRAIN.as_secs());
+    let patience = serving.stopped.borrow().unwrap_or(DRAIN);
+    if tokio::time::timeout(patience, drained).await.is_err() {
+        tracing::warn!("requests that still run are cut off");
     }
 }
 
@@ -206,7 +212,7 @@ impl Serving {
                         return Err("no request came".into());
                     }
                 }
-                _ = self.stopped.wait_for(|stop| *stop) => break,
+                _ = self.stopped.wait_for(Option::is_some) => break,
             }
         }
         connection.as_mut().graceful_shutdown();

@@ -1,7 +1,7 @@
 //! The control API: its key, its errors, and that the data listener does not lead there.
 
 use hob::api::ControlFile;
-use hob_tests::{Hob, component, get};
+use hob_tests::{Hob, ServeOptions, certificate, component, get};
 
 fn control(hob: &Hob) -> ControlFile {
     serde_json::from_slice(&std::fs::read(hob.home.path().join("control.json")).unwrap()).unwrap()
@@ -205,6 +205,44 @@ fn changes_are_in_the_audit_log() {
         let as_expected = entry["who"] == who && entry["call"] == call && entry["status"] == status;
         assert!(as_expected && entry["result"].as_str().unwrap().contains(result), "{entry}");
         assert!(entry["at_ms"].as_u64().unwrap() > 1_700_000_000_000);
+    }
+}
+
+#[test]
+fn speaks_tls_to_those_elsewhere() {
+    let args = ["--control-tls-cert", "cert.pem", "--control-tls-key", "key.pem", "--control", "127.0.0.1:0"];
+    let args = args.map(|arg| if arg.ends_with(".pem") { certificate(arg).display().to_string() } else { arg.into() });
+    let hob = Hob::with(ServeOptions { args: args.to_vec(), ..ServeOptions::default() });
+    hob.deploy("hello", &[]);
+    assert!(hob.ok(&["list"]).contains("hello"), "commands on this machine go on as ever");
+    let key = create_key(&hob, &["elsewhere", "--scope", "read"]);
+    let address = hob.until("the log says where", || {
+        let log = hob.log();
+        let at = log.split("control=").nth(1)?.split_whitespace().next()?.to_owned();
+        Some(at)
+    });
+    assert_ne!(address, control(&hob).address.to_string(), "commands on this machine have a listener of their own");
+    // Somebody who connects and says nothing holds up nobody.
+    let _silent: Vec<_> = (0..8).map(|_| std::net::TcpStream::connect(&address).unwrap()).collect();
+    let home = tempfile::tempdir().unwrap();
+    let list = |url: &str, ca: Option<&str>| {
+        let mut command = std::process::Command::new(hob_tests::hob_binary());
+        command.args(["list", "--server", url]).env("HOB_DATA", home.path()).env("HOB_KEY", &key);
+        if let Some(ca) = ca {
+            command.env("HOB_CA", certificate(ca));
+        }
+        let output = command.output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (good, said) = list(&format!("https://{address}"), Some("ca.pem"));
+    assert!(good && said.contains("hello"), "{said}");
+    for (url, ca, why) in [
+        (format!("https://{address}"), None, "does not answer"),
+        (format!("https://{address}"), Some("key.pem"), "no certificate in it"),
+        (format!("http://{address}"), None, "does not answer"),
+    ] {
+        let (good, said) = list(&url, ca);
+        assert!(!good && said.contains(why) && !said.contains("hello"), "{url} {ca:?}: {said}");
     }
 }
 

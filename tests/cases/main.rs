@@ -1,5 +1,6 @@
 //! What hob does, seen from outside. Each case starts a server of its own.
 
+mod budgets;
 mod control;
 mod data;
 mod deploy;
@@ -20,6 +21,7 @@ mod serve;
 mod server;
 mod sockets;
 mod streams;
+mod usage;
 mod worlds;
 
 /// Every program in `guests/` has a case of its name in [`guests`], or this does not compile.

@@ -144,6 +144,11 @@ fn an_answer_says_where_its_time_went() {
     let silent = Hob::with(ServeOptions { args: vec!["--no-server-timing".into()], ..ServeOptions::default() });
     silent.deploy("hello", &[]);
     assert_eq!(ask(&silent, "/hello").0.header("server-timing"), None);
+    // A function that says how it wants it has it so.
+    for (server, wanted) in [(&hob, false), (&silent, true)] {
+        server.deploy_as("hello", "own", FunctionConfig { server_timing: Some(wanted), ..FunctionConfig::default() });
+        assert_eq!(ask(server, "/own").0.header("server-timing").is_some(), wanted);
+    }
 }
 
 #[test]
@@ -318,6 +323,26 @@ fn traces_go_through_guests_and_to_a_collector() {
     assert_eq!((&failed["status"]["code"], &failed["status"]["message"]), (&2.into(), &"failed".into()));
     assert!(!spans.iter().any(|span| span["spanId"] == unsampled[36..52]));
     assert!(collector.services().iter().all(|service| service == "stove"));
+}
+
+#[test]
+fn the_collector_is_named_by_the_usual_variables() {
+    let collector = Collector::start();
+    let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let variables = vec![
+        set("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1"),
+        set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &format!("{}/v1/traces", collector.endpoint)),
+        set("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20abc,x-team=stove"),
+        set("OTEL_SERVICE_NAME", "kitchen"),
+        set("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test"),
+    ];
+    let hob = Hob::with(ServeOptions { variables, ..ServeOptions::default() });
+    hob.deploy("hello", &[]);
+    assert_eq!(get(&hob.url("/hello")).0, 200);
+    hob.until("the spans come", || (!collector.spans().is_empty()).then_some(()));
+    assert!(collector.was_sent("authorization: bearer abc") && collector.was_sent("x-team: stove"));
+    let said = serde_json::to_string(&collector.attributes()).expect("it is JSON");
+    assert!(said.contains("kitchen") && said.contains("deployment.environment") && said.contains("test"), "{said}");
 }
 
 #[test]

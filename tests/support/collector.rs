@@ -11,6 +11,7 @@ pub struct Collector {
     /// Its base.
     pub endpoint: String,
     bodies: Arc<Mutex<Vec<Value>>>,
+    heads: Arc<Mutex<Vec<Vec<String>>>>,
 }
 
 impl Collector {
@@ -19,14 +20,15 @@ impl Collector {
         let listener = TcpListener::bind("127.0.0.1:0").expect("there are ports");
         let endpoint = format!("http://{}", listener.local_addr().expect("it listens"));
         let bodies: Arc<Mutex<Vec<Value>>> = Arc::default();
-        let kept = bodies.clone();
+        let heads: Arc<Mutex<Vec<Vec<String>>>> = Arc::default();
+        let kept = (bodies.clone(), heads.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let kept = kept.clone();
-                std::thread::spawn(move || serve(stream, &kept));
+                std::thread::spawn(move || serve(stream, &kept.0, &kept.1));
             }
         });
-        Self { endpoint, bodies }
+        Self { endpoint, bodies, heads }
     }
 
     /// The spans that came so far, in the order in which they came.
@@ -34,6 +36,19 @@ impl Collector {
         let bodies = self.bodies.lock().expect("nobody panics with it");
         let spans = |body: &Value| body["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array().cloned();
         bodies.iter().filter_map(spans).flatten().collect()
+    }
+
+    /// Whether the last call had this header line, in lower case.
+    pub fn was_sent(&self, line: &str) -> bool {
+        let heads = self.heads.lock().expect("nobody panics with it");
+        heads.last().is_some_and(|head| head.iter().any(|sent| sent == line))
+    }
+
+    /// What the last sender says of itself.
+    pub fn attributes(&self) -> Vec<Value> {
+        let bodies = self.bodies.lock().expect("nobody panics with it");
+        let attributes = bodies.last().map(|body| body["resourceSpans"][0]["resource"]["attributes"].clone());
+        attributes.and_then(|attributes| attributes.as_array().cloned()).unwrap_or_default()
     }
 
     /// Who sent them.
@@ -47,7 +62,7 @@ impl Collector {
 }
 
 /// Requests on one connection. One that is not as the protocol has it ends it with a 400.
-fn serve(stream: TcpStream, kept: &Mutex<Vec<Value>>) {
+fn serve(stream: TcpStream, kept: &Mutex<Vec<Value>>, heads: &Mutex<Vec<Vec<String>>>) {
     let mut reader = BufReader::new(stream);
     loop {
         let mut head = Vec::new();
@@ -66,6 +81,7 @@ fn serve(stream: TcpStream, kept: &Mutex<Vec<Value>>) {
                 .write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
             return;
         };
+        heads.lock().expect("nobody panics with it").push(head);
         kept.lock().expect("nobody panics with it").push(body);
         let _ = reader
             .get_mut()

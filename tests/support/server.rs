@@ -25,6 +25,8 @@ pub struct ServeOptions {
     pub model: bool,
     /// More arguments for `hob serve`.
     pub args: Vec<String>,
+    /// Variables of its environment.
+    pub variables: Vec<(String, String)>,
 }
 
 /// A running `hob serve`, killed when dropped.
@@ -35,6 +37,7 @@ pub struct Hob {
     process: Child,
     log: Arc<Mutex<String>>,
     args: Vec<String>,
+    variables: Vec<(String, String)>,
 }
 
 impl Hob {
@@ -59,8 +62,9 @@ impl Hob {
             crate::lend_model(home.path());
         }
         let log = Arc::default();
-        let (process, address) = spawn(home.path(), &options.args, &log);
-        Self { home, address, process, log, args: options.args }
+        let ServeOptions { args, variables, .. } = options;
+        let (process, address) = spawn(home.path(), &args, &variables, &log);
+        Self { home, address, process, log, args, variables }
     }
 
     /// Where functions are called.
@@ -164,16 +168,26 @@ impl Hob {
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("it is a number") / 1024
     }
 
-    /// Asks it to stop, and waits until it has.
-    pub fn terminate(&mut self) -> bool {
+    /// Asks it to stop.
+    pub fn ask_to_stop(&self) {
         let pid = self.process.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill is a command").success());
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub fn terminate(&mut self) -> bool {
+        self.ask_to_stop();
+        self.ended_well()
+    }
+
+    /// Waits until it has stopped.
+    pub fn ended_well(&mut self) -> bool {
         self.until_mut(|server| server.process.try_wait().expect("it is our child")).success()
     }
 
     /// Starts it again on the same directory.
     pub fn restart(&mut self) {
-        (self.process, self.address) = spawn(self.home.path(), &self.args, &self.log);
+        (self.process, self.address) = spawn(self.home.path(), &self.args, &self.variables, &self.log);
     }
 
     /// Waits until `look` sees something.
@@ -232,12 +246,18 @@ pub fn refused(home: &Path, args: &[&str]) -> String {
     String::from_utf8(output.stderr).expect("hob prints UTF-8")
 }
 
-fn spawn(home: &Path, args: &[String], log: &Arc<Mutex<String>>) -> (Child, SocketAddr) {
+fn spawn(
+    home: &Path,
+    args: &[String],
+    variables: &[(String, String)],
+    log: &Arc<Mutex<String>>,
+) -> (Child, SocketAddr) {
     let mut process = Command::new(hob_binary())
         .args(["serve", "--listen", "127.0.0.1:0"])
         .args(args)
         .env("HOB_DATA", home)
         .env("HOB_LOG", "info")
+        .envs(variables.iter().cloned())
         .stderr(Stdio::piped())
         .spawn()
         .expect("hob is a command");

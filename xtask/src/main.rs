@@ -24,8 +24,7 @@ and what builds guests in JavaScript and Python (450 MB; needs python3, and skip
 
 /// What is built and tested. Always all of them: cargo chooses features of dependencies for the packages at hand, and
 /// builds these anew when they change.
-const PACKAGES: [&str; 10] =
-    ["-p", "hob-gpu", "-p", "hob", "-p", "hob-sdk", "-p", "hob-tests", "-p", "axum-plugins"];
+const PACKAGES: [&str; 10] = ["-p", "hob-gpu", "-p", "hob", "-p", "hob-sdk", "-p", "hob-tests", "-p", "axum-plugins"];
 
 /// The model that the demo, the tests and the benchmarks use.
 const MODEL: &str = "smollm2:135m";

@@ -9,9 +9,10 @@ use crate::residency::Lease;
 use crate::sampling::Sampler;
 use crate::schedule::{Admitted, Item, Need};
 use crate::stop::StopFilter;
+use crate::terms::{Billed, Grant, Held, Terms};
 use crate::tokens::{Event, Finish, Timing, Usage, Writer};
 use std::hash::{BuildHasher, RandomState};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub(super) struct Job {
     pub(super) loaded: Lease<Loaded>,
@@ -28,6 +29,10 @@ pub(super) struct Job {
     /// When it was admitted for the first time.
     pub(super) admitted: Option<Instant>,
     first: Option<Instant>,
+    terms: Terms,
+    held: Held,
+    /// What of `usage` and `timing` is on the bill.
+    billed: (Usage, Timing),
 }
 
 impl Job {
@@ -47,7 +52,11 @@ impl Job {
             submitted: now,
             admitted: None,
             first: None,
+            terms: s.terms,
+            held: Held::nothing(now),
+            billed: Default::default(),
         };
+        job.bill(Billed { sequences: 1, ..Billed::default() });
         (job, s.prompt)
     }
 
@@ -74,6 +83,50 @@ impl Job {
         self.usage.cached_tokens = admitted.found as u32;
         self.usage.prompt_tokens = self.usage.cached_tokens;
         self.writer.push("", self.usage, self.timing);
+        self.bill_progress();
+        if let Some(budget) = &mut self.terms.budget {
+            budget.begin();
+        }
+    }
+
+    /// Notes the KV that it holds from now on; says whether its budget allows that.
+    pub(super) fn hold(&mut self, bytes: u64, now: Instant) -> bool {
+        let (kv_byte_seconds, changed) = self.held.set(bytes, now);
+        self.bill(Billed { kv_byte_seconds, ..Billed::default() });
+        match &mut self.terms.budget {
+            Some(budget) if changed => budget.hold(bytes),
+            _ => true,
+        }
+    }
+
+    /// Notes its share of a step's time.
+    pub(super) fn computed(&self, device: Duration) {
+        self.bill(Billed { device, ..Billed::default() });
+    }
+
+    /// Whether its budget allows a token.
+    pub(super) fn grant(&mut self) -> Grant {
+        self.terms.budget.as_mut().map_or(Grant::Token, |budget| budget.take())
+    }
+
+    fn bill(&self, more: Billed) {
+        if let Some(bill) = &self.terms.bill {
+            bill.add(&more);
+        }
+    }
+
+    /// Bills what has come since the last time.
+    fn bill_progress(&mut self) {
+        let (usage, timing) = std::mem::replace(&mut self.billed, (self.usage, self.timing));
+        self.bill(Billed {
+            prompt_tokens: (self.usage.prompt_tokens - usage.prompt_tokens).into(),
+            cached_tokens: (self.usage.cached_tokens - usage.cached_tokens).into(),
+            generated_tokens: (self.usage.generated_tokens - usage.generated_tokens).into(),
+            queue: self.timing.queue.saturating_sub(timing.queue),
+            prefill: self.timing.prefill.saturating_sub(timing.prefill),
+            decode: self.timing.decode.saturating_sub(timing.decode),
+            ..Billed::default()
+        });
     }
 
     /// Notes that `item`, some of the prompt, was processed, if it is for the first time.
@@ -83,6 +136,7 @@ impl Job {
             self.usage.prompt_tokens = until;
             self.timing.prefill = self.admitted.map_or_else(Default::default, |at| now - at);
             self.writer.push("", self.usage, self.timing);
+            self.bill_progress();
         }
     }
 
@@ -101,6 +155,7 @@ impl Job {
         self.timing.first_token = Some(first - self.submitted);
         self.timing.decode = now - first;
         self.usage.generated_tokens += 1;
+        self.bill_progress();
         let tokenizer = &self.loaded.tokenizer;
         let (text, stopped) = if tokenizer.is_end(id) {
             (String::new(), true)
@@ -117,6 +172,11 @@ impl Job {
         stopped.then_some(Finish::Stop)
     }
 
+    /// Lets go of its bill and its budget: before its reader is told of the end, and may begin another on the same.
+    fn settle(&mut self) {
+        self.terms = Terms::default();
+    }
+
     /// Emits what was held back and ends the tokens.
     pub(super) fn finish(mut self, finish: Finish) {
         let (mut text, stopped) = self.stop.push(&self.utf8.finish());
@@ -124,10 +184,12 @@ impl Job {
             text.push_str(&self.stop.finish());
         }
         self.writer.push(&text, self.usage, self.timing);
+        self.settle();
         self.writer.end(Event::Finished(finish));
     }
 
-    pub(super) fn fault(self, why: &str) {
+    pub(super) fn fault(mut self, why: &str) {
+        self.settle();
         self.writer.end(Event::Fault(why.into()));
     }
 }

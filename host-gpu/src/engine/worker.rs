@@ -10,6 +10,7 @@ use crate::ask::TokenId;
 use crate::kv::Arena;
 use crate::model::forward::{self, Buffers, Compute, Part};
 use crate::schedule::{Item, ModelKey, Scheduler, SeqId};
+use crate::terms::Grant;
 use crate::tokens::Finish;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -52,6 +53,7 @@ impl Worker {
         while self.receive() {
             self.let_go();
             self.admit();
+            self.note_held();
             let models = self.scheduler.models().into_iter();
             let work: Vec<Work> = models.map(|model| (model, self.scheduler.load(model))).collect();
             for ((model, _), budget) in work.iter().zip(self.paces.budgets(&work)) {
@@ -97,7 +99,8 @@ impl Worker {
         if self.scheduler.remove(id) {
             self.counters.waiting.fetch_sub(1, Ordering::Relaxed);
         }
-        let job = self.jobs.remove(&id)?;
+        let mut job = self.jobs.remove(&id)?;
+        job.hold(0, Instant::now());
         if let Some(at) = job.admitted {
             let ms = at.elapsed().as_millis() as u64;
             let old = self.counters.sequence_ms.load(Ordering::Relaxed);
@@ -117,6 +120,21 @@ impl Worker {
             self.counters.cached.fetch_add(admitted.found as u64, Ordering::Relaxed);
             if let Some(job) = self.jobs.get_mut(&admitted.id) {
                 job.admit(&admitted, now);
+            }
+        }
+    }
+
+    /// Notes which KV each sequence holds now, and ends those that may not hold as much.
+    fn note_held(&mut self) {
+        let (now, page_bytes) = (Instant::now(), self.arena.page_bytes() as u64);
+        let mut over = Vec::new();
+        for (id, pages) in self.scheduler.held() {
+            let held = self.jobs.get_mut(&id).map(|job| job.hold(pages as u64 * page_bytes, now));
+            over.extend((held == Some(false)).then_some(id));
+        }
+        for id in over {
+            if let Some(job) = self.remove(id) {
+                job.finish(Finish::Budget);
             }
         }
     }
@@ -144,7 +162,14 @@ impl Worker {
         }
         let decoding = items.iter().filter(|item| item.decodes).count();
         let prompts = items.iter().filter(|item| !item.decodes).map(|item| item.tokens).sum();
-        self.paces.note(model, decoding, prompts, started.elapsed());
+        let took = started.elapsed();
+        self.paces.note(model, decoding, prompts, took);
+        let tokens: usize = items.iter().map(|item| item.tokens).sum();
+        for item in &items {
+            if let Some(job) = self.jobs.get(&item.id) {
+                job.computed(took.mul_f64(item.tokens as f64 / tokens as f64));
+            }
+        }
         let buffers = std::mem::take(&mut self.buffers);
         self.finish_step(&items, buffers.logits(), c.vocab);
         self.buffers = buffers;
@@ -167,11 +192,15 @@ impl Worker {
             if !item.gives_token {
                 continue;
             }
-            let token = chosen.next().expect("a token for each item that gives one");
-            self.counters.generated.fetch_add(1, Ordering::Relaxed);
-            let ends = job.take(token, now);
-            let more = self.scheduler.push(item.id, token);
-            let ends = ends.or((!more).then_some(Finish::Length));
+            let ends = match chosen.next().expect("an answer for each item that gives a token") {
+                None => Some(Finish::Budget),
+                Some((token, last)) => {
+                    self.counters.generated.fetch_add(1, Ordering::Relaxed);
+                    let ends = job.take(token, now);
+                    let more = self.scheduler.push(item.id, token);
+                    ends.or((!more).then_some(Finish::Length)).or(last.then_some(Finish::Budget))
+                }
+            };
             if let Some(finish) = ends
                 && let Some(job) = self.remove(item.id)
             {
@@ -181,18 +210,27 @@ impl Worker {
         self.counters.steps.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The next token of each item that gives one, in order. Vocabularies are large: threads share the work.
-    fn choose(&mut self, items: &[Item], logits: &[f32], vocab: usize) -> Vec<TokenId> {
+    /// The next token of each item that gives one, in order, and whether its budget says that this is the last one;
+    /// `None` if that allows none. Vocabularies are large: threads share the work.
+    fn choose(&mut self, items: &[Item], logits: &[f32], vocab: usize) -> Vec<Option<(TokenId, bool)>> {
         let giving = items.iter().filter(|item| item.gives_token);
         let rows: HashMap<SeqId, usize> = giving.enumerate().map(|(row, item)| (item.id, row)).collect();
-        let jobs = self.jobs.iter_mut().filter_map(|(id, job)| rows.get(id).map(|row| (*row, job)));
-        let mut jobs: Vec<(usize, &mut Job, TokenId)> = jobs.map(|(row, job)| (row, job, TokenId(0))).collect();
+        let mut jobs: Vec<(usize, &mut Job, Grant, TokenId)> = Vec::with_capacity(rows.len());
+        for (id, job) in &mut self.jobs {
+            let Some(row) = rows.get(id) else { continue };
+            match job.grant() {
+                Grant::Nothing => {}
+                grant => jobs.push((*row, job, grant, TokenId(0))),
+            }
+        }
         self.compute.pool.rows(&mut jobs, 1, |_, one| {
-            let (row, job, token) = &mut one[0];
+            let (row, job, _, token) = &mut one[0];
             *token = job.choose(&logits[*row * vocab..][..vocab]);
         });
-        let mut tokens = vec![TokenId(0); rows.len()];
-        jobs.into_iter().for_each(|(row, _, token)| tokens[row] = token);
+        let mut tokens = vec![None; rows.len()];
+        for (row, _, grant, token) in jobs {
+            tokens[row] = Some((token, grant == Grant::LastToken));
+        }
         tokens
     }
 

@@ -49,19 +49,47 @@ pub async fn authenticate(State(app): State<App>, mut request: Request, next: Ne
     let Some(caller) = caller(&app, &request) else {
         let refusal = unauthorized();
         if app.audit.notes_refused() {
-            let (status, result) = (refusal.status.as_u16(), "no good key");
-            app.audit.note(&Entry { at_ms: now_ms(), who: "-", tenant: "-", call: &call, status, result });
+            let (status, result) = (refusal.status.as_u16(), "no good key".into());
+            let entry = Entry { at_ms: now_ms(), who: "-".into(), tenant: "-".into(), call, status, result };
+            let _ = note(&app, entry).await;
         }
         return refusal.into_response();
     };
     request.extensions_mut().insert(caller.clone());
-    let response = next.run(request).await;
-    if changes {
-        let result = response.extensions().get::<Note>().map_or("", |note| note.0.as_str());
-        let (who, tenant, status) = (&*caller.id, caller.tenant.as_str(), response.status().as_u16());
-        app.audit.note(&Entry { at_ms: now_ms(), who, tenant, call: &call, status, result });
+    if !changes {
+        return next.run(request).await;
+    }
+    // In a task of its own: what is changed is noted also when its caller has left.
+    let changed = tokio::spawn(async move { change(&app, caller, call, next.run(request).await).await });
+    changed.await.unwrap_or_else(|panic| {
+        tracing::error!(%panic, "a call of the control API panicked");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "fault", "the host failed; its log has the cause")
+            .into_response()
+    })
+}
+
+/// Notes what came of a call that changes something.
+async fn change(app: &App, caller: Caller, call: String, response: Response) -> Response {
+    let result = response.extensions().get::<Note>().map(|note| note.0.clone()).unwrap_or_default();
+    let (who, tenant, status) = (caller.id, caller.tenant.to_string(), response.status().as_u16());
+    if note(app, Entry { at_ms: now_ms(), who, tenant, call, status, result }).await.is_err() {
+        let why = format!("the call was answered with {status}, but the audit log cannot be written");
+        return ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "audit", why).into_response();
     }
     response
+}
+
+/// Notes a call where waiting for the disk holds up nobody.
+async fn note(app: &App, entry: Entry) -> Result<(), ()> {
+    let (audit, call) = (app.audit.clone(), entry.call.clone());
+    let noted = tokio::task::spawn_blocking(move || audit.note(&entry)).await;
+    match noted.map_err(std::io::Error::other).flatten() {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            tracing::error!(%error, call, "the audit log cannot be written");
+            Err(())
+        }
+    }
 }
 
 /// Lets through whose key has the scope that a call needs.

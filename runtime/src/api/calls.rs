@@ -3,7 +3,7 @@
 use axum::routing::{MethodRouter, delete, get, post, put};
 use axum::{Json, extract::State};
 
-use super::{App, MAX_COMPONENT_BYTES, functions, keys, models, observe};
+use super::{App, MAX_COMPONENT_BYTES, functions, keys, models, observe, tenants, usage};
 use crate::keys::Scope;
 
 /// One call.
@@ -25,6 +25,24 @@ pub struct Call {
     /// What answers it.
     pub handler: MethodRouter<App>,
 }
+
+const USAGE_QUERY: &[(&str, &str)] = &[
+    ("tenant", "only this tenant's; a key below admin sees its own only"),
+    ("function", "only this function's"),
+    ("model", "only this model's"),
+    ("since", "from then on: 2026-11-25, 2026-11-25T03:00Z, 24h ago, or seconds since 1970; its whole hour"),
+    ("until", "until before then; its whole hour"),
+    ("by", "total (unless said), hour or day, of UTC"),
+];
+const RECORDS_QUERY: &[(&str, &str)] = &[
+    ("tenant", "only this tenant's; a key below admin sees its own only"),
+    ("function", "only this function's"),
+    ("model", "only those that used this model"),
+    ("since", "only those that ended from then on: 2026-11-25, 2026-11-25T03:00Z, 24h ago, or seconds since 1970"),
+    ("until", "only those that ended before then"),
+    ("after", "only records after this number: the last one that was seen"),
+    ("limit", "so many at most, and 10000"),
+];
 
 /// All calls.
 pub fn all() -> Vec<Call> {
@@ -149,6 +167,30 @@ pub fn all() -> Vec<Call> {
             (200, Some("[Invocation]")),
             get(functions::invocations),
         ),
+        Call {
+            query: USAGE_QUERY,
+            ..call(
+                "get",
+                "/v1/usage",
+                "sums of what was used, by tenant, function and model, and up to where they are durable",
+                Read,
+                None,
+                (200, Some("UsageReport")),
+                get(usage::sums),
+            )
+        },
+        Call {
+            query: RECORDS_QUERY,
+            ..call(
+                "get",
+                "/v1/usage/records",
+                "what single invocations used, in the order of their numbers; a line of JSON for each",
+                Read,
+                None,
+                (200, Some("lines")),
+                get(usage::records),
+            )
+        },
         call(
             "get",
             "/v1/models/resident",
@@ -166,6 +208,24 @@ pub fn all() -> Vec<Call> {
             None,
             (200, Some("Evicted")),
             delete(models::evict),
+        ),
+        call(
+            "get",
+            "/v1/tenants",
+            "tenants, what they may use, and what they use: the key's own; all of them for an administrator",
+            Read,
+            None,
+            (200, Some("[Tenant]")),
+            get(tenants::list),
+        ),
+        call(
+            "put",
+            "/v1/tenants/{name}/quota",
+            "holds a tenant to a budget over all its functions, at once; what is left out is not bounded",
+            Admin,
+            Some("Budget"),
+            (204, None),
+            put(tenants::set_quota),
         ),
         call(
             "get",

@@ -144,7 +144,7 @@ fn shares(status: &FunctionStatus) -> Extension<Note> {
 }
 
 /// Runs what compiles or writes off the async threads.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, DeployError> + Send + 'static,
 ) -> Result<T, ApiError> {
     match tokio::task::spawn_blocking(work).await {
@@ -160,7 +160,7 @@ fn function(name: &str) -> Result<FunctionName, ApiError> {
     name.parse().map_err(invalid)
 }
 
-fn invalid(error: impl std::fmt::Display) -> ApiError {
+pub(super) fn invalid(error: impl std::fmt::Display) -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, "invalid", error.to_string())
 }
 

@@ -11,9 +11,12 @@ mod keys;
 mod models;
 mod observe;
 mod openapi;
+mod secure;
+mod tenants;
+mod usage;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::Request;
@@ -21,6 +24,7 @@ use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::Listener;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -28,7 +32,9 @@ use tokio::net::TcpListener;
 use crate::data::{DataDir, write_private};
 use crate::function_host::Host;
 use crate::keys::random_hex;
+use crate::server::ServerTls;
 use audit::Audit;
+use secure::SecureListener;
 
 pub use functions::TrafficRequest;
 pub use keys::{KeyStatus, NewKey};
@@ -68,6 +74,23 @@ pub struct App {
     audit: Arc<Audit>,
 }
 
+/// How the control API is reached.
+#[derive(Clone, Debug)]
+pub struct ControlConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Speak TLS there. Commands on this machine then have a listener of their own, on loopback and without: the
+    /// certificate is for the names by which others know the host.
+    pub tls: Option<ServerTls>,
+}
+
+impl ControlConfig {
+    /// Listens on `listen` without TLS.
+    pub fn new(listen: SocketAddr) -> Self {
+        Self { listen, tls: None }
+    }
+}
+
 /// A running control API; its file is removed when it is dropped.
 pub struct Control {
     address: SocketAddr,
@@ -75,17 +98,22 @@ pub struct Control {
 }
 
 impl Control {
-    /// Listens on `listen`, and writes down where for `hob` commands that use the same data directory.
+    /// Listens, and writes down where for `hob` commands that use the same data directory.
     ///
     /// # Errors
     /// When the address cannot be listened on, or the file not written.
-    pub async fn start(host: Arc<Host>, listen: SocketAddr, data_listener: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind(listen).await?;
+    pub async fn start(host: Arc<Host>, config: ControlConfig, data_listener: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(config.listen).await?;
         let address = listener.local_addr()?;
+        let local = match &config.tls {
+            Some(_) => Some(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?),
+            None => None,
+        };
+        let local_address = local.as_ref().map_or(Ok(address), TcpListener::local_addr)?;
         let key = random_hex(32)?;
         let data = host.data().clone();
         let audit = Arc::new(Audit::open(&data.audit())?);
-        let file = ControlFile { address, key: key.clone(), pid: std::process::id() };
+        let file = ControlFile { address: local_address, key: key.clone(), pid: std::process::id() };
         let text = serde_json::to_vec_pretty(&file).expect("the file has only string keys");
         write_private(&data.control(), &text)?;
         let status = Status {
@@ -94,11 +122,13 @@ impl Control {
             code_path: host.library().engine().code_path().to_string(),
         };
         let router = router(App { host, status, key: key.into(), audit });
-        tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "the control API ended");
+        match (config.tls, local) {
+            (Some(tls), Some(local)) => {
+                serve(SecureListener::start(listener, tls)?, router.clone());
+                serve(local, router);
             }
-        });
+            _ => serve(listener, router),
+        }
         Ok(Self { address, data })
     }
 
@@ -106,6 +136,14 @@ impl Control {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+}
+
+fn serve<L: Listener<Addr: std::fmt::Debug>>(listener: L, router: Router) {
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, "the control API ended");
+        }
+    });
 }
 
 impl Drop for Control {

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::calls::{self, Call};
 use crate::config::{FunctionConfig, Setting};
+use crate::usage::Totals;
 
 /// The document.
 pub fn document() -> Value {
@@ -159,11 +160,53 @@ fn schemas() -> Value {
         // These grow with what is measured.
         ("Invocation", json!({ "type": "object", "required": ["id", "function", "outcome"] })),
         ("ResidentModel", json!({ "type": "object", "required": ["name", "digest", "bytes", "leases"] })),
+        ("UsageReport", usage_report()),
+        (
+            "Tenant",
+            object(
+                &["name", "quota", "used"],
+                json!({ "name": text("the tenant"), "quota": reference("Budget"), "used": used() }),
+            ),
+        ),
         ("Evicted", object(&["evicted"], json!({ "evicted": { "type": "boolean" } }))),
     ] {
         schemas.insert(name.into(), schema);
     }
     schemas.into()
+}
+
+fn used() -> Value {
+    object(
+        &["minute_tokens", "day_tokens", "sequences", "kv_bytes"],
+        json!({
+            "minute_tokens": number("in the minute that runs"), "day_tokens": number("in the day that runs, of UTC"),
+            "sequences": number("running and waiting"), "kv_bytes": number("that these hold"),
+        }),
+    )
+}
+
+fn usage_report() -> Value {
+    let totals = serde_json::to_value(Totals::default()).expect("sums are numbers");
+    let mut row = Map::new();
+    row.insert("from".into(), text("when the hour or day begins"));
+    for (key, what) in [("tenant", "who pays"), ("function", "the function"), ("model", "none for what is no model's")]
+    {
+        row.insert(key.into(), text(what));
+    }
+    for key in totals.as_object().into_iter().flat_map(Map::keys) {
+        let what = match key.rsplit('_').next() {
+            Some("us") => "in microseconds",
+            Some("seconds") => "bytes of KV times the seconds for which they were held",
+            _ => "how many",
+        };
+        row.insert(key.clone(), number(what));
+    }
+    let through = object(
+        &["record", "at_ms"],
+        json!({ "record": number("the number of the last durable record"), "at_ms": number("when that was, in milliseconds since 1970") }),
+    );
+    let rows = list(&object(&["tenant", "function"], row.into()));
+    object(&["billed_through", "rows"], json!({ "billed_through": through, "rows": rows }))
 }
 
 fn scope() -> Value {
@@ -203,6 +246,7 @@ fn function_schemas() -> Map<String, Value> {
         ("Limits", settings(&numbers, "limits")),
         ("Concurrency", settings(&numbers, "concurrency")),
         ("Reuse", settings(&numbers, "reuse")),
+        ("Budget", settings(&numbers, "budget")),
         (
             "FunctionConfig",
             object(
@@ -210,6 +254,7 @@ fn function_schemas() -> Map<String, Value> {
                 json!({
                     "routes": list(&reference("Route")),
                     "sticky": text("the request header that decides which revision answers"),
+                    "server_timing": { "type": "boolean", "description": "whether answers say where their time went; as the host does, unless said" },
                     "environment": texts("variables"),
                     "config": texts("what wasi:config answers"),
                     "secrets": list(&text("names; the values are in the request's `secrets`")),
@@ -219,6 +264,7 @@ fn function_schemas() -> Map<String, Value> {
                     "limits": reference("Limits"),
                     "concurrency": reference("Concurrency"),
                     "reuse": reference("Reuse"),
+                    "budget": reference("Budget"),
                 }),
             ),
         ),
@@ -284,12 +330,15 @@ fn function_schemas() -> Map<String, Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Concurrency, Directory, Limits, Reuse, RouteConfig};
+    use crate::budget::QuotaUse;
+    use crate::config::{Budget, Concurrency, Directory, Limits, Reuse, RouteConfig};
     use crate::digest::Digest;
     use crate::function_host::DeployRequest;
+    use crate::function_host::TenantStatus;
     use crate::function_host::function::Function;
     use crate::names::Tenant;
     use crate::records::{FunctionRecord, PartRecord, RevisionRecord};
+    use crate::usage::{BilledThrough, Report, UsageRow};
 
     #[test]
     fn every_reference_leads_somewhere_and_every_call_is_there() {
@@ -334,6 +383,7 @@ mod tests {
                 methods: vec!["GET".into()],
             }],
             sticky: Some("x".into()),
+            server_timing: Some(false),
             environment: [("a".into(), "b".into())].into(),
             config: [("a".into(), "b".into())].into(),
             secrets: vec!["s".into()],
@@ -343,6 +393,7 @@ mod tests {
             limits: Limits { wall_ms: 1, ..Limits::default() },
             concurrency: Concurrency { running: 1, ..Concurrency::default() },
             reuse: Reuse { requests: 2, ..Reuse::default() },
+            budget: Budget { sequences: 2, ..Budget::default() },
         };
         let digest = Digest::of(b"");
         let part = PartRecord { component: digest, source: "x".into() };
@@ -362,5 +413,17 @@ mod tests {
         let function = Function::new(record, vec![revision]);
         agrees(&serde_json::to_value(function.status(None)).unwrap(), &schema("FunctionStatus"), &document);
         agrees(&serde_json::to_value(&function.revisions()[0]).unwrap(), &schema("RevisionStatus"), &document);
+        let used = QuotaUse { minute_tokens: 1, day_tokens: 2, sequences: 3, kv_bytes: 4 };
+        let tenant = TenantStatus { name: Tenant::default(), quota: Budget::default(), used };
+        agrees(&serde_json::to_value(&tenant).unwrap(), &schema("Tenant"), &document);
+        let row = UsageRow {
+            from: Some("2026-11-25T03:00:00Z".into()),
+            tenant: "t".into(),
+            function: "f".into(),
+            model: Some("m".into()),
+            totals: Totals::default(),
+        };
+        let report = Report { billed_through: BilledThrough::default(), rows: vec![row] };
+        agrees(&serde_json::to_value(&report).unwrap(), &schema("UsageReport"), &document);
     }
 }

@@ -61,6 +61,7 @@ pub fn run(data: DataDir, file: &Path, given: CommandArgs, engine: EngineConfig)
         library: Arc::new(Library::new(ModelStore::new(data.clone()), Engine::start(engine)?)),
         stores: Arc::new(Stores::new(data.root().join("stores"))),
         tls: Tls::new(&[])?,
+        budgets: Arc::default(),
         instances: 1,
         idle: Arc::new(Semaphore::new(0)),
         free: false,

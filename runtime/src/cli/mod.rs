@@ -13,9 +13,11 @@ mod push;
 mod revisions;
 mod run;
 mod serve;
+mod tenants;
+mod usage;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -42,12 +44,15 @@ struct Global {
     /// Where hob keeps functions and models [default: ~/.local/share/hob]
     #[arg(long, env = "HOB_DATA", value_name = "DIR", global = true, value_parser = OsStringValueParser::new())]
     data: Option<OsString>,
-    /// The control API of a server elsewhere, as in http://10.0.0.7:9000 [default: the server of this directory]
+    /// The control API of a server elsewhere, as in https://10.0.0.7:9000 [default: the server of this directory]
     #[arg(long, env = "HOB_SERVER", value_name = "URL", global = true)]
     server: Option<String>,
     /// The key to it, from `hob keys create`; better in the variable, which other users of the machine do not see
     #[arg(long, env = "HOB_KEY", value_name = "KEY", global = true, hide_env_values = true)]
     key: Option<String>,
+    /// Whom to trust when that server speaks TLS: certificate authorities in a PEM file [default: whom this machine trusts]
+    #[arg(long, env = "HOB_CA", value_name = "FILE", global = true)]
+    ca: Option<PathBuf>,
 }
 
 impl Global {
@@ -61,7 +66,10 @@ impl Global {
         match self.server.as_deref().filter(|server| !server.is_empty()) {
             Some(server) => {
                 let key = self.key.clone().context("give the key of that server in HOB_KEY, or with --key")?;
-                Ok(Client::at(server, key))
+                match self.ca.as_deref().filter(|path| !path.as_os_str().is_empty()) {
+                    Some(ca) => Ok(Client::at_trusting(server, key, ca)?),
+                    None => Ok(Client::at(server, key)),
+                }
             }
             None => Ok(Client::find(&DataDir::open(self.data())?)?),
         }
@@ -80,6 +88,8 @@ enum Command {
     List(functions::ListArgs),
     /// Show what a function prints
     Logs(logs::Args),
+    /// Show what was used, and by whom
+    Usage(usage::Args),
     /// List a function's revisions
     Revisions(revisions::ListArgs),
     /// Share a function's requests out over its revisions
@@ -91,6 +101,9 @@ enum Command {
     /// Make and revoke keys to the control API
     #[command(subcommand)]
     Keys(keys::Command),
+    /// See tenants, and what they may use
+    #[command(subcommand)]
+    Tenants(tenants::Command),
     /// Let a model answer a prompt, or run a command component, here and now
     Run(run::Args),
     /// Measure how fast a model is on this machine
@@ -127,11 +140,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Push(args) => push::run(&args),
         Command::List(args) => functions::list(&global.client()?, &args),
         Command::Logs(args) => logs::run(&global.client()?, &args),
+        Command::Usage(args) => usage::run(&global.client()?, &args),
         Command::Revisions(args) => revisions::list(&global.client()?, &args),
         Command::Traffic(args) => revisions::traffic(&global.client()?, &args),
         Command::Rollback(args) => revisions::rollback(&global.client()?, &args),
         Command::Rm(args) => functions::remove(&global.client()?, &args),
         Command::Keys(command) => keys::run(&global.client()?, command),
+        Command::Tenants(command) => tenants::run(&global.client()?, command),
         Command::Run(args) => run::run(data()?, args),
         Command::Bench(args) => bench::run(data()?, args),
         Command::Models(command) => models::run(data()?, command),

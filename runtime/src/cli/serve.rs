@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
 use super::engine::EngineArgs;
-use crate::api::Control;
+use crate::api::{Control, ControlConfig};
 use crate::data::DataDir;
 use crate::function_host::{Host, HostConfig};
 use crate::instance::engine::PoolConfig;
@@ -23,6 +23,12 @@ pub struct Args {
     /// Where `hob` commands reach this server; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDR")]
     control: SocketAddr,
+    /// Speak TLS on the control listener with this certificate, a PEM file; commands on this machine use another, on loopback
+    #[arg(long, value_name = "FILE", requires = "control_tls_key")]
+    control_tls_cert: Option<PathBuf>,
+    /// That certificate's key, a PEM file
+    #[arg(long, value_name = "FILE", requires = "control_tls_cert")]
+    control_tls_key: Option<PathBuf>,
     /// Threads for requests [default: one a core]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
@@ -38,15 +44,19 @@ pub struct Args {
     /// Certificate authorities that functions' outgoing requests trust, beside those of the web: a PEM file
     #[arg(long, value_name = "FILE")]
     egress_ca: Vec<PathBuf>,
+    /// When it is asked to stop: how long what runs may go on, in seconds, while new requests are refused
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    drain: u32,
     /// Answers without the Server-Timing header, which says where their time went
     #[arg(long)]
     no_server_timing: bool,
-    /// A collector that gets a trace of each request, over OTLP/HTTP as JSON, as in http://localhost:4318
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    /// A collector that gets a trace of each request, over OTLP/HTTP as JSON, as in http://localhost:4318; also from
+    /// OpenTelemetry's variables, as headers and attributes are [default: OTEL_EXPORTER_OTLP_ENDPOINT]
+    #[arg(long, value_name = "URL")]
     otlp_endpoint: Option<String>,
-    /// What this server is called in traces
-    #[arg(long, env = "OTEL_SERVICE_NAME", value_name = "NAME", default_value = "hob")]
-    otlp_service: String,
+    /// What this server is called in traces [default: OTEL_SERVICE_NAME, or hob]
+    #[arg(long, value_name = "NAME")]
+    otlp_service: Option<String>,
     #[command(flatten)]
     engine: EngineArgs,
     /// Instances that can live at once
@@ -67,7 +77,7 @@ async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
     let server = Server::start(host.clone(), config)
         .await
         .with_context(|| format!("cannot listen on {}; choose another address with --listen", args.listen))?;
-    let control = Control::start(host.clone(), args.control, server.address())
+    let control = Control::start(host.clone(), control_config(&args)?, server.address())
         .await
         .with_context(|| format!("cannot listen on {}; choose another address with --control", args.control))?;
     let functions = host.functions();
@@ -80,10 +90,38 @@ async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
         threads = engine.config().threads, workers, ready_ms = started.elapsed().as_millis() as u64, "hob is ready",
     );
     stop_signal().await?;
-    tracing::info!("stopping: no new requests, those that run have ten seconds");
-    server.stop().await;
+    stop(&host, server, Duration::from_secs(args.drain.into())).await?;
     drop(control);
+    // Here, and not when the last who holds the host lets go of it: what was used is on disk when the process ends.
+    tokio::task::spawn_blocking(move || host.usage().stop()).await?;
     Ok(())
+}
+
+/// Takes no more work, and lets what runs end: for `patience` at most, or until a second signal.
+async fn stop(host: &Host, server: Server, patience: Duration) -> anyhow::Result<()> {
+    tracing::info!(patience_s = patience.as_secs(), "stopping: new requests are refused, those that run may end");
+    host.drain();
+    let running = tokio::select! {
+        running = host.drained(patience) => running,
+        signal = stop_signal() => signal.map(|()| 1)?,
+    };
+    if running > 0 {
+        tracing::warn!(running, "what still runs is cut off");
+        host.give_up();
+        server.stop_within(Duration::ZERO).await;
+    } else {
+        // The rest of the answers, on its way to those who read slowly.
+        server.stop().await;
+    }
+    Ok(())
+}
+
+fn control_config(args: &Args) -> anyhow::Result<ControlConfig> {
+    let mut config = ControlConfig::new(args.control);
+    if let (Some(cert), Some(key)) = (&args.control_tls_cert, &args.control_tls_key) {
+        config.tls = Some(ServerTls::open(cert, key)?);
+    }
+    Ok(config)
 }
 
 fn server_config(args: &Args) -> anyhow::Result<ServerConfig> {
@@ -98,8 +136,8 @@ fn server_config(args: &Args) -> anyhow::Result<ServerConfig> {
 
 async fn open(data: DataDir, args: &Args) -> anyhow::Result<Arc<Host>> {
     let pool = PoolConfig { instances: args.instances, ..PoolConfig::default() };
-    let endpoint = args.otlp_endpoint.clone().filter(|endpoint| !endpoint.is_empty());
-    let traces = endpoint.map(|endpoint| Collector { endpoint, service: args.otlp_service.clone() });
+    let variable = |name: &str| std::env::var(name).ok();
+    let traces = Collector::named(args.otlp_endpoint.as_deref(), args.otlp_service.as_deref(), variable)?;
     let config = HostConfig {
         pool,
         engine: args.engine.config(),

@@ -130,6 +130,23 @@ settings! {
     }
 }
 
+settings! {
+    /// What the generations of one function, or of one tenant over all its functions, may use. What is used up ends them, or
+    /// refuses the next.
+    Budget in "budget" {
+        /// Tokens of prompts and answers in one request, over all its generations.
+        request_tokens: u64 = 1 << 40, 1 => 1 << 40;
+        /// The same in a minute, over all requests.
+        minute_tokens: u64 = 1 << 40, 1 => 1 << 40;
+        /// The same in a day of UTC.
+        day_tokens: u64 = 1 << 40, 1 => 1 << 40;
+        /// Generations at once, running and waiting.
+        sequences: u32 = 100_000, 1 => 100_000;
+        /// Bytes of KV that these hold at once.
+        kv_bytes: u64 = 1 << 40, 1 => 1 << 40;
+    }
+}
+
 impl Limits {
     /// The wall-clock limit.
     pub fn wall(&self) -> std::time::Duration {
@@ -148,8 +165,8 @@ mod tests {
 
     #[test]
     fn defaults_are_within_bounds() {
-        let all = [Limits::default().settings(), Concurrency::default().settings(), Reuse::default().settings()];
-        for setting in all.concat() {
+        let all = crate::config::FunctionConfig::default().settings();
+        for setting in all {
             assert_eq!((setting.value, setting.mistake()), (setting.default, None), "{setting:?}");
         }
     }
@@ -157,8 +174,8 @@ mod tests {
     #[test]
     fn the_manual_has_every_number() {
         let manual = include_str!("../../../docs/hob-toml.md");
-        let all = [Limits::default().settings(), Concurrency::default().settings(), Reuse::default().settings()];
-        for Setting { name, default, least, most, .. } in all.concat() {
+        let all = crate::config::FunctionConfig::default().settings();
+        for Setting { name, default, least, most, .. } in all {
             let key = name.split_once('.').unwrap().1;
             let row = manual.lines().find(|line| line.starts_with(&format!("| `{key}`: ")));
             let row = row.unwrap_or_else(|| panic!("{name} is not in the manual"));

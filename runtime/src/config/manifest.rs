@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 use super::document::{Document, Mistakes, Value};
-use super::{Concurrency, Directory, FunctionConfig, Limits, Reuse, RouteConfig, Secrets};
+use super::{Budget, Concurrency, Directory, FunctionConfig, Limits, Reuse, RouteConfig, Secrets};
 use crate::names::FunctionName;
 use crate::sources::Source;
 
@@ -50,6 +50,7 @@ const KEYS: &[&str] = &[
     "middleware",
     "routes",
     "sticky",
+    "server_timing",
     "environment",
     "config",
     "secrets",
@@ -59,6 +60,7 @@ const KEYS: &[&str] = &[
     "limits",
     "concurrency",
     "reuse",
+    "budget",
 ];
 
 /// What a manifest means.
@@ -221,6 +223,9 @@ impl<'i> Reader<'i> {
             let header = self.document.parsed::<http::HeaderName>(value, "sticky");
             self.config.sticky = header.map(|header| header.to_string());
         }
+        if let Some(value) = table.get("server_timing") {
+            self.config.server_timing = self.document.boolean(value, "server_timing");
+        }
         if let Some(value) = table.get("models") {
             self.config.models = self.document.parsed_list(value, "models");
         }
@@ -350,6 +355,7 @@ impl<'i> Reader<'i> {
         self.numbers_of(table, "limits", Limits::KEYS, |key, value| config.limits.set(key, value));
         self.numbers_of(table, "concurrency", Concurrency::KEYS, |key, value| config.concurrency.set(key, value));
         self.numbers_of(table, "reuse", Reuse::KEYS, |key, value| config.reuse.set(key, value));
+        self.numbers_of(table, "budget", Budget::KEYS, |key, value| config.budget.set(key, value));
         // Each beside the line it stands on.
         for setting in config.settings() {
             let at = setting.name.split_once('.').and_then(|(place, key)| table.get(place)?.get_ref().get(key));
@@ -409,6 +415,7 @@ mod tests {
             middleware = ["auth.wasm", "oci://ghcr.io/acme/log:1"]
             routes = ["/a", { host = "*.Example.com", methods = ["GET", "PUT"] }]
             sticky = "X-User"
+            server_timing = false
             models = ["smollm2:135m"]
             egress = ["https://*.example.com:443"]
             environment = { LANG = "C" }
@@ -416,6 +423,7 @@ mod tests {
             secrets.API_KEY = { env = "KEY" }
             limits = { wall_ms = 30_000, memory_mib = 0x40 }
             concurrency.running = 3
+            budget.day_tokens = 1_000_000
             [[directories]]
             host = "/"
             guest = "/data"
@@ -429,9 +437,11 @@ mod tests {
         let config = &manifest.config;
         assert_eq!(config.routes.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/a", "GET,PUT *.example.com/"]);
         assert_eq!((config.sticky.as_deref(), config.models.len(), config.egress.len()), (Some("x-user"), 1, 1));
+        assert_eq!(config.server_timing, Some(false));
         assert_eq!((&*config.environment["LANG"], &*config.config["greeting"]), ("C", "hello"));
         assert_eq!((config.limits.wall_ms, config.limits.memory_mib), (30_000, 64));
         assert_eq!((config.concurrency.running, config.reuse.requests), (3, 100));
+        assert_eq!(config.budget, Budget { day_tokens: 1_000_000, ..Budget::default() });
         assert_eq!(config.directories, [Directory { host: "/".into(), guest: "/data".into(), writable: false }]);
         assert_eq!(
             (config.secrets.as_slice(), manifest.secrets.reveal("API_KEY")),

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use egress::{EgressRule, EgressRuleError, EgressScheme};
-pub use limits::{Concurrency, Limits, Reuse, Setting};
+pub use limits::{Budget, Concurrency, Limits, Reuse, Setting};
 pub use route::{HostPattern, HostPatternError, RouteConfig};
 pub use secrets::Secrets;
 
@@ -33,6 +33,9 @@ pub struct FunctionConfig {
     /// same revision, while their shares stay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sticky: Option<String>,
+    /// Whether its answers say in a `Server-Timing` header where their time went; as the host does, unless said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_timing: Option<bool>,
     /// Variables of the environment that the guest sees.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub environment: BTreeMap<String, String>,
@@ -60,6 +63,9 @@ pub struct FunctionConfig {
     /// Whether an instance answers more than one request.
     #[serde(skip_serializing_if = "is_default")]
     pub reuse: Reuse,
+    /// What its generations may use together.
+    #[serde(skip_serializing_if = "is_default")]
+    pub budget: Budget,
 }
 
 /// A directory of the host, as the guest sees it.
@@ -131,7 +137,7 @@ impl FunctionConfig {
 
     /// Every number in it, with its bounds.
     pub fn settings(&self) -> Vec<Setting> {
-        [self.limits.settings(), self.concurrency.settings(), self.reuse.settings()].concat()
+        [self.limits.settings(), self.concurrency.settings(), self.reuse.settings(), self.budget.settings()].concat()
     }
 }
 

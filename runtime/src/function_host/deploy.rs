@@ -232,7 +232,7 @@ impl Host {
         if request.config.routes.is_empty() {
             mistakes.push("it has no route, so that nothing can reach it".into());
         }
-        self.refuse(mistakes, &request.config)?;
+        self.refuse_mistakes(mistakes, &request.config)?;
         self.check_place(&self.table.load(), tenant, name, request)?;
         let digest = self.whole(request)?;
         match self.components.link(&digest, request.config.grants(), None) {
@@ -399,7 +399,7 @@ impl Host {
     }
 
     /// Refuses a configuration with mistakes, or with models that are not here.
-    pub(super) fn refuse(&self, mistakes: Vec<String>, config: &FunctionConfig) -> Result<(), DeployError> {
+    pub(super) fn refuse_mistakes(&self, mistakes: Vec<String>, config: &FunctionConfig) -> Result<(), DeployError> {
         if !mistakes.is_empty() {
             return Err(DeployError::Config(mistakes));
         }
@@ -441,7 +441,7 @@ impl Host {
         check_routes(table, tenant, name, &request.config.routes)
     }
 
-    fn changing(&self) -> MutexGuard<'_, ()> {
+    pub(super) fn changing(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -15,6 +15,7 @@ use crate::records::{FunctionRecord, RevisionRecord};
 use crate::request::Callable;
 use crate::telemetry::{Load, Telemetry, Watched};
 use crate::traffic::Traffic;
+use crate::usage::Owner;
 
 /// A function as it is at one moment; a change makes a new one, around the same revisions.
 #[derive(Clone)]
@@ -33,6 +34,8 @@ pub struct Revision {
     pub record: RevisionRecord,
     /// Whom its tokens are counted for.
     pub account: u64,
+    /// Who pays.
+    tenant: Tenant,
     /// Linked at the first call; gone again when its memory is needed, or it is out of service.
     callable: ArcSwapOption<Callable>,
     /// Why it cannot be called, once that is known for good.
@@ -42,6 +45,8 @@ pub struct Revision {
     watched: OnceLock<Arc<Watched>>,
     /// Its id, as answers say it.
     header: OnceLock<HeaderValue>,
+    /// Who is billed; made when it is called.
+    owner: OnceLock<Arc<Owner>>,
 }
 
 impl Function {
@@ -126,11 +131,13 @@ impl Revision {
             function: function.name.clone(),
             record,
             account: account(function),
+            tenant: function.tenant.clone(),
             callable: ArcSwapOption::empty(),
             broken: OnceLock::new(),
             used: AtomicU64::new(0),
             watched: OnceLock::new(),
             header: OnceLock::new(),
+            owner: OnceLock::new(),
         }
     }
 
@@ -176,6 +183,15 @@ impl Revision {
     pub fn header(&self) -> HeaderValue {
         let made = || HeaderValue::try_from(self.record.id.to_string()).expect("it is a letter and digits");
         self.header.get_or_init(made).clone()
+    }
+
+    /// Who is billed for its invocations.
+    pub fn owner(&self) -> Arc<Owner> {
+        let make = || {
+            let (function, revision, tenant) = (self.function.clone(), self.record.id, self.tenant.clone());
+            Arc::new(Owner { function, revision, tenant })
+        };
+        self.owner.get_or_init(make).clone()
     }
 
     /// The requests it has now.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Host;
 use super::deploy::DeployError;
 use crate::names::{FunctionName, Tenant};
-use crate::telemetry::{Gauges, Load, Watched, exposition};
+use crate::telemetry::{Gauges, Load, UsageCounts, Watched, exposition};
 
 impl Host {
     /// Its numbers, as Prometheus reads them: all of them, or those of one tenant's functions.
@@ -31,7 +31,12 @@ impl Host {
             let engine = self.services.library.engine();
             Gauges { functions: table.functions().count(), models: engine.resident(), engine: engine.stats() }
         };
-        exposition(&self.telemetry, sees, &loads, tenant.is_none().then(gauges))
+        let mut tokens = self.usage.tokens();
+        let seen = |name: &str| name.parse().map_or(tenant.is_none(), |name| sees(&name));
+        tokens.retain(|(function, _), _| seen(function));
+        let records = self.usage.billed_through().record;
+        let usage = UsageCounts { tokens, records, lost: self.usage.lost() };
+        exposition(&self.telemetry, sees, &loads, usage, tenant.is_none().then(gauges))
     }
 
     /// What is seen of a tenant's function.

@@ -100,7 +100,7 @@ impl Host {
         if config.reuse != Reuse::default() {
             mistakes.push("a plugin's instances are not reused; leave `reuse` out".into());
         }
-        self.refuse(mistakes, &config)?;
+        self.refuse_mistakes(mistakes, &config)?;
         let digest = Digest::of(component);
         let refused = |source| DeployError::Component { digest, source };
         let pre = self.components.load_bytes(&digest, component).map_err(refused)?;

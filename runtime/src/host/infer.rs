@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use hob_gpu::{Ask, Event, Finish, Message, Model, Penalties, Prompt, Refusal, Role, Sampling, Tokens};
+use hob_gpu::{Ask, Budget, Event, Finish, Message, Model, Penalties, Prompt, Refusal, Role, Sampling, Terms, Tokens};
 use wasmtime::Result;
 use wasmtime::component::{Linker, Resource};
 use wasmtime_wasi_io::async_trait;
 use wasmtime_wasi_io::poll::{DynPollable, Pollable, subscribe};
 
 use super::{HasModels, MAX_CALL_BYTES, ModelView, Models, State, model_view};
+use crate::budget::{Allowance, Purse};
 use crate::models::JoinRefusal;
 use crate::names::ModelName;
 use crate::request::Invocation;
@@ -40,7 +41,7 @@ const MAX_STOPS: usize = 16;
 #[derive(Clone)]
 pub struct Joined {
     model: Model,
-    name: String,
+    name: ModelName,
 }
 
 /// A running generation. Dropping it cancels the sequence, and notes what it has used by then.
@@ -89,7 +90,7 @@ impl Models {
         let started = std::time::Instant::now();
         let model = self.library.join(name).await?;
         invocation.mark(|marks| marks.join += started.elapsed());
-        Ok(Joined { model, name: name.to_string() })
+        Ok(Joined { model, name: name.clone() })
     }
 
     fn refuse(&self, name: &str) -> JoinRefusal {
@@ -114,15 +115,26 @@ async fn beside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send
 }
 
 /// Starts a generation on behalf of an invocation.
-pub(super) async fn start(joined: &Joined, mut ask: Ask, account: u64) -> Result<Result<Tokens, Refusal>> {
-    ask.account = account;
+pub(super) async fn start(
+    joined: &Joined,
+    mut ask: Ask,
+    invocation: &Arc<Invocation>,
+    allowance: Option<&Arc<Allowance>>,
+) -> Result<Result<Tokens, Refusal>> {
+    ask.account = invocation.account;
+    let budget = allowance.map(|allowance| {
+        let asker = invocation.clone();
+        let purse = Purse::new(allowance.clone(), invocation.taken.clone(), move |why| asker.print("host", why));
+        Box::new(purse) as Box<dyn Budget>
+    });
+    let terms = Terms { bill: invocation.bill(&joined.name), budget };
     let bytes = match &ask.prompt {
         Prompt::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
         Prompt::Raw(text) => text.len(),
         Prompt::Tokens(_) => 0,
     };
     let model = joined.model.clone();
-    beside(bytes, move || model.generate(ask)).await
+    beside(bytes, move || model.generate_on(ask, terms)).await
 }
 
 impl wit::Host for ModelView<'_> {}
@@ -138,7 +150,11 @@ impl wit::HostModel for ModelView<'_> {
     fn info(&mut self, model: Resource<Joined>) -> Result<wit::Info> {
         let joined = self.table.get(&model)?;
         let info = joined.model.info();
-        Ok(wit::Info { name: joined.name.clone(), context_tokens: info.context_tokens, chat: info.has_chat_template })
+        Ok(wit::Info {
+            name: joined.name.to_string(),
+            context_tokens: info.context_tokens,
+            chat: info.has_chat_template,
+        })
     }
 
     async fn tokenize(&mut self, model: Resource<Joined>, text: String) -> Result<Result<Vec<u32>, wit::Error>> {
@@ -164,7 +180,7 @@ impl wit::HostModel for ModelView<'_> {
             Err(why) => return Ok(Err(wit::Error::Invalid(why))),
         };
         let joined = self.table.get(&model)?.clone();
-        match start(&joined, ask, self.invocation.account).await? {
+        match start(&joined, ask, self.invocation, self.models.allowance.as_ref()).await? {
             Ok(tokens) => Ok(Ok(self.table.push(TokenStream::new(tokens, self.invocation.clone()))?)),
             Err(refusal) => Ok(Err(refusal.into())),
         }
@@ -196,6 +212,7 @@ impl wit::HostTokenStream for ModelView<'_> {
             Event::Text(text) => Ok(wit::Event::Text(text)),
             Event::Finished(Finish::Stop) => Ok(wit::Event::Finished(wit::FinishReason::Stop)),
             Event::Finished(Finish::Length) => Ok(wit::Event::Finished(wit::FinishReason::Length)),
+            Event::Finished(Finish::Budget) => Ok(wit::Event::Finished(wit::FinishReason::Budget)),
             Event::Fault(why) => Err(wit::Error::Fault(why)),
         })
     }

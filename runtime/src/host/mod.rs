@@ -27,6 +27,7 @@ use wasmtime_wasi_tls::WasiTlsCtx;
 
 use self::egress::{Hooks, Outgoing, Tcp};
 use self::log::Printing;
+use crate::budget::Allowance;
 use crate::config::Grants;
 use crate::instance::{Granted, Limiter, Meter};
 use crate::models::Library;
@@ -70,6 +71,8 @@ pub struct Models {
     pub names: Arc<[ModelName]>,
     /// The host's models.
     pub library: Arc<Library>,
+    /// What generations may use; everything, if nothing is said.
+    pub allowance: Option<Arc<Allowance>>,
 }
 
 impl State {

@@ -117,7 +117,7 @@ impl inference::HostGraphExecutionContext for ModelView<'_> {
             .map(|(name, tensor)| Ok((name, self.take_tensor(tensor)?)))
             .collect::<Result<Vec<_>>>()?;
         let joined = self.table.get(&context)?.0.clone();
-        match generate(&joined, &inputs, self.invocation).await {
+        match generate(&joined, &inputs, self.invocation, self.models.allowance.as_ref()).await {
             Ok((text, metadata)) => {
                 let text = self.push_tensor(Tensor::text(text))?;
                 let metadata = self.push_tensor(Tensor::text(metadata))?;

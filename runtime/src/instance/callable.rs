@@ -12,6 +12,7 @@ use super::linked::Linked;
 use super::meter::Meter;
 use super::shared::Shared;
 use super::warm::Warm;
+use crate::budget::Budgets;
 use crate::config::{Directory, FunctionConfig, Limits, Reuse, Secrets};
 use crate::host::egress::{Egress, Tls};
 use crate::host::keyvalue::{Namespace, Stores};
@@ -20,6 +21,7 @@ use crate::host::{Models, State};
 use crate::models::Library;
 use crate::names::FunctionName;
 use crate::request::{Gate, Invocation};
+use crate::usage::Owner;
 
 /// What all functions of a host share.
 #[derive(Clone)]
@@ -30,6 +32,8 @@ pub struct Services {
     pub stores: Arc<Stores>,
     /// Whom outgoing connections trust.
     pub tls: Tls,
+    /// What functions and tenants may use, and what was taken of that.
+    pub budgets: Arc<Budgets>,
     /// Instances that can live at once, to say so when they run out.
     pub instances: u32,
     /// Room for instances that are kept between two requests: half of all, so that they never starve fresh ones.
@@ -98,7 +102,7 @@ impl Granted {
             environment: config.environment.clone().into_iter().collect(),
             config: answers,
             directories: config.directories.clone(),
-            models: Models { names: config.models.clone().into(), library: services.library.clone() },
+            models: Models { names: config.models.clone().into(), library: services.library.clone(), allowance: None },
             egress: (!config.egress.is_empty()).then(egress),
             store: services.stores.namespace(name),
         }
@@ -106,17 +110,20 @@ impl Granted {
 }
 
 impl Callable {
-    /// The function `name`, as `config` says.
+    /// The function of `owner`, as `config` says.
     pub fn new(
-        name: &FunctionName,
+        owner: &Owner,
         linked: Arc<Linked>,
         config: &FunctionConfig,
         secrets: &Secrets,
         services: &Services,
     ) -> Arc<Self> {
+        let name = &owner.function;
+        let mut granted = Granted::new(name, config, secrets, services);
+        granted.models.allowance = config.grants().models.then(|| services.budgets.allowance(owner, config.budget));
         Arc::new(Self {
             linked,
-            granted: Arc::new(Granted::new(name, config, secrets, services)),
+            granted: Arc::new(granted),
             reuse: config.reuse,
             warm: Warm::default(),
             shared: Shared::default(),

@@ -66,9 +66,12 @@ impl http_body::Body for RequestBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if self.left.take(&frame).is_none() {
-            self.invocation.mark(|marks| marks.request_too_large = true);
-            return Poll::Ready(Some(Err(Error::HttpRequestBodySize(Some(self.most)))));
+        match self.left.take(&frame) {
+            Some(bytes) => self.invocation.received(bytes as usize),
+            None => {
+                self.invocation.mark(|marks| marks.request_too_large = true);
+                return Poll::Ready(Some(Err(Error::HttpRequestBodySize(Some(self.most)))));
+            }
         }
         frame
     }
@@ -157,6 +160,7 @@ impl http_body::Body for AnswerBody {
             self.guest = None;
             return Poll::Ready(Some(Err(Error::HttpResponseBodySize(None))));
         };
+        self.invocation.sent(bytes as usize);
         if bytes > 0
             && let Some(to_come) = &mut self.announced
         {

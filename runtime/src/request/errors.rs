@@ -56,6 +56,9 @@ pub enum RequestError {
         /// Why this one could not.
         why: &'static str,
     },
+    /// The host takes no more work.
+    #[error("this host is stopping; ask another, or again in a moment")]
+    Stopping,
     /// All instance slots of the host are taken.
     #[error("all {0} instances are in use; try again")]
     Busy(u32),
@@ -97,6 +100,7 @@ impl RequestError {
             Self::HeadersTooLarge { .. } => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large"),
             Self::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "too-many"),
             Self::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
             Self::Broken { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "broken"),
             Self::Deadline(_) => (StatusCode::GATEWAY_TIMEOUT, "deadline"),
             Self::Cpu(_) => (StatusCode::GATEWAY_TIMEOUT, "cpu"),
@@ -129,7 +133,7 @@ impl RequestError {
         if let Self::OtherMethods(methods) = self {
             headers.insert(header::ALLOW, HeaderValue::from_str(methods).expect("methods are tokens"));
         }
-        if matches!(self, Self::Busy(_) | Self::TooMany { .. }) {
+        if matches!(self, Self::Busy(_) | Self::TooMany { .. } | Self::Stopping) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

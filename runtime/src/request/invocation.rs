@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hob_gpu::{Event, Tokens, Usage};
+use hob_gpu::{Bill, Event, Finish, Tokens, Usage};
 use serde::{Deserialize, Serialize};
 
 use crate::instance::Meter;
-use crate::names::FunctionName;
+use crate::names::{FunctionName, ModelName};
 use crate::telemetry::{Trace, Watched};
+use crate::usage::{self, Tab};
 
 /// One request's run through a function.
 #[derive(Debug)]
@@ -32,6 +33,12 @@ pub struct Invocation {
     recent: Option<Arc<Recent>>,
     /// Where it is counted, and what it prints is kept.
     watched: Option<Arc<Watched>>,
+    /// Its number in this process; a part of its id.
+    pub(crate) number: u64,
+    /// Tokens that its generations have taken of what one request may.
+    pub(crate) taken: Arc<AtomicU64>,
+    /// What it uses is on it, and will be billed.
+    tab: Option<Arc<Tab>>,
     /// The trace it belongs to.
     pub trace: Option<Trace>,
 }
@@ -102,8 +109,11 @@ pub struct Summary {
 impl Invocation {
     /// Begins one now.
     pub fn start(function: FunctionName, account: u64, started: Instant, recent: Arc<Recent>) -> Self {
-        let id = recent.next_id();
-        Self::new(id, function, account, started, Some(recent))
+        let number = recent.next.fetch_add(1, Ordering::Relaxed);
+        let id = invocation_id(recent.start, number);
+        let mut invocation = Self::new(id, function, account, started, Some(recent));
+        invocation.number = number;
+        invocation
     }
 
     /// What an instance that rests between two invocations of `function` belongs to.
@@ -123,6 +133,27 @@ impl Invocation {
         self
     }
 
+    /// The same, with what it uses on a tab.
+    pub fn billed(mut self, tab: Arc<Tab>) -> Self {
+        self.tab = Some(tab);
+        self
+    }
+
+    /// Where sequences of `model` are billed, if this is.
+    pub fn bill(&self, model: &ModelName) -> Option<Arc<Bill>> {
+        self.tab.as_ref().map(|tab| tab.bill(model))
+    }
+
+    /// Bytes of its request's body have come.
+    pub fn received(&self, bytes: usize) {
+        self.tab.iter().for_each(|tab| tab.received(bytes));
+    }
+
+    /// Bytes of its answer's body have gone.
+    pub fn sent(&self, bytes: usize) {
+        self.tab.iter().for_each(|tab| tab.sent(bytes));
+    }
+
     /// Keeps a line for who reads its function's log. `stream` is `stdout`, `stderr`, `log` or, said by the host, `host`.
     pub fn print(&self, stream: &'static str, text: impl Into<String>) {
         if let Some(watched) = &self.watched {
@@ -133,7 +164,8 @@ impl Invocation {
     fn new(id: String, function: FunctionName, account: u64, started: Instant, recent: Option<Arc<Recent>>) -> Self {
         let meter = Arc::new(Meter::new(started));
         let (marks, cut) = (Mutex::default(), AtomicBool::new(false));
-        Self { id, function, account, started, meter, marks, cut, recent, watched: None, trace: None }
+        let (number, watched, taken, tab, trace) = Default::default();
+        Self { id, function, account, started, meter, marks, cut, recent, watched, number, taken, tab, trace }
     }
 
     /// Notes that its instance ended before its answer did: what has come of the answer is not the whole.
@@ -153,6 +185,9 @@ impl Invocation {
 
     /// Notes when the first text of a generation came.
     pub fn saw(&self, event: &Event, tokens: &Tokens) {
+        if let Event::Finished(Finish::Budget) = event {
+            self.print("host", "a generation has ended, since its budget is used up");
+        }
         let Event::Text(_) = event else { return };
         self.mark(|marks| {
             if marks.first_token.is_none() {
@@ -178,8 +213,15 @@ impl Drop for Invocation {
         let Some(recent) = self.recent.take() else { return };
         let total = self.started.elapsed();
         let marks = std::mem::take(self.marks.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let outcome = if marks.outcome.is_empty() { "client-left" } else { marks.outcome };
+        let outcome = match marks.outcome {
+            "" if recent.stopping.load(Ordering::Relaxed) => "shutdown",
+            "" => "client-left",
+            known => known,
+        };
         let (cpu, memory_peak) = (self.meter.cpu(), self.meter.memory_peak());
+        if let Some(tab) = &self.tab {
+            tab.close(usage::End { outcome, wall: total, queue: marks.wait });
+        }
         if let Some(watched) = &self.watched {
             watched.metrics.ended(outcome, &marks, total, cpu, memory_peak);
         }
@@ -208,11 +250,18 @@ impl Drop for Invocation {
     }
 }
 
+/// The id of invocation `number` of a process whose ids begin with `start`.
+pub(crate) fn invocation_id(start: u32, number: u64) -> String {
+    format!("{start:08x}-{number:x}")
+}
+
 /// The last invocations of a host, oldest first.
 #[derive(Debug)]
 pub struct Recent {
     ended: Mutex<VecDeque<Summary>>,
     next: AtomicU64,
+    /// What still runs is cut off.
+    stopping: AtomicBool,
     /// Tells this process's ids from those of the one before.
     start: u32,
 }
@@ -224,7 +273,9 @@ impl Recent {
     /// An empty list.
     pub fn new() -> Self {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Self { ended: Mutex::default(), next: AtomicU64::new(1), start: now.as_secs() as u32 }
+        // Some of its bits are enough: it comes again after seven weeks, and processes start rarely.
+        let (next, stopping) = (AtomicU64::new(1), AtomicBool::new(false));
+        Self { ended: Mutex::default(), next, stopping, start: now.as_millis() as u32 }
     }
 
     /// The invocations that ended last, oldest first.
@@ -232,8 +283,14 @@ impl Recent {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    fn next_id(&self) -> String {
-        format!("{:08x}-{:x}", self.start, self.next.fetch_add(1, Ordering::Relaxed))
+    /// From now on what goes without an outcome goes because the host stops, and not because its client left.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// What this process's ids begin with.
+    pub(crate) fn start(&self) -> u32 {
+        self.start
     }
 
     fn push(&self, summary: Summary) {

@@ -1,4 +1,4 @@
-//! TLS on the data listener.
+//! TLS, on the data listener and for the control API.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -62,7 +62,14 @@ impl ServerTls {
         Ok(Self(TlsAcceptor::from(Arc::new(config))))
     }
 
-    pub(super) async fn accept(&self, connection: TcpStream) -> io::Result<Wire> {
+    /// The same for a listener that speaks HTTP/1.1 only.
+    pub(crate) fn http1_only(self) -> Self {
+        let mut config = rustls::ServerConfig::clone(self.0.config());
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Self(TlsAcceptor::from(Arc::new(config)))
+    }
+
+    pub(crate) async fn accept(&self, connection: TcpStream) -> io::Result<Wire> {
         Ok(Wire::Secure(Box::new(self.0.accept(connection).await?)))
     }
 }
@@ -74,7 +81,7 @@ impl std::fmt::Debug for ServerTls {
 }
 
 /// A connection, secured or not: one type, so that what speaks HTTP is compiled once.
-pub(super) enum Wire {
+pub(crate) enum Wire {
     Plain(TcpStream),
     Secure(Box<TlsStream<TcpStream>>),
 }

@@ -1,6 +1,6 @@
 //! The text that Prometheus scrapes, made when it does.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -35,12 +35,24 @@ pub struct Gauges {
     pub engine: EngineStats,
 }
 
+/// What the meter has counted.
+#[derive(Clone, Debug, Default)]
+pub struct UsageCounts {
+    /// Prompt, cached and generated tokens, by function and model.
+    pub tokens: BTreeMap<(String, String), [u64; 3]>,
+    /// The number of the last record.
+    pub records: u64,
+    /// Records that were lost.
+    pub lost: u64,
+}
+
 /// All numbers, in the OpenMetrics format. With `host` those of the whole host; without, the functions' that `sees`
 /// lets through, and nothing of anybody else.
 pub fn exposition(
     telemetry: &Telemetry,
     sees: impl Fn(&FunctionName) -> bool,
     loads: &HashMap<FunctionName, Load>,
+    usage: UsageCounts,
     host: Option<Gauges>,
 ) -> String {
     let mut rest = Load::default();
@@ -62,7 +74,7 @@ pub fn exposition(
         lost.extend(telemetry.lost.seen());
     }
     let mut registry = Registry::with_prefix("hob");
-    registry.register_collector(Box::new(Scrape { functions, lost, host }));
+    registry.register_collector(Box::new(Scrape { functions, lost, usage, host }));
     let mut out = String::new();
     text::encode(&mut out, &registry).expect("a string takes everything");
     out
@@ -76,6 +88,7 @@ const OTHER: &str = "(other)";
 struct Scrape {
     functions: Vec<(String, Arc<Metrics>, Load)>,
     lost: Vec<(&'static str, u64)>,
+    usage: UsageCounts,
     host: Option<Gauges>,
 }
 
@@ -83,6 +96,7 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut out = Out(&mut encoder);
         self.functions(&mut out)?;
+        self.usage(&mut out)?;
         match &self.host {
             Some(host) => gauges(&mut out, host),
             None => Ok(()),
@@ -91,6 +105,22 @@ impl Collector for Scrape {
 }
 
 impl Scrape {
+    fn usage(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let help = "Tokens that were billed, by the model that they are of";
+        let mut tokens = out.family("model_tokens", help, MetricType::Counter)?;
+        for ((function, model), counts) in &self.usage.tokens {
+            for (kind, count) in ["prompt", "cached", "generated"].into_iter().zip(counts) {
+                let labels = [("function", function.as_str()), ("model", model.as_str()), ("kind", kind)];
+                counter(&mut tokens, &labels, *count)?;
+            }
+        }
+        if self.host.is_some() {
+            out.counter("usage_records", "Number of the last usage record that is durable", self.usage.records)?;
+            out.counter("usage_records_lost", "Usage records that the disk did not take", self.usage.lost)?;
+        }
+        Ok(())
+    }
+
     fn functions(&self, out: &mut Out<'_, '_>) -> fmt::Result {
         let mut requests = out.family("requests", "Invocations that ended, by how", MetricType::Counter)?;
         for (function, metrics, _) in &self.functions {

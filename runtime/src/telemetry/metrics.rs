@@ -8,12 +8,13 @@ use http::StatusCode;
 use crate::request::Marks;
 
 /// How an invocation can end once a guest saw it.
-const ENDS: [&str; 7] = ["ok", "client-left", "failed", "no-answer", "deadline", "cpu", "answer-too-large"];
+const ENDS: [&str; 8] = ["ok", "client-left", "shutdown", "failed", "no-answer", "deadline", "cpu", "answer-too-large"];
 
 /// How a request can be refused before a guest saw it.
-pub(super) const REFUSALS: [&str; 10] = [
+pub(super) const REFUSALS: [&str; 11] = [
     "too-many",
     "busy",
+    "stopping",
     "too-large",
     "headers-too-large",
     "bad-request",

@@ -3,6 +3,7 @@
 //! Each function that was called is [`Watched`]: its counters and its last lines. A request is handed that at its
 //! beginning and writes to it without a lock; only a line that a guest prints takes one, its function's own.
 
+mod collector;
 mod exposition;
 mod log;
 mod metrics;
@@ -15,10 +16,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::names::FunctionName;
 
-pub use exposition::{Gauges, Load, exposition};
+pub(crate) use collector::unescaped;
+pub use collector::{Collector, VariableError};
+pub use exposition::{Gauges, Load, UsageCounts, exposition};
 pub use log::{Line, Log, Room};
 pub use metrics::{Codes, Metrics};
-pub use otlp::{Collector, Exporter, ExporterError};
+pub use otlp::{Exporter, ExporterError};
 pub(crate) use timing::server_timing;
 pub use trace::{TRACEPARENT, Trace};
 

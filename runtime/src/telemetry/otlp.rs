@@ -8,10 +8,11 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use http::Uri;
+use http::{HeaderName, HeaderValue, Uri};
 use serde_json::{Value, json};
 use ureq::Agent;
 
+use super::collector::Collector;
 use super::trace::Span;
 
 /// Spans that wait to be sent.
@@ -24,15 +25,6 @@ const DELAY: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the log says that the collector is away.
 const COMPLAIN: Duration = Duration::from_secs(60);
-
-/// Where traces go.
-#[derive(Clone, Debug)]
-pub struct Collector {
-    /// Its base, as in `http://localhost:4318`.
-    pub endpoint: String,
-    /// What the host is called there.
-    pub service: String,
-}
 
 /// Why traces cannot be exported.
 #[derive(Debug, thiserror::Error)]
@@ -61,14 +53,15 @@ impl Exporter {
     /// See [`ExporterError`].
     pub fn start(collector: &Collector) -> Result<Self, ExporterError> {
         let bad = || ExporterError::Endpoint(collector.endpoint.clone());
-        let url = format!("{}/v1/traces", collector.endpoint.trim_end_matches('/'));
+        let url = collector.url();
         let parsed: Uri = url.parse().map_err(|_| bad())?;
         if !matches!(parsed.scheme_str(), Some("http" | "https")) || parsed.host().is_none() {
             return Err(bad());
         }
         let (queue, spans) = mpsc::sync_channel(QUEUED);
         let agent = Agent::config_builder().timeout_global(Some(TIMEOUT)).proxy(None).build().into();
-        let mut sender = Sender { url, agent, service: collector.service.clone(), complained: None };
+        let (headers, resource) = (collector.headers.clone(), resource(collector));
+        let mut sender = Sender { url, headers, agent, resource, complained: None };
         let work = move || sender.run(&spans);
         let thread = std::thread::Builder::new().name("hob-traces".into()).spawn(work)?;
         Ok(Self { queue: Some(queue), thread: Mutex::new(Some(thread)) })
@@ -93,8 +86,9 @@ impl Drop for Exporter {
 
 struct Sender {
     url: String,
+    headers: Vec<(HeaderName, HeaderValue)>,
     agent: Agent,
-    service: String,
+    resource: Value,
     complained: Option<Instant>,
 }
 
@@ -111,10 +105,13 @@ impl Sender {
                     Err(RecvTimeoutError::Disconnected) => open = false,
                 }
             }
-            let text = document(&self.service, &batch).to_string();
+            let text = document(&self.resource, &batch).to_string();
             // Some collectors take the type to the letter, so it is not ureq's, which has more behind it.
-            let sent = self.agent.post(&self.url).header("content-type", "application/json").send(&text);
-            if let Err(error) = sent {
+            let mut call = self.agent.post(&self.url).header("content-type", "application/json");
+            for (name, value) in &self.headers {
+                call = call.header(name, value);
+            }
+            if let Err(error) = call.send(&text) {
                 self.complain(&error);
             }
         }
@@ -128,9 +125,16 @@ impl Sender {
     }
 }
 
-fn document(service: &str, spans: &[Span]) -> Value {
+/// Who sends.
+fn resource(collector: &Collector) -> Value {
+    let own = [text("service.name", &collector.service)];
+    let given = collector.attributes.iter().map(|(key, value)| text(key, value));
+    json!({ "attributes": own.into_iter().chain(given).collect::<Vec<_>>() })
+}
+
+fn document(resource: &Value, spans: &[Span]) -> Value {
     json!({ "resourceSpans": [{
-        "resource": { "attributes": [text("service.name", service)] },
+        "resource": resource,
         "scopeSpans": [{
             "scope": { "name": "hob", "version": env!("CARGO_PKG_VERSION") },
             "spans": spans.iter().map(span).collect::<Vec<_>>(),
@@ -183,7 +187,7 @@ mod tests {
     #[test]
     fn an_address_must_be_one() {
         for endpoint in ["localhost:4318", "ftp://x", "http://", "not an address"] {
-            let collector = Collector { endpoint: endpoint.into(), service: "hob".into() };
+            let collector = Collector::at(endpoint);
             assert!(Exporter::start(&collector).is_err(), "{endpoint}");
         }
     }

@@ -165,7 +165,8 @@ impl Call<'_> {
         let (joined, inputs) = (own.joined.clone(), std::mem::take(&mut own.inputs));
         nn.hold(0, before)?;
         let invocation = self.0.data().invocation.clone();
-        let generated = generate(&joined, &inputs, &invocation).await;
+        let allowance = self.0.data().models.allowance.clone();
+        let generated = generate(&joined, &inputs, &invocation, allowance.as_ref()).await;
         let nn = self.nn();
         nn.find(execution)?.inputs = inputs;
         let (text, about) = generated?;

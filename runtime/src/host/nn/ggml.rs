@@ -16,6 +16,7 @@ use serde::Deserialize;
 use super::super::infer::{Joined, TokenStream, start};
 use super::bindings::wasi::nn::errors::ErrorCode;
 use super::bindings::wasi::nn::tensor::TensorType;
+use crate::budget::Allowance;
 use crate::models::JoinRefusal;
 use crate::request::Invocation;
 
@@ -56,8 +57,9 @@ pub async fn generate(
     joined: &Joined,
     inputs: &[(String, Tensor)],
     invocation: &Arc<Invocation>,
+    allowance: Option<&Arc<Allowance>>,
 ) -> Result<(String, String), NnError> {
-    let started = start(joined, ask(inputs)?, invocation.account).await;
+    let started = start(joined, ask(inputs)?, invocation, allowance).await;
     let tokens = started.map_err(|error| NnError::new(ErrorCode::RuntimeError, error.to_string()))??;
     let mut stream = TokenStream::new(tokens, invocation.clone());
     let mut text = String::new();
@@ -68,6 +70,7 @@ pub async fn generate(
             Event::Text(piece) => text.push_str(&piece),
             Event::Finished(Finish::Stop) => break "stop",
             Event::Finished(Finish::Length) => break "length",
+            Event::Finished(Finish::Budget) => break "budget",
             Event::Fault(why) => return Err(NnError::new(ErrorCode::RuntimeError, why)),
         }
     };

@@ -1,10 +1,11 @@
 //! Calls hob:infer in the way that `?do=` names and gives what came of it as JSON; an error keeps its status and code.
 //!
-//! Also in the query: `model`, `text`, and the options `max_tokens`, `temperature`, `seed`, `stop`.
+//! Also in the query: `model`, `text`, `n`, and the options `max_tokens`, `temperature`, `seed`, `stop`.
 
 use hob_sdk::json::{Value, json};
 use hob_sdk::serde::Deserialize;
-use hob_sdk::{Error, Generation, Json, Message, Model, Query, Result, handler};
+use hob_sdk::{Error, Generation, IntoResponse, Json, Message, Model, Query, Response, Result, handler, sleep, sse};
+use std::time::Duration;
 
 #[derive(Deserialize)]
 #[serde(crate = "hob_sdk::serde", default)]
@@ -12,6 +13,7 @@ struct Ask {
     r#do: String,
     model: String,
     text: String,
+    n: usize,
     max_tokens: u32,
     temperature: Option<f32>,
     seed: Option<u64>,
@@ -21,13 +23,16 @@ struct Ask {
 impl Default for Ask {
     fn default() -> Self {
         let (text, model) = ("The capital of France is".into(), "smollm2:135m".into());
-        Self { r#do: "open".into(), model, text, max_tokens: 16, temperature: None, seed: None, stop: None }
+        Self { r#do: "open".into(), model, text, n: 1, max_tokens: 16, temperature: None, seed: None, stop: None }
     }
 }
 
 #[handler]
-async fn infer(Query(ask): Query<Ask>) -> Result<Json<Value>> {
+async fn infer(Query(ask): Query<Ask>) -> Result<Response> {
     let model = Model::open(&ask.model)?;
+    if ask.r#do == "stream" {
+        return Ok(sse::tokens(ask.with_options(model.raw(&ask.text)).stream()?));
+    }
     Ok(Json(match ask.r#do.as_str() {
         "open" => {
             let info = model.info();
@@ -39,8 +44,40 @@ async fn infer(Query(ask): Query<Ask>) -> Result<Json<Value>> {
         "empty" => json!(model.chat([]).text().await?),
         "too-long" => json!(model.raw("word ".repeat(100_000)).text().await?),
         "cancel" => cancel(&ask, &model).await?,
+        "many" => many(&ask, &model).await?,
+        how => badly(how, &ask, &model).await?,
+    })
+    .into_response())
+}
+
+/// Ends as no guest should, after an answer of `max_tokens`.
+async fn badly(how: &str, ask: &Ask, model: &Model) -> Result<Value> {
+    let answer = ask.with_options(model.raw(&ask.text)).text().await?;
+    match how {
+        "trap" => panic!("after {} tokens", answer.usage.generated_tokens),
+        "hang" => sleep(Duration::from_secs(3600)).await,
+        "memory" => {
+            let mut held = Vec::new();
+            loop {
+                held.push(vec![1_u8; 1 << 20]);
+            }
+        }
         other => return Err(Error::bad_request(format!("nothing is called {other:?}"))),
-    }))
+    }
+    Ok(json!(answer))
+}
+
+/// `n` generations at once: what each came to.
+async fn many(ask: &Ask, model: &Model) -> Result<Value> {
+    let begun: Vec<_> = (0..ask.n).map(|_| ask.with_options(model.raw(&ask.text)).stream()).collect();
+    let mut ends = Vec::new();
+    for tokens in begun {
+        ends.push(match tokens {
+            Ok(tokens) => json!(tokens.text().await?),
+            Err(error) => json!(Error::from(error).code()),
+        });
+    }
+    Ok(json!(ends))
 }
 
 impl Ask {

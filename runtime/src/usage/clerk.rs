@@ -1,0 +1,201 @@
+//! The thread that writes the journal: it looks at the open tabs, writes down those that are complete, and how far those
+//! are that run on. Nobody waits for it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::Shared;
+use super::frame::{Frame, FrameBuilder, RUNNING};
+use super::journal::Journal;
+use super::tab::Tab;
+
+/// How often it looks. With [`TELL`], the look itself and the disk this is less than the second that may be lost.
+const LOOK: Duration = Duration::from_millis(250);
+/// How often it writes down how far an invocation is that runs on.
+const TELL: Duration = Duration::from_millis(400);
+/// How often what was written is put into the books.
+const COMPACT: Duration = Duration::from_secs(5);
+/// Bytes of a file of the journal, after which another begins: what is read at most when a host starts.
+const FILE_BYTES: u64 = 8 << 20;
+/// Bytes of all files that are kept, for who wants single records.
+const KEPT_BYTES: u64 = 256 << 20;
+/// Records that are kept in memory while the disk takes none; beyond that the oldest are lost.
+const BACKLOG: usize = 200_000;
+/// How long the engine has to let go of sequences that were cut off: a step, or some.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often the log says that the disk takes none.
+const COMPLAIN: Duration = Duration::from_secs(30);
+
+/// What the thread works on.
+pub(super) struct Clerk {
+    pub folder: PathBuf,
+    pub tabs: Receiver<Arc<Tab>>,
+    pub shared: Arc<Shared>,
+    /// What the ids of this process's invocations begin with.
+    pub start: u32,
+    /// The number of the next record.
+    pub next: u64,
+    /// The newest file; none after it could not be written.
+    pub journal: Option<Journal>,
+    open: Vec<Open>,
+    backlog: VecDeque<Frame>,
+    compacted: Instant,
+    complained: Option<Instant>,
+}
+
+struct Open {
+    tab: Arc<Tab>,
+    told: Instant,
+}
+
+impl Clerk {
+    /// A clerk that goes on after record `next - 1` in `journal`.
+    pub fn new(
+        folder: PathBuf,
+        tabs: Receiver<Arc<Tab>>,
+        shared: Arc<Shared>,
+        start: u32,
+        next: u64,
+        journal: Journal,
+    ) -> Self {
+        let (open, backlog) = Default::default();
+        let (journal, compacted, complained) = (Some(journal), Instant::now(), None);
+        Self { folder, tabs, shared, start, next, journal, open, backlog, compacted, complained }
+    }
+
+    /// Works until the other end of `stop` is gone; then writes down all there is.
+    pub fn run(mut self, stop: &Receiver<()>) {
+        while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(LOOK) {
+            self.look(false);
+            self.compact(false);
+        }
+        self.look(false);
+        let until = Instant::now() + PATIENCE;
+        while self.open.iter().any(|open| open.tab.is_closed()) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+            self.look(false);
+        }
+        self.look(true);
+        self.compact(true);
+    }
+
+    /// Looks at all tabs, and writes. The last time also those that are not complete.
+    fn look(&mut self, last: bool) {
+        self.open.extend(self.tabs.try_iter().map(|tab| Open { told: tab.started, tab }));
+        let now = Instant::now();
+        let mut frame = FrameBuilder::new(self.next, self.start, now_ms(), now);
+        let mut anything = false;
+        self.open.retain_mut(|open| {
+            let tab = &open.tab;
+            let stays = if tab.is_complete() {
+                frame.add(tab, None);
+                false
+            } else if last {
+                frame.add(tab, (!tab.is_closed()).then_some("shutdown"));
+                false
+            } else {
+                if now.saturating_duration_since(open.told) < TELL {
+                    return true;
+                }
+                open.told = now;
+                frame.add(tab, Some(RUNNING));
+                true
+            };
+            anything = true;
+            stays
+        });
+        if anything {
+            let frame = frame.build();
+            self.next = frame.last() + 1;
+            self.backlog.push_back(frame);
+        }
+        if let Err(error) = self.write() {
+            self.journal = None;
+            self.keep_within_bounds();
+            self.complain(&error);
+        }
+    }
+
+    /// Writes what waits to be written.
+    fn write(&mut self) -> io::Result<()> {
+        while let Some(frame) = self.backlog.front() {
+            let journal = match &mut self.journal {
+                Some(journal) => journal,
+                // One that could not be written to is not gone on with: nobody knows how it ends.
+                None => {
+                    self.shared.compact().map_err(io::Error::other)?;
+                    let begin = self.running(frame.first);
+                    self.journal.insert(Journal::begin(&self.folder, &begin)?)
+                }
+            };
+            journal.append(frame)?;
+            if let Some(frame) = self.backlog.pop_front() {
+                self.shared.settle(&frame);
+            }
+        }
+        Ok(())
+    }
+
+    /// A frame that begins a file: what runs now, before record `first`.
+    fn running(&self, first: u64) -> Frame {
+        let mut frame = FrameBuilder::new(first, self.start, now_ms(), Instant::now());
+        self.open.iter().for_each(|open| frame.add(&open.tab, Some(RUNNING)));
+        Frame { begins: true, ..frame.build() }
+    }
+
+    /// Puts what was written into the books, if it is time.
+    fn compact(&mut self, now: bool) {
+        let full = self.journal.as_ref().is_some_and(|journal| journal.bytes() >= FILE_BYTES);
+        if !now && !full && self.compacted.elapsed() < COMPACT {
+            return;
+        }
+        self.compacted = Instant::now();
+        if let Err(error) = self.shared.compact() {
+            return self.complain(&error);
+        }
+        // Not before all of it is in the books: of the journal a host that starts reads only the newest file.
+        if full && let Some(journal) = self.journal.take() {
+            match Journal::begin(&self.folder, &self.running(self.next)) {
+                Ok(new) => {
+                    if let Err(error) = new.prune(KEPT_BYTES) {
+                        tracing::warn!(%error, "an old file of the journal cannot be removed");
+                    }
+                    self.journal = Some(new);
+                }
+                Err(error) => {
+                    self.journal = Some(journal);
+                    self.complain(&error);
+                }
+            }
+        }
+    }
+
+    fn keep_within_bounds(&mut self) {
+        let mut waiting: usize = self.backlog.iter().map(|frame| frame.ended.len()).sum();
+        // How far those are that run is told again.
+        self.backlog.retain(|frame| !frame.ended.is_empty());
+        while waiting > BACKLOG
+            && let Some(lost) = self.backlog.pop_front()
+        {
+            waiting -= lost.ended.len();
+            self.shared.lose(lost.ended.len() as u64);
+        }
+    }
+
+    fn complain(&mut self, error: &dyn std::error::Error) {
+        if self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN) {
+            let waiting = self.backlog.iter().map(|frame| frame.ended.len()).sum::<usize>();
+            tracing::error!(%error, waiting, "usage cannot be written down; is the disk full?");
+            self.complained = Some(Instant::now());
+        }
+    }
+}
+
+/// Now, in milliseconds since 1970.
+pub(super) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
