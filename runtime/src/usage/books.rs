@@ -12,6 +12,8 @@ const SUMS: TableDefinition<'_, (u32, &str, &str, &str), &[u8]> = TableDefinitio
 /// `through`: the number of the last record that is in the sums.
 const POSITION: TableDefinition<'_, &str, u64> = TableDefinition::new("position");
 const THROUGH: &str = "through";
+/// `folded`: all hours before this one are part of their days.
+const FOLDED: &str = "folded";
 
 pub(super) struct Books(Database);
 
@@ -48,6 +50,44 @@ impl Books {
             write.open_table(POSITION)?.insert(THROUGH, through)?;
         }
         Ok(write.commit()?)
+    }
+
+    /// Makes one hour before hour `before` part of its day: under the day's first hour. Whether there was one.
+    pub fn fold(&self, before: u32) -> Result<bool, redb::Error> {
+        let write = self.0.begin_write()?;
+        let folded = {
+            let (mut sums, mut position) = (write.open_table(SUMS)?, write.open_table(POSITION)?);
+            let since = position.get(FOLDED)?.map_or(0, |value| value.value());
+            let since = u32::try_from(since).unwrap_or(u32::MAX);
+            let next = sums.range((since, "", "", "")..(before.max(since), "", "", ""))?.next().transpose()?;
+            let hour = next.map(|(key, _)| key.value().0);
+            if let Some(hour) = hour {
+                let day = hour - hour % 24;
+                if hour > day {
+                    let mut moved = Vec::new();
+                    for row in sums.extract_from_if((hour, "", "", "")..(hour + 1, "", "", ""), |_, _| true)? {
+                        let (key, value) = row?;
+                        let (_, tenant, function, model) = key.value();
+                        moved.push(([tenant, function, model].map(str::to_owned), decode(value.value())));
+                    }
+                    for ([tenant, function, model], more) in moved {
+                        let place = (day, tenant.as_str(), function.as_str(), model.as_str());
+                        let mut totals = sums.get(place)?.map_or_else(Totals::default, |value| decode(value.value()));
+                        totals.add(&more);
+                        let bytes = postcard::to_allocvec(&totals).expect("sums are numbers");
+                        sums.insert(place, bytes.as_slice())?;
+                    }
+                }
+                position.insert(FOLDED, u64::from(hour) + 1)?;
+            }
+            hour.is_some()
+        };
+        if folded {
+            write.commit()?
+        } else {
+            write.abort()?
+        }
+        Ok(folded)
     }
 
     /// The books as they are now, whatever is added later.
@@ -88,6 +128,30 @@ fn decode(bytes: &[u8]) -> Totals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn old_hours_become_days_and_nothing_is_lost() {
+        let home = tempfile::tempdir().unwrap();
+        let books = Books::open(&home.path().join("books.redb")).unwrap();
+        assert!(!books.fold(1000).unwrap(), "there is nothing");
+        let key = |hour: u32, function: &str| {
+            let (tenant, function, model) = ("t".into(), function.into(), String::new());
+            Key { hour, tenant, function, model }
+        };
+        let calls = |n: u64| Totals { invocations: n, ..Totals::default() };
+        let sums: Sums = (40..110).flat_map(|hour| ["f", "g"].map(|f| (key(hour, f), calls(1)))).collect();
+        books.add(&sums, 140).unwrap();
+        let mut folds = 0;
+        while books.fold(96).unwrap() {
+            folds += 1;
+        }
+        assert_eq!(folds, 56, "one hour each");
+        let mut seen = Vec::new();
+        books.page().unwrap().read(0..200, |key, totals| seen.push((key.hour, totals.invocations))).unwrap();
+        let days: Vec<_> = [(24, 8), (48, 24), (72, 24)].into_iter().chain((96..110).map(|hour| (hour, 1))).collect();
+        assert_eq!(seen, days.iter().flat_map(|row| [*row; 2]).collect::<Vec<_>>());
+        assert_eq!(books.through().unwrap(), 140);
+    }
 
     #[test]
     fn sums_and_position_change_together() {

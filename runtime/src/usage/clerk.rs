@@ -23,6 +23,8 @@ const COMPACT: Duration = Duration::from_secs(5);
 const FILE_BYTES: u64 = 8 << 20;
 /// Bytes of all files that are kept, for who wants single records.
 const KEPT_BYTES: u64 = 256 << 20;
+/// Hours for which sums are kept by the hour: five weeks. After that they are by the day.
+const HOURS: u64 = 35 * 24;
 /// Records that are kept in memory while the disk takes none; beyond that the oldest are lost.
 const BACKLOG: usize = 200_000;
 /// How long the engine has to let go of sequences that were cut off: a step, or some.
@@ -156,6 +158,10 @@ impl Clerk {
         self.compacted = Instant::now();
         if let Err(error) = self.shared.compact() {
             return self.complain(&error);
+        }
+        // One at a time: the next look must not wait.
+        if let Err(error) = self.shared.fold((now_ms() / 3_600_000).saturating_sub(HOURS) as u32) {
+            self.complain(&error);
         }
         // Not before all of it is in the books: of the journal a host that starts reads only the newest file.
         if full && let Some(journal) = self.journal.take() {

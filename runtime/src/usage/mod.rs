@@ -249,6 +249,11 @@ impl Shared {
         Ok(())
     }
 
+    /// Makes an hour before hour `before` part of its day, if there is one.
+    fn fold(&self, before: u32) -> Result<(), redb::Error> {
+        self.books.fold(before).map(drop)
+    }
+
     fn lose(&self, records: u64) {
         self.state().lost += records;
     }
