@@ -277,6 +277,11 @@ impl Engine {
         self.shared.residency.evict(digest)
     }
 
+    /// What holds for a model from now on; nothing happens if it is absent.
+    pub fn set_policy(&self, digest: &str, policy: Policy) {
+        self.shared.residency.set_policy(digest, policy);
+    }
+
     /// Drops the weights of models that nobody has used for as long as their policies say; how many those were. Call
     /// now and then.
     pub fn evict_expired(&self) -> usize {

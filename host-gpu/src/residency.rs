@@ -319,6 +319,13 @@ impl<T: Send + Sync + 'static> Residency<T> {
         }
     }
 
+    /// What holds for a model from now on, if it is not absent.
+    pub(crate) fn set_policy(&self, digest: &str, policy: Policy) {
+        if let Some(entry) = self.lock().get_mut(digest) {
+            entry.policy = policy;
+        }
+    }
+
     /// Drops the models that nobody has used for as long as their policy says; how many those were.
     pub(crate) fn evict_expired(&self) -> usize {
         let mut entries = self.lock();

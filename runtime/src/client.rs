@@ -11,7 +11,7 @@ use ureq::http::Response;
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
-use crate::api::{ControlFile, KeyStatus, NewKey, Status, TrafficRequest};
+use crate::api::{ControlFile, KeyStatus, ModelView, NewKey, Status, TrafficRequest};
 use crate::config::Budget;
 use crate::data::DataDir;
 use crate::digest::Digest;
@@ -300,6 +300,14 @@ impl Client {
     /// `Refused` if there is none of this id.
     pub fn revoke_key(&self, id: &str) -> Result<(), ClientError> {
         self.delete(&format!("keys/{id}"))
+    }
+
+    /// Models that are not absent.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn models(&self) -> Result<Vec<ModelView>, ClientError> {
+        self.get("models")
     }
 
     /// Gives back the memory of a model that nobody uses.

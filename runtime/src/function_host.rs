@@ -36,6 +36,7 @@ use crate::instance::component::ComponentError;
 use crate::instance::engine::{PoolConfig, WasmEngine};
 use crate::keys::Keys;
 use crate::models::Library;
+use crate::models::keep;
 use crate::models::store::ModelStore;
 use crate::names::{FunctionName, Tenant};
 use crate::records::{Records, RecordsError};
@@ -143,6 +144,7 @@ impl Host {
         let wasm = WasmEngine::start(config.pool, config.free).map_err(HostError::Pool)?;
         let engine = Engine::start(config.engine)?;
         let library = Arc::new(Library::new(ModelStore::new(data.clone()), engine));
+        keep::start(&library).map_err(HostError::Thread)?;
         let functions = records.all()?.into_iter();
         let functions = functions.map(|(name, (record, revisions))| (name, Arc::new(Function::new(record, revisions))));
         let table = Table::new(functions.collect::<BTreeMap<_, _>>());

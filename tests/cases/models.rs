@@ -181,6 +181,7 @@ fn a_truncated_model_is_refused_and_the_server_lives() {
         bytes: half.len() as u64,
         source: "test".into(),
         pulled_at: 0,
+        keep: Default::default(),
     };
     store.name(&manifest).unwrap();
     let error = hob.refused(&["run", "half", "x"]);
@@ -193,4 +194,50 @@ fn a_truncated_model_is_refused_and_the_server_lives() {
     }
     hob.deploy("hello", &[]);
     assert_eq!(hob_tests::get(&hob.url("/hello")).0, 200);
+}
+
+/// What `hob models ps --json` says.
+fn in_memory(hob: &Hob) -> Vec<serde_json::Value> {
+    serde_json::from_str(&hob.ok(&["models", "ps", "--json"])).unwrap()
+}
+
+#[test]
+fn models_stay_as_long_as_is_wished() {
+    let mut hob = Hob::with_model();
+    assert!(hob.ok(&["models", "ps"]).contains("no model is in memory"));
+    let said = hob.ok(&["models", "keep", MODEL, "--warm", "--pin", "--priority", "3"]);
+    assert!(said.contains("loaded when a server starts, pinned, priority 3"), "{said}");
+    hob.restart();
+    let resident = |hob: &Hob| {
+        let model = in_memory(hob).into_iter().find(|model| model["state"] == "resident");
+        model.filter(|model| model["leases"] == 0)
+    };
+    let model = hob.until("it is warm", || resident(&hob));
+    assert!(model["bytes"].as_u64().is_some_and(|bytes| bytes > 98_000_000), "{model}");
+    assert_eq!((&model["pinned"], &model["priority"], &model["device"]), (&true.into(), &3.into(), &"cpu".into()));
+    let table = hob.ok(&["models", "ps"]);
+    assert!(table.contains("GOES") && table.contains("pinned") && table.contains("resident"), "{table}");
+    assert!(hob.ok(&["models", "show", MODEL]).contains("priority 3"));
+
+    // Other wishes hold for one that is in memory already; then it goes.
+    hob.ok(&["models", "keep", MODEL, "--idle", "2"]);
+    hob.until("it may go", || resident(&hob).filter(|model| model["expires_in_s"].is_u64()));
+    hob.until("it is gone", || in_memory(&hob).is_empty().then_some(()));
+    assert!(hob.memory_mib() < 150, "{} MiB are left", hob.memory_mib());
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_refused_and_says_why() {
+    let hob = Hob::with(hob_tests::ServeOptions {
+        model: true,
+        args: vec!["--model-memory".into(), "50MB".into()],
+        ..Default::default()
+    });
+    hob.deploy_with_model("guest-infer");
+    let _ = hob_tests::get(&hob.url("/guest-infer?do=open"));
+    hob.logged("raise the budget");
+    assert!(hob.log().contains("50000000"), "{}", hob.log());
+    assert!(hob.ok(&["models", "ps"]).contains("no model is in memory"));
+    let error = refused(hob.home.path(), &["run", MODEL, "x", "--model-memory", "lots"]);
+    assert!(error.contains("900MB"), "{error}");
 }

@@ -104,6 +104,13 @@ pub fn lend_model_as(home: &Path, name: &str) {
         std::os::unix::fs::symlink(weights(), &blob).expect("a link can be made");
     }
     let name = name.parse().expect("it is a name");
-    let manifest = Manifest { name, digest: entry.digest(), bytes: entry.bytes, source: "test".into(), pulled_at: 0 };
+    let manifest = Manifest {
+        name,
+        digest: entry.digest(),
+        bytes: entry.bytes,
+        source: "test".into(),
+        pulled_at: 0,
+        keep: Default::default(),
+    };
     store.name(&manifest).expect("a temporary directory can be written");
 }

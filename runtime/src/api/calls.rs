@@ -191,15 +191,18 @@ pub fn all() -> Vec<Call> {
                 get(usage::records),
             )
         },
-        call(
-            "get",
-            "/v1/models/resident",
-            "models in memory",
-            Read,
-            None,
-            (200, Some("[ResidentModel]")),
-            get(models::resident),
-        ),
+        Call {
+            query: &[("follow", "true: a line with the list, and another one whenever it changes")],
+            ..call(
+                "get",
+                "/v1/models",
+                "models that are in memory, on their way there or away, or failed to get there a moment ago",
+                Read,
+                None,
+                (200, Some("[Model]")),
+                get(models::list),
+            )
+        },
         call(
             "delete",
             "/v1/models/resident/{name}",

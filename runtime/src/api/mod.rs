@@ -38,6 +38,7 @@ use secure::SecureListener;
 
 pub use functions::TrafficRequest;
 pub use keys::{KeyStatus, NewKey};
+pub use models::ModelView;
 
 /// Largest component that can be uploaded, in bytes.
 pub const MAX_COMPONENT_BYTES: usize = 256 << 20;

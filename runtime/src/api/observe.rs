@@ -125,7 +125,8 @@ fn text(lines: &[Line]) -> Bytes {
     text.into()
 }
 
-struct Pieces(mpsc::Receiver<Bytes>);
+/// A body whose frames are what a channel gives.
+pub(super) struct Pieces(pub(super) mpsc::Receiver<Bytes>);
 
 impl http_body::Body for Pieces {
     type Data = Bytes;

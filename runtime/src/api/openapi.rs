@@ -159,7 +159,10 @@ fn schemas() -> Value {
         ),
         // These grow with what is measured.
         ("Invocation", json!({ "type": "object", "required": ["id", "function", "outcome"] })),
-        ("ResidentModel", json!({ "type": "object", "required": ["name", "digest", "bytes", "leases"] })),
+        (
+            "Model",
+            json!({ "type": "object", "required": ["name", "digest", "state", "device", "bytes", "leases", "unused_s"] }),
+        ),
         ("UsageReport", usage_report()),
         (
             "Tenant",

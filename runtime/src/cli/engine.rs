@@ -21,6 +21,9 @@ pub struct EngineArgs {
     /// What activations become before they meet quantised weights: q8, or f32, which is exact and several times slower
     #[arg(long, value_name = "TYPE", default_value_t, value_parser = |text: &str| one_of(ACTIVATIONS, text))]
     activations: Activations,
+    /// Memory for models, as in 900MB or 16GB [default: most of the machine's]
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    model_memory: Option<u64>,
     /// Make the matrices that models have as floats smaller: q8_0 or q4_0
     #[arg(long, value_name = "TYPE")]
     quantize: Option<Quantize>,
@@ -32,6 +35,7 @@ impl EngineArgs {
         let default = EngineConfig::default();
         EngineConfig {
             threads: self.threads.unwrap_or(default.threads),
+            model_bytes: self.model_memory,
             code_path: self.code_path,
             kv_type: self.kv,
             activations: self.activations,
@@ -46,4 +50,31 @@ fn one_of<T: Copy + Display>(all: &[T], text: &str) -> Result<T, String> {
     let names: Vec<_> = all.iter().map(T::to_string).collect();
     let found = names.iter().position(|name| name == text).map(|at| all[at]);
     found.ok_or_else(|| format!("give {}", names.join(", ")))
+}
+
+/// `900MB`, `16 GB`, or a number of bytes.
+fn bytes(text: &str) -> Result<u64, String> {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ');
+    let unit = match text[number.len()..].trim().to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "KB" | "K" => 1_000,
+        "MB" | "M" => 1_000_000,
+        "GB" | "G" => 1_000_000_000,
+        _ => 0,
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| "give a number and B, KB, MB or GB, as in 900MB".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(["7", "900MB", "16 GB", "2k"].map(bytes), [7, 900_000_000, 16_000_000_000, 2_000].map(Ok));
+        for bad in ["", "MB", "0", "1TB", "-5MB", "1.5GB", "99999999999999999999"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
 }

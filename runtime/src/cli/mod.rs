@@ -149,7 +149,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tenants(command) => tenants::run(&global.client()?, command),
         Command::Run(args) => run::run(data()?, args),
         Command::Bench(args) => bench::run(data()?, args),
-        Command::Models(command) => models::run(data()?, command),
+        Command::Models(command) => models::run(|| Ok(data()?), || global.client(), command),
     }
 }
 

@@ -5,10 +5,13 @@ use hob_gpu::EngineConfig;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{ago, size, table};
+use crate::api::ModelView;
+use crate::client::Client;
 use crate::data::DataDir;
 use crate::models::catalog;
+use crate::models::keep::Keep;
 use crate::models::pull::{DEFAULT_INDEX, Progress, Puller};
-use crate::models::store::ModelStore;
+use crate::models::store::{Manifest, ModelStore};
 use crate::names::{ModelName, ModelRef};
 
 #[derive(clap::Subcommand)]
@@ -23,6 +26,29 @@ pub enum Command {
     },
     /// List the models that are here, and those that can be pulled
     List,
+    /// Show the models that a running server has in memory, or on their way there
+    Ps {
+        /// As JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say how long a model stays in memory, in place of what was said before; a running server does so within a second
+    Keep {
+        /// A name from `hob models list`
+        name: ModelName,
+        /// Load it when a server starts
+        #[arg(long)]
+        warm: bool,
+        /// It stays, whether anybody uses it or not
+        #[arg(long)]
+        pin: bool,
+        /// It goes when nobody has used it for so many seconds [default: when another needs its room]
+        #[arg(long, value_name = "SECONDS", conflicts_with = "pin")]
+        idle: Option<u64>,
+        /// Models of a higher priority do not go for it
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        priority: u8,
+    },
     /// Show what is known about a model, and what it takes to run it
     Show {
         /// A name from `hob models list`, a .gguf file, or a folder with a safetensors checkpoint
@@ -30,9 +56,20 @@ pub enum Command {
     },
 }
 
-pub fn run(data: DataDir, command: Command) -> anyhow::Result<()> {
-    let store = ModelStore::new(data);
+pub fn run(
+    data: impl FnOnce() -> anyhow::Result<DataDir>,
+    client: impl FnOnce() -> anyhow::Result<Client>,
+    command: Command,
+) -> anyhow::Result<()> {
+    if let Command::Ps { json } = command {
+        return ps(&client()?.models()?, json);
+    }
+    let store = ModelStore::new(data()?);
     match command {
+        Command::Ps { .. } => unreachable!("asked of a server above"),
+        Command::Keep { name, warm, pin, idle, priority } => {
+            keep(&store, &name, Keep { warm, pinned: pin, idle_s: idle, priority })
+        }
         Command::Pull { name, index } => pull(&store, &name, &index),
         Command::List => list(&store),
         Command::Show { model } => show(&store, &model),
@@ -63,6 +100,62 @@ fn pull(store: &ModelStore, name: &ModelName, index: &str) -> anyhow::Result<()>
         println!("{name} is here already");
     }
     Ok(())
+}
+
+fn keep(store: &ModelStore, name: &ModelName, keep: Keep) -> anyhow::Result<()> {
+    store.name(&Manifest { keep, ..store.get(name)? })?;
+    println!("{name}: {keep}");
+    Ok(())
+}
+
+fn ps(models: &[ModelView], json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(models)?);
+        return Ok(());
+    }
+    if models.is_empty() {
+        println!(
+            "no model is in memory; one is loaded when a function asks for it, or with `hob models keep NAME --warm`"
+        );
+        return Ok(());
+    }
+    let rows: Vec<_> = models
+        .iter()
+        .map(|model| {
+            let share = |[done, total]: [u64; 2]| (done * 100).checked_div(total).unwrap_or(0);
+            let state = match (model.progress, model.retry_in_s) {
+                (Some(progress), _) => format!("{} {} %", model.state, share(progress)),
+                (_, Some(seconds)) => format!("{}, again in {seconds} s", model.state),
+                _ => model.state.clone(),
+            };
+            let used = if model.leases > 0 { "now".into() } else { format!("{} ago", span(model.unused_s)) };
+            let expires = match (model.pinned, model.expires_in_s) {
+                (true, _) => "pinned".into(),
+                (_, Some(seconds)) => format!("in {}", span(seconds)),
+                _ => "when others need its room".into(),
+            };
+            let resident = model.state == "resident";
+            let or_none = |text: String| if resident { text } else { "-".into() };
+            let bytes = if model.bytes == 0 { "-".into() } else { size(model.bytes) };
+            let leases = or_none(model.leases.to_string());
+            [model.name.clone(), state, model.device.clone(), bytes, leases, or_none(used), or_none(expires)]
+        })
+        .collect();
+    table(["NAME", "STATE", "DEVICE", "BYTES", "LEASES", "USED", "GOES"], &rows);
+    for (name, reason) in models.iter().filter_map(|model| Some((&model.name, model.reason.as_ref()?))) {
+        println!("\n{name} failed: {reason}");
+    }
+    Ok(())
+}
+
+/// `3 min`.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86_400 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
 }
 
 fn list(store: &ModelStore) -> anyhow::Result<()> {
@@ -123,6 +216,7 @@ fn show(store: &ModelStore, model: &ModelRef) -> anyhow::Result<()> {
     match stored {
         Some(manifest) => rows.extend([
             ("file", format!("{}, {}", size(manifest.bytes), manifest.digest)),
+            ("in memory", manifest.keep.to_string()),
             ("source", manifest.source.replace(' ', "\n               ")),
             ("pulled", ago(manifest.pulled_at)),
         ]),

@@ -1,6 +1,7 @@
 //! Models by name: which there are, where they come from, and joining them.
 
 pub mod catalog;
+pub mod keep;
 pub mod pull;
 pub mod store;
 
@@ -77,7 +78,8 @@ impl Library {
             path: self.store.blob(&entry.digest),
             digest: entry.digest.to_string(),
         };
-        self.engine.join(&source).await.map_err(|error| join_refusal(name, &error))
+        let policy = entry.keep.policy();
+        self.engine.join_as(&source, Some(policy)).await.map_err(|error| join_refusal(name, error))
     }
 
     /// The right to use a model that is not in the store: a GGUF file, any shard of one, or a folder with a
@@ -89,7 +91,7 @@ impl Library {
         let shown = path.display();
         let path = path.canonicalize().map_err(|error| fault(&shown, &error))?;
         let source = ModelSource { name: shown.to_string(), digest: format!("path:{}", path.display()), path };
-        self.engine.join(&source).await.map_err(|error| join_refusal(&shown, &error))
+        self.engine.join(&source).await.map_err(|error| join_refusal(&shown, error))
     }
 
     /// The right to use what the command line names.
@@ -103,6 +105,19 @@ impl Library {
         }
     }
 
+    /// Has the engine do as the store says of models that are in memory already.
+    fn apply_wishes(&self) {
+        for model in self.engine.models() {
+            let Some(name) = model.name.parse().ok() else { continue };
+            if let Ok(stored) = self.store.get(&name)
+                && stored.keep.policy() != model.policy
+                && stored.digest.to_string() == model.digest
+            {
+                self.engine.set_policy(&model.digest, stored.keep.policy());
+            }
+        }
+    }
+
     /// Gives back the memory of a model that nobody uses. `false` if it was not resident.
     ///
     /// # Errors
@@ -113,8 +128,14 @@ impl Library {
     }
 }
 
-fn join_refusal(name: &dyn std::fmt::Display, error: &JoinError) -> JoinRefusal {
-    fault(name, error)
+fn join_refusal(name: &dyn std::fmt::Display, error: JoinError) -> JoinRefusal {
+    match error {
+        JoinError::NoRoom { retry_after: Some(wait), .. } => {
+            tracing::warn!(model = %name, %error, "no room");
+            JoinRefusal::Busy(wait)
+        }
+        error => fault(name, &error),
+    }
 }
 
 fn fault(name: &dyn std::fmt::Display, error: &dyn std::error::Error) -> JoinRefusal {

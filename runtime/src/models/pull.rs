@@ -144,6 +144,7 @@ impl<'a> Puller<'a> {
             bytes: entry.bytes,
             source: entry.parts.iter().map(source).collect::<Vec<_>>().join(" "),
             pulled_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            keep: self.store.get(name).map(|known| known.keep).unwrap_or_default(),
         })?;
         Ok(true)
     }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::keep::Keep;
 use crate::data::DataDir;
 use crate::digest::Digest;
 use crate::names::ModelName;
@@ -24,6 +25,9 @@ pub struct Manifest {
     pub source: String,
     /// When, in seconds since 1970.
     pub pulled_at: u64,
+    /// How long it stays in memory.
+    #[serde(default, skip_serializing_if = "Keep::is_nothing")]
+    pub keep: Keep,
 }
 
 /// Why the store cannot answer.
@@ -131,7 +135,14 @@ mod tests {
         assert!(matches!(store.get(&name), Err(StoreError::NotFound(_))));
 
         let digest = Digest::of(b"weights");
-        let manifest = Manifest { name: name.clone(), digest, bytes: 7, source: "test".into(), pulled_at: 0 };
+        let manifest = Manifest {
+            name: name.clone(),
+            digest,
+            bytes: 7,
+            source: "test".into(),
+            pulled_at: 0,
+            keep: Keep::default(),
+        };
         store.name(&manifest).unwrap();
         assert!(matches!(store.get(&name), Err(StoreError::Damaged { .. })), "the blob is missing");
         fs::write(store.blob(&digest), b"weights").unwrap();
