@@ -1,4 +1,4 @@
-//! `wasi:keyvalue`, 0.2.0-draft and, in [`draft2`], 0.2.0-draft2: what a function keeps between requests.
+//! `wasi:keyvalue`, 0.2.0-draft and, in `draft2`, 0.2.0-draft2: what a function keeps between requests.
 //!
 //! Each function has a database of its own in the data directory, opened when it is first used: one that writes all
 //! the time makes nobody wait but itself. What a call has written is on disk when it returns. Sizes are bounded.

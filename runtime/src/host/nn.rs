@@ -1,6 +1,6 @@
 //! `wasi:nn@0.2.0-rc-2024-10-28` over the same resident models.
 //!
-//! `load-by-name` joins a model; `compute` is one whole generation. What the tensors mean is in [`ggml`]; core modules
+//! `load-by-name` joins a model; `compute` is one whole generation. What the tensors mean is in `ggml`; core modules
 //! have the older functions of [`ephemeral`]. `load` from the guest's own bytes is refused in both: it would feed
 //! untrusted bytes to a parser in the host.
 
