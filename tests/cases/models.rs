@@ -207,6 +207,7 @@ fn models_stay_as_long_as_is_wished() {
     assert!(hob.ok(&["models", "ps"]).contains("no model is in memory"));
     let said = hob.ok(&["models", "keep", MODEL, "--warm", "--pin", "--priority", "3"]);
     assert!(said.contains("loaded when a server starts, pinned, priority 3"), "{said}");
+    hob.kill();
     hob.restart();
     let resident = |hob: &Hob| {
         let model = in_memory(hob).into_iter().find(|model| model["state"] == "resident");
