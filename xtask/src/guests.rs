@@ -163,7 +163,7 @@ struct Debian {
     rustc: PathBuf,
     cargo: PathBuf,
     libc: PathBuf,
-    /// Folders with `wasm-component-ld` and with the `wasm-ld` that it calls.
+    /// Folders with `wasm-component-ld` and `rust-lld`, and with the `wasm-ld` that the first calls.
     linkers: [PathBuf; 2],
 }
 
@@ -185,6 +185,7 @@ impl Debian {
             &libc.join("crt1-command.o"),
             &linkers[0].join("wasm-component-ld"),
             &linkers[1].join("wasm-ld"),
+            &linkers[0].join("rust-lld"),
         ];
         needed.iter().all(|piece| piece.exists()).then_some(Self { rustc, cargo, libc, linkers })
     }
@@ -219,7 +220,8 @@ impl Debian {
             .env("PATH", path)
             .env("CARGO_TARGET_WASM32_WASIP2_RUSTFLAGS", flags("crt1-reactor.o"))
             .env("CARGO_TARGET_WASM32_WASIP1_RUSTFLAGS", flags("crt1-command.o"))
-            .env("CARGO_TARGET_WASM32_WASIP1_LINKER", self.linkers[1].join("wasm-ld"))
+            // The compiler says which kind of linker it wants, which `wasm-ld` beside it does not understand.
+            .env("CARGO_TARGET_WASM32_WASIP1_LINKER", self.linkers[0].join("rust-lld"))
             .arg("-Zbuild-std=std,panic_abort");
         Ok(cargo)
     }
