@@ -254,7 +254,7 @@ impl Engine {
         self.join_as(source, None).await
     }
 
-    /// The same, with a policy that holds for the model from now on, whoever else has joined it.
+    /// The same, with a policy that holds for the model if it is this join that has it loaded.
     ///
     /// # Errors
     /// Those of [`Engine::join`].
@@ -301,11 +301,6 @@ impl Engine {
     /// Changes whenever a model's state does, or the progress of a load.
     pub fn watch_models(&self) -> tokio::sync::watch::Receiver<u64> {
         self.shared.residency.watch()
-    }
-
-    /// Bytes for all models.
-    pub fn model_budget(&self) -> u64 {
-        self.shared.residency.budget()
     }
 
     /// What it was started with.
