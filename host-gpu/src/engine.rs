@@ -4,6 +4,7 @@
 //! their tokens. Nothing here blocks: a full queue is a refusal.
 
 use crate::ask::{Ask, Refusal, TokenId};
+use crate::form::Guide;
 use crate::format::huge;
 use crate::format::quantize::Quantize;
 use crate::kv::{Arena, KvType};
@@ -201,6 +202,8 @@ pub(crate) struct Submission {
     /// The rest of it; its own prompt has become `prompt`.
     pub(crate) ask: Ask,
     pub(crate) terms: Terms,
+    /// Where the answer stands in its form.
+    pub(crate) guide: Option<Guide>,
 }
 
 impl Engine {

@@ -10,6 +10,7 @@
 
 mod ask;
 mod engine;
+mod form;
 pub mod format;
 mod kv;
 pub mod measure;
@@ -22,8 +23,9 @@ mod stop;
 mod terms;
 mod tokens;
 
-pub use ask::{Ask, Message, Penalties, Prompt, Refusal, Role, Sampling, TokenId};
+pub use ask::{Ask, Conversation, Message, Penalties, Prompt, Refusal, Role, Sampling, TokenId};
 pub use engine::{Engine, EngineConfig, EngineStats, StartError};
+pub use form::Form;
 pub use format::FormatError;
 pub use format::quantize::Quantize;
 pub use kv::KvType;

@@ -13,6 +13,7 @@ mod manifest;
 mod middleware;
 mod models;
 mod observe;
+mod openai;
 mod otel;
 mod registry;
 mod rollout;

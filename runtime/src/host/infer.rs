@@ -44,6 +44,13 @@ pub struct Joined {
     name: ModelName,
 }
 
+impl Joined {
+    /// For who is no guest.
+    pub(crate) fn new(model: Model, name: ModelName) -> Self {
+        Self { model, name }
+    }
+}
+
 /// A running generation. Dropping it cancels the sequence, and notes what it has used by then.
 pub struct TokenStream {
     pub(super) tokens: Tokens,
@@ -115,7 +122,7 @@ async fn beside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send
 }
 
 /// Starts a generation on behalf of an invocation.
-pub(super) async fn start(
+pub(crate) async fn start(
     joined: &Joined,
     mut ask: Ask,
     invocation: &Arc<Invocation>,
@@ -127,9 +134,10 @@ pub(super) async fn start(
         let purse = Purse::new(allowance.clone(), invocation.taken.clone(), move |why| asker.print("host", why));
         Box::new(purse) as Box<dyn Budget>
     });
-    let terms = Terms { bill: invocation.bill(&joined.name), budget };
+    let terms = Terms { bill: invocation.bill(&joined.name), budget, ..Terms::default() };
     let bytes = match &ask.prompt {
         Prompt::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+        Prompt::Conversation(conversation) => conversation.bytes(),
         Prompt::Raw(text) => text.len(),
         Prompt::Tokens(_) => 0,
     };
@@ -213,6 +221,7 @@ impl wit::HostTokenStream for ModelView<'_> {
             Event::Finished(Finish::Stop) => Ok(wit::Event::Finished(wit::FinishReason::Stop)),
             Event::Finished(Finish::Length) => Ok(wit::Event::Finished(wit::FinishReason::Length)),
             Event::Finished(Finish::Budget) => Ok(wit::Event::Finished(wit::FinishReason::Budget)),
+            Event::Busy { retry_after } => Err(wit::Error::Busy(busy(retry_after))),
             Event::Fault(why) => Err(wit::Error::Fault(why)),
         })
     }
