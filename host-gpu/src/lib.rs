@@ -21,6 +21,7 @@ mod schedule;
 mod stop;
 mod terms;
 mod tokens;
+mod turns;
 
 pub use ask::{Ask, Message, Penalties, Prompt, Refusal, Role, Sampling, TokenId};
 pub use engine::{Engine, EngineConfig, EngineStats, StartError};
@@ -32,3 +33,4 @@ pub use ops::cpu::{Activations, CodePath};
 pub use residency::{EvictError, JoinError, ModelState, ModelStatus, Policy};
 pub use terms::{Bill, Billed, Budget, Grant, Terms};
 pub use tokens::{Event, Finish, Logprob, Timing, Tokens, Usage};
+pub use turns::short_turns;
