@@ -30,7 +30,7 @@ pub use format::quantize::Quantize;
 pub use kv::KvType;
 pub use model::{Memory, Model, ModelInfo, ModelSource, Scores, inspect};
 pub use ops::cpu::{Activations, CodePath};
-pub use residency::{EvictError, JoinError, ModelState, ModelStatus, Policy};
+pub use residency::{EvictError, JoinError, ModelState, ModelStatus, Moves, Policy};
 pub use terms::{Bill, Billed, Budget, Grant, Priority, Terms, WEIGHT};
 pub use tokens::{Event, Finish, Logprob, Timing, Tokens, Usage};
 pub use turns::short_turns;

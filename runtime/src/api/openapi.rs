@@ -161,7 +161,7 @@ fn schemas() -> Value {
         ("Invocation", json!({ "type": "object", "required": ["id", "function", "outcome"] })),
         (
             "Model",
-            json!({ "type": "object", "required": ["name", "digest", "state", "device", "bytes", "leases", "unused_s"] }),
+            json!({ "type": "object", "required": ["name", "digest", "state", "tier", "device", "bytes", "leases", "unused_s"] }),
         ),
         ("UsageReport", usage_report()),
         (

@@ -9,9 +9,10 @@ use crate::api::ModelView;
 use crate::client::Client;
 use crate::data::DataDir;
 use crate::models::catalog;
-use crate::models::keep::Keep;
+use crate::models::keep::{Keep, Share};
 use crate::models::pull::{DEFAULT_INDEX, Progress, Puller};
 use crate::models::store::{Manifest, ModelStore};
+use crate::models::tier::Tier;
 use crate::names::{ModelName, ModelRef};
 
 #[derive(clap::Subcommand)]
@@ -48,6 +49,10 @@ pub enum Command {
         /// Models of a higher priority do not go for it
         #[arg(long, value_name = "N", default_value_t = 0)]
         priority: u8,
+        /// Whose prompts find the KV of others that began alike. With `all` each tenant learns, by the time that answers take and
+        /// by the count of cached tokens, which prefixes other tenants have sent
+        #[arg(long, value_enum, default_value_t = Share::Tenant)]
+        share: Share,
     },
     /// Show what is known about a model, and what it takes to run it
     Show {
@@ -67,11 +72,11 @@ pub fn run(
     let store = ModelStore::new(data()?);
     match command {
         Command::Ps { .. } => unreachable!("asked of a server above"),
-        Command::Keep { name, warm, pin, idle, priority } => {
-            keep(&store, &name, Keep { warm, pinned: pin, idle_s: idle, priority })
+        Command::Keep { name, warm, pin, idle, priority, share } => {
+            keep(&store, &name, Keep { warm, pinned: pin, idle_s: idle, priority, share })
         }
         Command::Pull { name, index } => pull(&store, &name, &index),
-        Command::List => list(&store),
+        Command::List => list(&store, &in_memory(client)),
         Command::Show { model } => show(&store, &model),
     }
 }
@@ -138,10 +143,11 @@ fn ps(models: &[ModelView], json: bool) -> anyhow::Result<()> {
             let or_none = |text: String| if resident { text } else { "-".into() };
             let bytes = if model.bytes == 0 { "-".into() } else { size(model.bytes) };
             let leases = or_none(model.leases.to_string());
-            [model.name.clone(), state, model.device.clone(), bytes, leases, or_none(used), or_none(expires)]
+            let load = model.last_load_us.map_or_else(|| "-".into(), |us| format!("{} ms", us.div_ceil(1000)));
+            [model.name.clone(), state, model.device.clone(), bytes, load, leases, or_none(used), or_none(expires)]
         })
         .collect();
-    table(["NAME", "STATE", "DEVICE", "BYTES", "LEASES", "USED", "GOES"], &rows);
+    table(["NAME", "STATE", "DEVICE", "BYTES", "LOADED IN", "LEASES", "USED", "GOES"], &rows);
     for (name, reason) in models.iter().filter_map(|model| Some((&model.name, model.reason.as_ref()?))) {
         println!("\n{name} failed: {reason}");
     }
@@ -158,7 +164,13 @@ fn span(seconds: u64) -> String {
     }
 }
 
-fn list(store: &ModelStore) -> anyhow::Result<()> {
+/// Digests of the models that a running server has in memory, and the device; none, if no server runs.
+fn in_memory(client: impl FnOnce() -> anyhow::Result<Client>) -> Vec<(String, String)> {
+    let models = client().and_then(|client| Ok(client.models()?)).unwrap_or_default().into_iter();
+    models.filter(|model| model.tier == Tier::Device).map(|model| (model.digest, model.device)).collect()
+}
+
+fn list(store: &ModelStore, in_memory: &[(String, String)]) -> anyhow::Result<()> {
     let here = store.list()?;
     let mut rows: Vec<_> = here
         .iter()
@@ -167,22 +179,25 @@ fn list(store: &ModelStore) -> anyhow::Result<()> {
                 Ok(info) => format!("{} {}, context {}", info.architecture, info.quantization, info.context_tokens),
                 Err(error) => format!("unreadable: {error}"),
             };
-            [
-                model.name.to_string(),
-                size(model.bytes),
-                model.digest.to_string()[..19].to_owned(),
-                what,
-                ago(model.pulled_at),
-            ]
+            let digest = model.digest.to_string();
+            let place = match in_memory.iter().find(|(known, _)| *known == digest) {
+                Some((_, device)) => format!("{} ({device})", Tier::Device),
+                None => match Tier::of_file(&store.blob(&model.digest)) {
+                    (Tier::Disk, Some(percent @ 1..)) => format!("{}, {percent} % in host memory", Tier::Disk),
+                    (tier, _) => tier.to_string(),
+                },
+            };
+            [model.name.to_string(), size(model.bytes), digest[..19].to_owned(), what, place, ago(model.pulled_at)]
         })
         .collect();
     for entry in catalog::ENTRIES {
         if !here.iter().any(|model| model.name.as_str() == entry.name) {
             let what = format!("{}; {}", entry.about, entry.license);
-            rows.push([entry.name.into(), size(entry.bytes), "-".into(), what, "not pulled".into()]);
+            let place = Tier::Pullable.to_string();
+            rows.push([entry.name.into(), size(entry.bytes), "-".into(), what, place, "not pulled".into()]);
         }
     }
-    table(["NAME", "SIZE", "DIGEST", "WHAT", "PULLED"], &rows);
+    table(["NAME", "SIZE", "DIGEST", "WHAT", "WHERE", "PULLED"], &rows);
     Ok(())
 }
 

@@ -4,6 +4,7 @@ pub mod catalog;
 pub mod keep;
 pub mod pull;
 pub mod store;
+pub mod tier;
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use hob_gpu::{Engine, JoinError, Model, ModelSource};
 
 use crate::names::{ModelName, ModelRef};
+use keep::Share;
 use store::{ModelStore, StoreError};
 
 /// Why a model cannot be joined.
@@ -79,7 +81,9 @@ impl Library {
             digest: entry.digest.to_string(),
         };
         let policy = entry.keep.policy();
-        self.engine.join_as(&source, Some(policy)).await.map_err(|error| join_refusal(name, error))
+        let joined = self.engine.join_as(&source, Some(policy)).await;
+        let shared = entry.keep.share == Share::All;
+        joined.map(|model| model.sharing_prefixes(shared)).map_err(|error| join_refusal(name, error))
     }
 
     /// The right to use a model that is not in the store: a GGUF file, any shard of one, or a folder with a

@@ -1,6 +1,6 @@
 //! Two models in a budget that holds one: each request makes one go for the other, a thousand times each way.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use hob::config::FunctionConfig;
@@ -12,6 +12,8 @@ use crate::fleet::Memory;
 use crate::report::{Measure, Report, quantile};
 
 const CYCLES: usize = 1_000;
+/// After this nothing goes on any more.
+const SETTLED: Duration = Duration::from_secs(2);
 /// Room for one, and not for both.
 const ROOM: &str = "180MB";
 
@@ -36,6 +38,8 @@ pub fn run(report: &mut Report) -> Result<()> {
         // With neither in memory.
         if cycle == 0 || cycle + 1 == CYCLES || cycle % 100 == 0 {
             cold::evict_model(&hob, TWIN)?;
+            // A thread that was moving its weights to huge pages ends, too.
+            std::thread::sleep(SETTLED);
             levels.push(Memory::of(&hob)?.own as f64 / f64::from(1 << 20));
         }
     }
