@@ -14,6 +14,7 @@ mod middleware;
 mod models;
 mod observe;
 mod otel;
+mod pull;
 mod registry;
 mod rollout;
 mod scripts;
