@@ -164,7 +164,8 @@ fn the_hub_gives_a_quantisation_shards_or_a_checkpoint() {
     );
     assert!(shown.contains("apache-2.0") && shown.contains(&format!("hf:acme/Tiny-GGUF@{COMMIT}")), "{shown}");
     assert_eq!(place.count("models/blobs"), 2, "shards that are models of their own are here once");
-    assert!(place.ok(&["run", "shards", "ab cd", "--max-tokens", "4", "--threads", "1"]).is_ascii());
+    let output = place.run(&["run", "shards", "ab cd", "--max-tokens", "4", "--threads", "1"], &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 
     let folder = root().join("tests/golden/hf/llama-shards");
     let mut checkpoint: Vec<_> = std::fs::read_dir(folder)
@@ -195,7 +196,11 @@ fn tokens_go_to_the_hub_and_nowhere_else() {
     let cdn = elsewhere.put("/signed", &tiny);
     place.shelf.trouble(&file, Trouble::Moved(format!("{cdn}?signature=s3cr3t")));
     place.shelf.only("/api/models/acme/Gated", "Bearer hf_t0k3n");
-    place.shelf.only("/acme/Gated", "Bearer hf_t0k3n");
+    // As the hub does: the list is open, the files are not.
+    place.shelf.hub("acme/Terms", &[("g-Q4_0.gguf", &tiny)]);
+    place.shelf.only("/acme/", "Bearer hf_t0k3n");
+    let error = place.refused("hf:acme/Terms");
+    assert!(error.contains("hf:acme/Terms is not open to everybody") && error.contains("HF_TOKEN"), "{error}");
 
     let error = place.refused("hf:acme/Gated");
     assert!(error.contains("is not open to everybody") && error.contains("HF_TOKEN"), "{error}");
@@ -381,7 +386,7 @@ fn what_a_hostile_hub_says_leads_nowhere() {
     refused(&list(json!([entry("a\u{0}b.gguf", 5, &hash)])), "no file of a model");
     refused(&list(json!([])), "neither .gguf nor .safetensors");
     refused(&json!({ "sha": "../../x", "siblings": [] }), "names no commit");
-    refused(&json!(["nothing"]), "does not answer as the hub does");
+    refused(&json!("nothing"), "does not answer as the hub does");
     // A file of a checkpoint outside its folder: the index names what the list has, and still it goes nowhere.
     let index = json!({ "weight_map": { "w": "../../../escaped.safetensors" } }).to_string();
     let files: &[(&str, &[u8])] = &[
@@ -652,11 +657,12 @@ fn proxies_and_authorities_come_from_the_environment() {
     assert!(error.contains("cannot be fetched"), "{error}");
     let authority = certificate("ca.pem");
     let authority = authority.to_str().unwrap();
-    for variable in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"] {
-        assert!(place.pull_with(&["hf:acme/Tiny"], &[(variable, authority)]).contains("tiny is here"), "{variable}");
+    let usual = [("SSL_CERT_FILE", ""), ("SSL_CERT_DIR", "")];
+    for variables in [&[("SSL_CERT_FILE", authority)][..], &[usual[0], usual[1], ("REQUESTS_CA_BUNDLE", authority)]] {
+        assert!(place.pull_with(&["hf:acme/Tiny"], variables).contains("tiny is here"), "{variables:?}");
         place.ok(&["models", "rm", "tiny"]);
     }
-    let error = place.refused_with(&["hf:acme/Tiny"], &[("CURL_CA_BUNDLE", "/nowhere.pem")]);
+    let error = place.refused_with(&["hf:acme/Tiny"], &[usual[0], usual[1], ("CURL_CA_BUNDLE", "/nowhere.pem")]);
     assert!(error.contains("CURL_CA_BUNDLE names no certificate authorities"), "{error}");
 }
 

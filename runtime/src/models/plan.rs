@@ -19,8 +19,19 @@ pub struct Plan {
     pub source: String,
     /// Whether nothing else will ever come from there.
     pub exact: bool,
+    /// What to do when files are refused.
+    pub gate: Option<Gate>,
     /// What its maker says about using it.
     pub defaults: Defaults,
+}
+
+/// What it means when a server refuses the files that it lists.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    /// What its addresses begin with.
+    pub server: String,
+    /// The way out.
+    pub way: String,
 }
 
 /// A file of a model.
@@ -64,6 +75,6 @@ impl Content {
 impl Plan {
     /// One file.
     pub fn one(path: FilePath, content: Content, source: String) -> Self {
-        Self { files: vec![Planned { path, content }], source, exact: true, defaults: Defaults::default() }
+        Self { files: vec![Planned { path, content }], source, exact: true, gate: None, defaults: Defaults::default() }
     }
 }

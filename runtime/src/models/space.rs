@@ -26,6 +26,9 @@ impl Space {
     /// # Errors
     /// `Space`, with both numbers.
     pub fn check(&self, what: &str, needed: u64) -> Result<(), PullError> {
+        if needed == 0 {
+            return Ok(());
+        }
         let refuse = |free: u64, why| Err(PullError::Space { what: what.to_owned(), needed, free, why });
         if let Some(limit) = self.limit {
             let left = limit.saturating_sub(self.used());

@@ -265,7 +265,10 @@ impl Wanted {
                 }
             }
             Self::Web { url, .. } => named(stem(url.path_segments()?.next_back()?), None),
-            Self::Disk(path) => named(stem(path.canonicalize().ok()?.file_name()?.to_str()?), None),
+            Self::Disk(path) => {
+                let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+                named(stem(path.file_name()?.to_str()?), None)
+            }
             Self::Wheels(packages) => named(&packages.first()?.package, None),
         }
     }

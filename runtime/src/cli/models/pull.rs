@@ -33,8 +33,8 @@ pub struct Args {
     /// Print a line of JSON for each step, as Ollama's API has them
     #[arg(long)]
     json: bool,
-    /// The package index of pypi: sources [default: PIP_INDEX_URL, else https://pypi.org/simple]
-    #[arg(long, env = "HOB_PYPI_INDEX", value_name = "URL", hide_env_values = true)]
+    /// The package index of pypi: sources [default: HOB_PYPI_INDEX, else PIP_INDEX_URL, else https://pypi.org/simple]
+    #[arg(long, value_name = "URL")]
     index: Option<String>,
     /// Connections at once for a file [default: HOB_PULL_CONNECTIONS, else 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
@@ -192,13 +192,14 @@ impl Show {
             self.about = what.to_owned();
             self.bar.set_style(style("{spinner:.cyan} {msg}"));
             self.bar.set_message(what.to_owned());
+            self.bar.enable_steady_tick(Duration::from_millis(100));
         }
-        self.bar.tick();
     }
 
     fn bytes(&mut self, what: &str, done: u64, total: Option<u64>) {
         if self.about != what {
             self.about = what.to_owned();
+            self.bar.disable_steady_tick();
             self.bar.reset();
             self.bar.set_style(style(match total {
                 Some(_) => {

@@ -231,14 +231,17 @@ impl Fetcher<'_> {
 
 /// Sees to it that all pieces come, hashes what is there, and tells how far it is. The digest, and how many bytes.
 fn watch(work: &Work<'_>, first: Option<Reply>, show: Show<'_>) -> Result<(Digest, u64), PullError> {
-    let threads = work.fetcher.settings.connections.min(work.queue.lock().expect("nobody panics with it").len());
+    let mut queue = work.queue.lock().expect("nobody panics with it");
+    let threads = work.fetcher.settings.connections.min(queue.len());
+    // An answer that is there already is to the question for the first piece: whoever reads it must have that one.
+    let mut first = first.and_then(|reply| Some((queue.pop_front()?, reply)));
+    drop(queue);
     work.working.store(threads, Ordering::Release);
     let mut hash = Hash::default();
     std::thread::scope(|scope| {
-        let mut first = first;
         for _ in 0..threads {
-            let reply = first.take();
-            scope.spawn(move || work.run(reply));
+            let first = first.take();
+            scope.spawn(move || work.run(first));
         }
         let all = work.total;
         let tell = |show: Show<'_>| {
@@ -305,12 +308,15 @@ impl Hash {
 
 impl Work<'_> {
     /// One thread's part.
-    fn run(&self, mut reply: Option<Reply>) {
+    fn run(&self, mut first: Option<(usize, Reply)>) {
         let mut buffer = vec![0; BUFFER];
         let mut tries = 0;
         while !self.stopped.load(Ordering::Acquire) {
-            let next = self.queue.lock().expect("nobody panics with it").pop_front();
-            let Some(number) = next else { break };
+            let next = match first.take() {
+                Some((number, reply)) => Some((number, Some(reply))),
+                None => self.queue.lock().expect("nobody panics with it").pop_front().map(|number| (number, None)),
+            };
+            let Some((number, mut reply)) = next else { break };
             loop {
                 match self.piece(number, reply.take(), &mut buffer, &mut tries) {
                     Ok(Piece::Done) => break,
@@ -382,7 +388,7 @@ impl Work<'_> {
         let error = match self.fetcher.web.get(&call) {
             Ok(reply) if reply.status() == 206 => {
                 let same = content_range(&reply) == Some((first, self.total));
-                let tag_is_same = tag.is_none() || reply.validator().as_deref() == tag;
+                let tag_is_same = tag.is_none() || reply.validator().is_none_or(|now| Some(now.as_str()) == tag);
                 if same && tag_is_same {
                     return Ok(Ok(reply));
                 }

@@ -52,5 +52,11 @@ pub(super) fn plan(path: &Path) -> Result<Plan, PullError> {
         let path: FilePath = name.try_into().map_err(|error| choice(format!("has a file that {error}")))?;
         files.push(Planned { path, content: Content::Disk(from) });
     }
-    Ok(Plan { files, source: format!("file:{}", path.display()), exact: false, defaults: Defaults::default() })
+    Ok(Plan {
+        files,
+        source: format!("file:{}", path.display()),
+        exact: false,
+        gate: None,
+        defaults: Defaults::default(),
+    })
 }

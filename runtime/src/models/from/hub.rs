@@ -12,7 +12,7 @@ use crate::digest::Digest;
 use crate::models::error::PullError;
 use crate::models::fetch::http::{Access, Call, WebError, shown};
 use crate::models::fetch::{Expect, Remote};
-use crate::models::plan::{Content, MOST_FILES, Plan, Planned};
+use crate::models::plan::{Content, Gate, MOST_FILES, Plan, Planned};
 use crate::models::store::{Defaults, FilePath};
 use crate::models::wanted::HubRef;
 
@@ -54,7 +54,8 @@ impl Finder<'_> {
     pub(super) fn hub(&self, hub: &HubRef) -> Result<Plan, PullError> {
         let access = Access::token(&self.settings.hub, self.settings.hub_token.as_ref());
         let revision = hub.revision.as_deref().unwrap_or("main");
-        let mut list = self.address(&["api", "models", &hub.repository, "revision", revision]);
+        // The slashes of a revision are no part of the path.
+        let mut list = self.address(["api", "models"], hub, ["revision", revision]);
         list.set_query(Some("blobs=true"));
         let call = Call { accept: Some("application/json"), ..Call::new(&list, &access) };
         let (text, _) = self.web.read(&call, MAX_LIST).map_err(|error| self.refusal(hub, error))?;
@@ -99,46 +100,55 @@ impl Finder<'_> {
             files: planned,
             source: format!("hf:{}@{}{first}", hub.repository, repository.sha),
             exact: true,
+            // The list is open to everybody, also where the files are not.
+            gate: Some(Gate { server: shown(&self.settings.hub), way: self.way_in(hub) }),
             defaults: Defaults { license, ..Defaults::default() },
         })
     }
 
     fn file_url(&self, hub: &HubRef, commit: &str, file: &str) -> Url {
-        self.address(&[&hub.repository, "resolve", commit, file])
+        self.address([], hub, ["resolve", commit].into_iter().chain(file.split('/')))
     }
 
-    /// Below the hub's address, whose path may be longer than `/`.
-    fn address(&self, parts: &[&str]) -> Url {
+    /// Where a person sees a repository.
+    fn page(&self, hub: &HubRef) -> String {
+        shown(&self.address([], hub, []))
+    }
+
+    /// What is said of a repository, below the hub's address, whose path may be longer than `/`.
+    fn address<'a>(
+        &self,
+        before: impl IntoIterator<Item = &'a str>,
+        hub: &HubRef,
+        after: impl IntoIterator<Item = &'a str>,
+    ) -> Url {
         let mut url = self.settings.hub.clone();
         if let Ok(mut path) = url.path_segments_mut() {
-            path.pop_if_empty();
-            parts.iter().flat_map(|part| part.split('/')).for_each(|part| {
-                path.push(part);
-            });
+            path.pop_if_empty().extend(before).extend(hub.repository.split('/')).extend(after);
         }
         url
+    }
+
+    /// What to do about a refusal.
+    fn way_in(&self, hub: &HubRef) -> String {
+        let page = self.page(hub);
+        match self.settings.hub_token {
+            Some(_) => format!("accept its terms at {page} with the account of the token, or use another HF_TOKEN"),
+            None => format!(
+                "check its name; if {page} is there, accept its terms and give a token in HF_TOKEN, or with `hf auth login`"
+            ),
+        }
     }
 
     /// What a refusal of the hub means: it says 401 also for what is not there.
     fn refusal(&self, hub: &HubRef, error: WebError) -> PullError {
         let what = format!("hf:{}", hub.repository);
-        let page = shown(&self.address(&[&hub.repository]));
-        let token = self.settings.hub_token.is_some();
         match error {
-            WebError::Refused { status: 401 | 403, detail, .. } if token => PullError::Gated {
-                what,
-                detail,
-                way: format!("accept its terms at {page} with the account of the token, or use another HF_TOKEN"),
-            },
-            WebError::Refused { status: 401 | 403, detail, .. } => PullError::Gated {
-                what,
-                detail,
-                way: format!(
-                    "check its name; if {page} is there, accept its terms and give a token in HF_TOKEN, or with `hf auth login`"
-                ),
-            },
+            WebError::Refused { status: 401 | 403, detail, .. } => {
+                PullError::Gated { what, detail, way: self.way_in(hub) }
+            }
             WebError::Refused { status: 404, .. } => {
-                PullError::NotThere { what, way: format!("check its name, and its revision, at {page}") }
+                PullError::NotThere { what, way: format!("check its name, and its revision, at {}", self.page(hub)) }
             }
             error => error.into(),
         }

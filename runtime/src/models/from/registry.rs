@@ -124,7 +124,7 @@ impl Finder<'_> {
             planned.push(Planned { path, content: Content::Remote(remote) });
         }
         let source = format!("{} {got}", place.what);
-        Ok(Plan { files: planned, source, exact: true, defaults: self.defaults(place, &manifest)? })
+        Ok(Plan { files: planned, source, exact: true, gate: None, defaults: self.defaults(place, &manifest)? })
     }
 
     /// What comes with a model: its system prompt, parameters, template and licences.

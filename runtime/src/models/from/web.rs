@@ -45,7 +45,7 @@ impl Finder<'_> {
             let remote = Remote { url, access: access.clone(), name, bytes: None, expect };
             files.push(Planned { path, content: Content::Remote(remote) });
         }
-        Ok(Plan { files, source: shown(&url), exact: sha256.is_some(), defaults: Defaults::default() })
+        Ok(Plan { files, source: shown(&url), exact: sha256.is_some(), gate: None, defaults: Defaults::default() })
     }
 
     /// `https://huggingface.co/ORG/REPO`, `.../blob/REVISION/FILE` or `.../resolve/REVISION/FILE`, as they are copied from a
@@ -58,7 +58,7 @@ impl Finder<'_> {
         let path = url.path().strip_prefix(base)?.trim_matches('/');
         let parts: Vec<_> = path.split('/').collect();
         let text = match parts[..] {
-            [org, repository] => format!("hf:{org}/{repository}"),
+            [org, repository] if !repository.ends_with(".gguf") => format!("hf:{org}/{repository}"),
             [org, repository, "blob" | "resolve", revision, ..] if parts.len() > 4 => {
                 format!("hf:{org}/{repository}@{revision}:{}", parts[4..].join("/"))
             }
