@@ -657,12 +657,12 @@ fn proxies_and_authorities_come_from_the_environment() {
     assert!(error.contains("cannot be fetched"), "{error}");
     let authority = certificate("ca.pem");
     let authority = authority.to_str().unwrap();
-    let usual = [("SSL_CERT_FILE", ""), ("SSL_CERT_DIR", "")];
+    let usual = [("SSL_CERT_FILE", ""), ("SSL_CERT_DIR", ""), ("REQUESTS_CA_BUNDLE", "")];
     for variables in [&[("SSL_CERT_FILE", authority)][..], &[usual[0], usual[1], ("REQUESTS_CA_BUNDLE", authority)]] {
         assert!(place.pull_with(&["hf:acme/Tiny"], variables).contains("tiny is here"), "{variables:?}");
         place.ok(&["models", "rm", "tiny"]);
     }
-    let error = place.refused_with(&["hf:acme/Tiny"], &[usual[0], usual[1], ("CURL_CA_BUNDLE", "/nowhere.pem")]);
+    let error = place.refused_with(&["hf:acme/Tiny"], &[&usual[..], &[("CURL_CA_BUNDLE", "/nowhere.pem")]].concat());
     assert!(error.contains("CURL_CA_BUNDLE names no certificate authorities"), "{error}");
 }
 

@@ -157,24 +157,35 @@ impl<'a> Puller<'a> {
     /// A file of the model, fetched unless it is here. `true` if it was.
     fn file(&self, planned: &Planned, fetcher: &Fetcher<'_>, show: Show<'_>) -> Result<(ModelFile, bool), PullError> {
         let file = |digest, bytes| ModelFile { path: planned.path.clone(), digest, bytes };
-        if let Some(digest) = planned.content.digest()
-            && let Ok(blob) = fs::metadata(self.store.blob(&digest))
-        {
-            return Ok((file(digest, blob.len()), false));
+        let known = planned.content.digest();
+        let place = known.map(|digest| self.store.blob(&digest));
+        let here = || Some((known?, fs::metadata(place.as_ref()?).ok()?.len()));
+        let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        if let Some((digest, bytes)) = here() {
+            return Ok((file(digest, bytes), false));
         }
         let (digest, bytes) = match &planned.content {
-            Content::Remote(remote) => {
-                let fetched = fetcher.fetch(remote, show)?;
-                let (digest, bytes) = (fetched.digest, fetched.bytes);
-                fetched.keep(&self.store.blob(&digest))?;
-                (digest, bytes)
-            }
+            Content::Remote(remote) => match fetcher.fetch(remote, place.as_deref(), show)? {
+                Some(fetched) => {
+                    let (digest, bytes) = (fetched.digest, fetched.bytes);
+                    fetched.keep(&self.store.blob(&digest))?;
+                    (digest, bytes)
+                }
+                None => here().ok_or_else(gone)?,
+            },
             Content::Joined { parts, expect, bytes } => {
                 // Two members may lie in the same wheel.
                 let mut wheels = Vec::<(&Remote, Fetched)>::new();
                 for (remote, _) in parts {
-                    if !wheels.iter().any(|(known, _)| known.url == remote.url) {
-                        wheels.push((remote, fetcher.fetch(remote, &mut *show)?));
+                    if wheels.iter().any(|(known, _)| known.url == remote.url) {
+                        continue;
+                    }
+                    match fetcher.fetch(remote, place.as_deref(), &mut *show)? {
+                        Some(wheel) => wheels.push((remote, wheel)),
+                        None => {
+                            let (digest, bytes) = here().ok_or_else(gone)?;
+                            return Ok((file(digest, bytes), false));
+                        }
                     }
                 }
                 let joined = self.join(parts, &wheels, *expect, *bytes, fetcher.space, show);

@@ -9,7 +9,7 @@ pub mod http;
 pub(crate) mod partial;
 mod work;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -95,7 +95,7 @@ impl Fetched {
     ///
     /// # Errors
     /// What the system said.
-    pub fn keep(self, place: &std::path::Path) -> std::io::Result<()> {
+    pub fn keep(self, place: &Path) -> std::io::Result<()> {
         self.partial.keep(place)
     }
 
@@ -123,12 +123,17 @@ pub struct Fetcher<'a> {
 pub type Show<'a> = &'a mut dyn FnMut(&Progress<'_>);
 
 impl Fetcher<'_> {
-    /// Gets a file, or what is missing of it.
+    /// Gets a file, or what is missing of it. `None` if what it is for, `place`, has come to be meanwhile: another process
+    /// had the same aim.
     ///
     /// # Errors
     /// See [`PullError`]. Of a file that is wrong nothing is left; one that broke off is gone on with the next time.
-    pub fn fetch(&self, file: &Remote, show: Show<'_>) -> Result<Fetched, PullError> {
+    pub fn fetch(&self, file: &Remote, place: Option<&Path>, show: Show<'_>) -> Result<Option<Fetched>, PullError> {
         let mut partial = self.take(file, &mut *show)?;
+        if place.is_some_and(Path::exists) {
+            partial.discard();
+            return Ok(None);
+        }
         loop {
             let resumed = partial.is_resumed();
             let (digest, bytes) = match self.fill(file, &mut partial, &mut *show) {
@@ -143,10 +148,10 @@ impl Fetcher<'_> {
             let (expected, got) = match &file.expect {
                 Expect::Sha256(expected) => (expected.to_string(), digest.to_string()),
                 Expect::Git(id) => (format!("git blob {id}"), format!("git blob {}", git_id(&partial, bytes)?)),
-                Expect::Anything => return Ok(Fetched { partial, digest, bytes }),
+                Expect::Anything => return Ok(Some(Fetched { partial, digest, bytes })),
             };
             if expected == got {
-                return Ok(Fetched { partial, digest, bytes });
+                return Ok(Some(Fetched { partial, digest, bytes }));
             }
             if !resumed {
                 partial.discard();
