@@ -16,6 +16,7 @@ mod middleware;
 mod models;
 mod observe;
 mod otel;
+mod pull;
 mod registry;
 mod rollout;
 mod scripts;

@@ -1,10 +1,21 @@
 //! Models by name: which there are, where they come from, and joining them.
 
 pub mod catalog;
+mod error;
+pub mod fetch;
+mod from;
 pub mod keep;
+mod plan;
+pub mod progress;
 pub mod pull;
+pub mod settings;
+mod shards;
+mod space;
 pub mod store;
+mod sweep;
 pub mod tier;
+pub mod view;
+pub mod wanted;
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,6 +25,7 @@ use hob_gpu::{Engine, JoinError, Model, ModelSource};
 use crate::names::{ModelName, ModelRef};
 use keep::Share;
 use store::{ModelStore, StoreError};
+pub use sweep::Freed;
 
 /// Why a model cannot be joined.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -77,7 +89,7 @@ impl Library {
         })?;
         let source = ModelSource {
             name: name.to_string(),
-            path: self.store.blob(&entry.digest),
+            path: self.store.path(&entry).map_err(|error| fault(name, &error))?,
             digest: entry.digest.to_string(),
         };
         let policy = entry.keep.policy();

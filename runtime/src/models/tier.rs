@@ -19,9 +19,11 @@ pub enum Tier {
 }
 
 impl Tier {
-    /// Where a file is, and how much of it is in the host's memory, in percent, if that can be known.
-    pub fn of_file(path: &Path) -> (Self, Option<u8>) {
-        let Some((cached, all)) = hob_gpu::format::mapped::cached_bytes(path) else { return (Self::Disk, None) };
+    /// Where files are, and how much of them is in the host's memory, in percent, if that can be known.
+    pub fn of_files(paths: &[impl AsRef<Path>]) -> (Self, Option<u8>) {
+        let each = paths.iter().map(|path| hob_gpu::format::mapped::cached_bytes(path.as_ref()));
+        let sum = each.reduce(|a, b| a.zip(b).map(|((cached, all), (more, of))| (cached + more, all + of)));
+        let Some((cached, all)) = sum.flatten() else { return (Self::Disk, None) };
         let percent = (cached * 100).checked_div(all).unwrap_or(0) as u8;
         (if all > 0 && cached >= all { Self::HostMemory } else { Self::Disk }, Some(percent))
     }
