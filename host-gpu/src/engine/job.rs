@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 pub(super) struct Job {
     pub(super) loaded: Lease<Loaded>,
     pub(super) account: u64,
+    scope: u64,
     pub(super) weight: u32,
     max_tokens: Option<usize>,
     prompt: usize,
@@ -47,6 +48,7 @@ impl Job {
             loaded: s.loaded,
             guide: s.guide,
             account: s.ask.account,
+            scope: s.scope,
             weight: s.terms.weight.max(1),
             max_tokens: s.ask.max_tokens.map(|max| max as usize),
             writer,
@@ -67,7 +69,7 @@ impl Job {
 
     pub(super) fn need(&self) -> Need {
         Need {
-            realm: Realm { model: self.loaded.key, scope: self.account, page_tokens: self.loaded.page_tokens },
+            realm: Realm { model: self.loaded.key, scope: self.scope, page_tokens: self.loaded.page_tokens },
             share: Share { account: self.account, weight: self.weight, priority: self.terms.priority },
             max_tokens: self.max_tokens,
             context: self.loaded.config.context,

@@ -161,7 +161,28 @@ fn schemas() -> Value {
         ("Invocation", json!({ "type": "object", "required": ["id", "function", "outcome"] })),
         (
             "Model",
-            json!({ "type": "object", "required": ["name", "digest", "state", "device", "bytes", "leases", "unused_s"] }),
+            json!({ "type": "object", "required": ["name", "digest", "state", "tier", "device", "bytes", "leases", "unused_s"] }),
+        ),
+        // What is known of a model depends on what its file says.
+        ("StoredModel", json!({ "type": "object", "required": ["name", "digest", "bytes", "source", "pulled_at"] })),
+        (
+            "PullRequest",
+            object(
+                &["source"],
+                json!({
+                    "source": text("a short name, or where a model lies, as `hob models pull` takes it; no file of the host"),
+                    "name": text("what to call it; what its place suggests, unless said"),
+                    "check": { "type": "boolean", "default": false, "description": "read what is here already, and get what is damaged" },
+                }),
+            ),
+        ),
+        ("CopyRequest", object(&["to"], json!({ "to": text("the other name") }))),
+        (
+            "Freed",
+            object(
+                &["files", "bytes"],
+                json!({ "files": number("that were removed"), "bytes": number("that they had") }),
+            ),
         ),
         ("UsageReport", usage_report()),
         (
@@ -268,6 +289,7 @@ fn function_schemas() -> Map<String, Value> {
                     "concurrency": reference("Concurrency"),
                     "reuse": reference("Reuse"),
                     "budget": reference("Budget"),
+                    "priority": { "type": "string", "enum": ["low", "normal", "high"], "default": "normal", "description": "the class of its generations; `high` needs a key of scope `admin`" },
                 }),
             ),
         ),
@@ -397,6 +419,7 @@ mod tests {
             concurrency: Concurrency { running: 1, ..Concurrency::default() },
             reuse: Reuse { requests: 2, ..Reuse::default() },
             budget: Budget { sequences: 2, ..Budget::default() },
+            priority: crate::config::Priority::Low,
         };
         let digest = Digest::of(b"");
         let part = PartRecord { component: digest, source: "x".into() };

@@ -1,9 +1,21 @@
 //! Models by name: which there are, where they come from, and joining them.
 
 pub mod catalog;
+mod error;
+pub mod fetch;
+mod from;
 pub mod keep;
+mod plan;
+pub mod progress;
 pub mod pull;
+pub mod settings;
+mod shards;
+mod space;
 pub mod store;
+mod sweep;
+pub mod tier;
+pub mod view;
+pub mod wanted;
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +23,9 @@ use std::time::Duration;
 use hob_gpu::{Engine, JoinError, Model, ModelSource};
 
 use crate::names::{ModelName, ModelRef};
+use keep::Share;
 use store::{ModelStore, StoreError};
+pub use sweep::Freed;
 
 /// Why a model cannot be joined.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -75,11 +89,13 @@ impl Library {
         })?;
         let source = ModelSource {
             name: name.to_string(),
-            path: self.store.blob(&entry.digest),
+            path: self.store.path(&entry).map_err(|error| fault(name, &error))?,
             digest: entry.digest.to_string(),
         };
         let policy = entry.keep.policy();
-        self.engine.join_as(&source, Some(policy)).await.map_err(|error| join_refusal(name, error))
+        let joined = self.engine.join_as(&source, Some(policy)).await;
+        let shared = entry.keep.share == Share::All;
+        joined.map(|model| model.sharing_prefixes(shared)).map_err(|error| join_refusal(name, error))
     }
 
     /// The right to use a model that is not in the store: a GGUF file, any shard of one, or a folder with a

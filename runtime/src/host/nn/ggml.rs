@@ -71,7 +71,7 @@ pub async fn generate(
             Event::Finished(Finish::Stop) => break "stop",
             Event::Finished(Finish::Length) => break "length",
             Event::Finished(Finish::Budget) => break "budget",
-            Event::Busy { .. } => return Err(NnError::new(ErrorCode::RuntimeError, "the engine is busy; try again")),
+            Event::Busy { retry_after } => return Err(Refusal::Busy { retry_after }.into()),
             Event::Fault(why) => return Err(NnError::new(ErrorCode::RuntimeError, why)),
         }
     };
