@@ -28,7 +28,9 @@ impl Forms {
     /// For a model that gives `vocab` logits.
     pub(crate) fn new(tokenizer: &Tokenizer, vocab: usize) -> Result<Self, Refusal> {
         let Some(end) = tokenizer.ends().first() else {
-            return Err(Refusal::Invalid("this model has no token that ends an answer, so none can have a form".into()));
+            return Err(Refusal::Invalid(
+                "this model has no token that ends an answer, so none can have a form".into(),
+            ));
         };
         let word = |id: u32| {
             let mut bytes = Vec::new();

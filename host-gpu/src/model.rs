@@ -38,6 +38,14 @@ pub mod weights;
 pub use config::{Memory, ModelInfo};
 pub use score::Scores;
 
+/// The chat template of the model at `path`, if its file has one.
+///
+/// # Errors
+/// If it is no sound GGUF file or checkpoint.
+pub fn chat_template(path: &Path) -> Result<Option<String>, FormatError> {
+    Ok(Opened::open(path)?.template())
+}
+
 /// Where a model's bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelSource {
@@ -278,6 +286,11 @@ impl Model {
     /// The chat template that its file carries, if it does.
     pub fn template_source(&self) -> Option<&str> {
         self.loaded.template_source.as_deref()
+    }
+
+    /// Whether it has a chat template, of its own or one that its vocabulary tells.
+    pub fn can_chat(&self) -> bool {
+        self.loaded.template().is_ok()
     }
 
     /// How it writes what is not for people to read: its thoughts and its calls of tools.

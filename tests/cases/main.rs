@@ -2,6 +2,7 @@
 
 mod budgets;
 mod cancel;
+mod clients;
 mod control;
 mod data;
 mod deploy;
@@ -15,6 +16,7 @@ mod manifest;
 mod middleware;
 mod models;
 mod observe;
+mod ollama;
 mod openai;
 mod otel;
 mod pull;

@@ -48,7 +48,7 @@ mod tests {
             let say = |role, content: &str| Message { role, content: content.into() };
             let said = vec![say(Role::System, "be brief"), say(Role::User, "hello")];
             let text = template.render(&said.into()).unwrap();
-            assert!(text.contains("be brief") && text.contains("hello") && text.starts_with(marks[0].trim()), "{text}");
+            assert!(text.contains("be brief") && text.contains("hello") && text.contains(marks[0]), "{text}");
             let answers = ["assistant<|end_header_id|>\n\n", "assistant\n", "model\n", "<|assistant|>\n"];
             assert!(answers.iter().any(|end| text.ends_with(end)), "{text}");
         }

@@ -8,7 +8,7 @@ use http::request::Parts;
 
 use super::Host;
 use crate::budget::Allowance;
-use crate::config::Budget;
+use crate::config::{Budget, Priority};
 use crate::names::{FunctionName, RevisionId, Tenant};
 use crate::request::Invocation;
 use crate::telemetry::{Trace, Watched};
@@ -36,9 +36,10 @@ impl Host {
             return None;
         }
         let function: FunctionName = MODEL_API.parse().expect("it is a name");
-        let trace = self.trace(&parts.headers, || (format!("{} {function}", parts.method), parts.uri.path().to_owned()));
+        let trace =
+            self.trace(&parts.headers, || (format!("{} {function}", parts.method), parts.uri.path().to_owned()));
         let owner = Arc::new(Owner { function: function.clone(), revision: RevisionId::FIRST, tenant: tenant.clone() });
-        let allowance = self.services.budgets.allowance(&owner, Budget::default());
+        let allowance = self.services.budgets.allowance(&owner, Budget::default(), Priority::Normal);
         let account = super::function::account_of(&function, tenant);
         let watched = self.telemetry.watch(&function);
         let invocation = Invocation::start(function, account, started, self.recent.clone());

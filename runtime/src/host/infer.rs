@@ -67,7 +67,7 @@ impl TokenStream {
 
 impl Drop for TokenStream {
     fn drop(&mut self) {
-        self.invocation.used(self.tokens.usage());
+        self.invocation.over(&self.tokens);
     }
 }
 

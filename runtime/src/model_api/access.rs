@@ -139,10 +139,14 @@ mod tests {
 
     #[test]
     fn pages_of_this_machine_may_and_others_may_not() {
-        for good in ["http://localhost", "http://localhost:3000", "https://127.0.0.1:8", "http://[::1]:5", "app://obsidian"] {
+        for good in
+            ["http://localhost", "http://localhost:3000", "https://127.0.0.1:8", "http://[::1]:5", "app://obsidian"]
+        {
             assert!(is_here(good), "{good}");
         }
-        for bad in ["http://evil.example", "http://localhost.evil.example", "null", "http://127.0.0.1.evil.example:80", ""] {
+        for bad in
+            ["http://evil.example", "http://localhost.evil.example", "null", "http://127.0.0.1.evil.example:80", ""]
+        {
             assert!(!is_here(bad), "{bad}");
         }
         let mut headers = HeaderMap::new();

@@ -1,7 +1,7 @@
 //! One call: its model joined, its sequences queued, and what it comes to on its tenant's account.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hob_gpu::{Ask, Model};
@@ -13,6 +13,8 @@ use super::refused::Refused;
 use super::reply::Reply;
 use crate::function_host::{Called, Host};
 use crate::host::infer::{self, Joined};
+use crate::models::Stay;
+use crate::models::store::Defaults;
 use crate::names::ModelName;
 use crate::request::Body;
 
@@ -27,6 +29,8 @@ pub(super) struct Call {
 pub(super) struct Found {
     pub model: Model,
     pub name: ModelName,
+    /// What comes with it.
+    pub defaults: Defaults,
 }
 
 impl Call {
@@ -44,8 +48,9 @@ impl Call {
         let name = resolve(&self.host, name)?;
         let started = Instant::now();
         let model = self.host.library().join(&name).await?;
+        let defaults = self.host.library().store().get(&name).map(|stored| stored.defaults).unwrap_or_default();
         self.called.invocation.mark(|marks| marks.join += started.elapsed());
-        Ok(Found { model, name })
+        Ok(Found { model, name, defaults })
     }
 
     /// Queues a sequence for each of `asks`.
@@ -54,10 +59,34 @@ impl Call {
         let mut all = Vec::with_capacity(asks.len());
         for ask in asks {
             let started = infer::start(&joined, ask, &self.called.invocation, Some(&self.called.allowance)).await;
-            let tokens = started.map_err(|error| Refused::fault(format!("the prompt could not be read: {error}")))??;
+            let tokens =
+                started.map_err(|error| Refused::fault(format!("the prompt could not be read: {error}")))??;
             all.push(tokens);
         }
         Ok(Reply::new(self.clone(), found.model.clone(), all))
+    }
+
+    /// Notes how long its caller wishes the model to stay.
+    pub fn keep(&self, name: &ModelName, stay: Option<Stay>) {
+        if let Some(stay) = stay
+            && let Err(error) = self.host.library().wish(name, stay)
+        {
+            tracing::debug!(model = %name, %error, "nobody can be kept");
+        }
+    }
+
+    /// Loads a model, or lets go of it if it is to stay no longer; says which.
+    pub async fn keep_or_go(&self, name: &str, stay: Option<Stay>) -> Result<&'static str, Refused> {
+        if stay == Some(Stay::Idle(Duration::ZERO)) {
+            let name = resolve(&self.host, name)?;
+            self.keep(&name, stay);
+            // One that is in use goes when it is not.
+            let _ = self.host.library().evict(&name);
+            return Ok("unload");
+        }
+        let found = self.join(name).await?;
+        self.keep(&found.name, stay);
+        Ok("load")
     }
 
     /// Notes that it went well.

@@ -6,21 +6,17 @@ use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use serde_json::Value;
 
 use super::refused::Refused;
-use crate::request::{Body, BoxError, Invocation};
+use crate::request::{Body, BoxError};
 
 /// Reads a request's body, of `most` bytes.
-pub(super) async fn read<B>(body: B, most: usize, invocation: &Invocation) -> Result<Bytes, Refused>
+pub(super) async fn read<B>(body: B, most: usize) -> Result<Bytes, Refused>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
     let body = Box::pin(Limited::new(body, most));
     match body.collect().await {
-        Ok(whole) => {
-            let bytes = whole.to_bytes();
-            invocation.received(bytes.len());
-            Ok(bytes)
-        }
+        Ok(whole) => Ok(whole.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Refused::too_large(most)),
         Err(error) => Err(Refused::invalid(None, format!("the request's body did not come: {error}"))),
     }

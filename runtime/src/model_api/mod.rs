@@ -9,9 +9,11 @@
 //! ```
 
 mod access;
+mod anthropic;
 mod ask;
 mod body;
 mod health;
+mod ollama;
 mod openai;
 mod reader;
 mod refused;
@@ -26,6 +28,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use serde_json::json;
 
 pub use self::access::KeyRule;
 use self::access::{Caller, Origin};
@@ -67,10 +70,51 @@ pub struct ModelApi {
 enum What {
     Chat,
     Completions,
+    Responses,
     Models,
     Model,
     Live,
     Ready,
+    Messages,
+    CountTokens,
+    OllamaChat,
+    Generate,
+    Tags,
+    Ps,
+    Version,
+    Running,
+    Show,
+    Pull,
+    Copy,
+    Create,
+    Delete,
+}
+
+static READ: [Method; 2] = [Method::GET, Method::HEAD];
+static POST: [Method; 1] = [Method::POST];
+static DELETE: [Method; 1] = [Method::DELETE];
+
+impl What {
+    /// The methods that it takes.
+    fn methods(self) -> &'static [Method] {
+        use What::{Live, Model, Models, Ps, Ready, Running, Tags, Version};
+        match self {
+            Models | Model | Live | Ready | Tags | Ps | Version | Running => &READ,
+            Self::Delete => &DELETE,
+            _ => &POST,
+        }
+    }
+
+    /// Whether it changes which models there are.
+    fn manages(self) -> bool {
+        matches!(self, Self::Pull | Self::Copy | Self::Create | Self::Delete)
+    }
+
+    /// Whether it uses models, and is metered.
+    fn uses(self) -> bool {
+        use What::{Chat, Completions, CountTokens, Generate, Messages, OllamaChat, Responses};
+        matches!(self, Chat | Completions | Responses | Messages | CountTokens | OllamaChat | Generate)
+    }
 }
 
 impl ModelApi {
@@ -135,35 +179,38 @@ impl ModelApi {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        use What::{Chat, Completions, Live, Model, Models, Ready};
-        let wanted: &[Method] = match what {
-            Chat | Completions => &[Method::POST],
-            Models | Model | Live | Ready => &[Method::GET, Method::HEAD],
-        };
-        if !wanted.contains(&parts.method) {
-            return Err(Refused::method(wanted));
+        if !what.methods().contains(&parts.method) {
+            return Err(Refused::method(what.methods()));
         }
         match what {
-            Live => return Ok(body::text(StatusCode::OK, "ok")),
-            Ready => return Ok(self.health.answer(&self.host)),
+            What::Live => return Ok(body::text(StatusCode::OK, "ok")),
+            What::Ready => return Ok(self.health.answer(&self.host)),
+            What::Running => return Ok(body::text(StatusCode::OK, "Ollama is running")),
+            What::Version => return Ok(body::json(StatusCode::OK, &json!({ "version": ollama::VERSION }))),
             _ => {}
         }
         let caller = Caller::of(&parts.headers, &self.host, self.keys_needed())?;
-        match what {
-            Models => return openai::models::list(&self.host),
-            Model => return openai::models::one(&self.host, parts.uri.path()),
-            _ => {}
+        if what.manages() && !caller.manages {
+            return Err(Refused::forbidden("changing which models there are needs a key of scope admin"));
+        }
+        if !what.uses() {
+            return self.about_models(what, parts, body).await;
         }
         let Some(called) = self.host.call(&caller.tenant, parts, started) else {
             return Err(Refused::stopping());
         };
         let call = Call::new(self.host.clone(), called);
         let answer = async {
-            let body = body::read(body, self.config.body_bytes, &call.called.invocation).await?;
+            let body = body::read(body, self.config.body_bytes).await?;
+            call.called.invocation.received(body.len());
             match what {
-                Chat => openai::chat::answer(&call, &body).await,
-                Completions => openai::completions::answer(&call, &body).await,
-                Models | Model | Live | Ready => unreachable!("answered above"),
+                What::Completions => openai::completions::answer(&call, &body).await,
+                What::Responses => openai::responses::answer(&call, &body).await,
+                What::Messages => anthropic::answer(&call, &body).await,
+                What::CountTokens => anthropic::count(&call, &body).await,
+                What::OllamaChat => ollama::chat::answer(&call, &body).await,
+                What::Generate => ollama::generate::answer(&call, &body).await,
+                _ => openai::chat::answer(&call, &body).await,
             }
         };
         let mut answered = match answer.await {
@@ -181,6 +228,30 @@ impl ModelApi {
         Ok(answered)
     }
 
+    /// Answers what is about models, and uses none.
+    async fn about_models<B>(&self, what: What, parts: &Parts, body: B) -> Result<Response<Body>, Refused>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let host = &self.host;
+        match what {
+            What::Models => return openai::models::list(host),
+            What::Model => return openai::models::one(host, parts.uri.path()),
+            What::Tags => return ollama::models::tags(host),
+            What::Ps => return ollama::models::ps(host),
+            _ => {}
+        }
+        let body = body::read(body, self.config.body_bytes).await?;
+        match what {
+            What::Show => ollama::models::show(host, &body),
+            What::Copy => ollama::models::copy(host, &body),
+            What::Create => ollama::models::create(host, &body),
+            What::Delete => ollama::models::delete(host, &body),
+            _ => ollama::models::pull(host, &body).await,
+        }
+    }
+
     fn keys_needed(&self) -> bool {
         match self.config.keys {
             KeyRule::Auto => !self.local,
@@ -192,14 +263,28 @@ impl ModelApi {
 
 /// What a path is, and whether no function can have it.
 fn find(path: &str) -> Option<((What, Dialect), bool)> {
-    use Dialect::OpenAi;
+    use Dialect::{Anthropic, Ollama, OpenAi};
     let found = match path {
         "/v1/chat/completions" => (What::Chat, OpenAi),
         "/v1/completions" => (What::Completions, OpenAi),
+        "/v1/responses" => (What::Responses, OpenAi),
         "/v1/models" => (What::Models, OpenAi),
+        "/v1/messages" => (What::Messages, Anthropic),
+        "/v1/messages/count_tokens" => (What::CountTokens, Anthropic),
         "/v1/health/live" => (What::Live, OpenAi),
         "/v1/health/ready" => (What::Ready, OpenAi),
+        "/api/chat" => (What::OllamaChat, Ollama),
+        "/api/generate" => (What::Generate, Ollama),
+        "/api/tags" => (What::Tags, Ollama),
+        "/api/ps" => (What::Ps, Ollama),
+        "/api/version" => (What::Version, Ollama),
+        "/api/show" => (What::Show, Ollama),
+        "/api/pull" => (What::Pull, Ollama),
+        "/api/copy" => (What::Copy, Ollama),
+        "/api/create" => (What::Create, Ollama),
+        "/api/delete" => (What::Delete, Ollama),
         "/health" => return Some(((What::Ready, OpenAi), false)),
+        "/" => return Some(((What::Running, Ollama), false)),
         _ if path.strip_prefix("/v1/models/").is_some_and(|id| !id.is_empty()) => (What::Model, OpenAi),
         _ => return None,
     };

@@ -15,6 +15,10 @@ use crate::request::Body;
 pub(super) enum Dialect {
     /// `{"error":{"message","type","param","code"}}`.
     OpenAi,
+    /// `{"error":"..."}`.
+    Ollama,
+    /// `{"type":"error","error":{"type","message"}}`.
+    Anthropic,
 }
 
 /// Why a call has no answer.
@@ -77,7 +81,10 @@ impl Refused {
 
     pub fn stopping() -> Self {
         let retry_after = Some(Duration::from_secs(1));
-        Self { retry_after, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "this host is stopping; ask again in a moment") }
+        Self {
+            retry_after,
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "this host is stopping; ask again in a moment")
+        }
     }
 
     pub fn fault(message: impl Into<String>) -> Self {
@@ -112,6 +119,10 @@ impl Refused {
                 let (param, code) = (&self.param, self.code);
                 json!({ "error": { "message": self.message, "type": self.openai_type(), "param": param, "code": code } })
             }
+            Dialect::Ollama => json!({ "error": self.message }),
+            Dialect::Anthropic => {
+                json!({ "type": "error", "error": { "type": self.anthropic_type(), "message": self.message } })
+            }
         }
     }
 
@@ -122,6 +133,19 @@ impl Refused {
             429 => "rate_limit_error",
             400..500 => "invalid_request_error",
             503 => "server_error",
+            _ => "api_error",
+        }
+    }
+
+    fn anthropic_type(&self) -> &'static str {
+        match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            503 => "overloaded_error",
+            400..500 => "invalid_request_error",
             _ => "api_error",
         }
     }

@@ -52,7 +52,6 @@ pub(super) enum End {
 /// One token and what else could have come.
 #[derive(Clone, Debug)]
 pub(super) struct Likely {
-    pub id: TokenId,
     pub bytes: Vec<u8>,
     pub logprob: f32,
     pub top: Vec<(Vec<u8>, f32)>,
@@ -107,8 +106,7 @@ impl Whole {
 impl Reply {
     /// Answers that are nothing but text, unless [`Reply::read_by`] says otherwise.
     pub fn new(call: Call, model: Model, all: Vec<Tokens>) -> Self {
-        let choice =
-            |tokens| Choice { tokens, reader: Reader::plain(), calls: 0, thought_tokens: 0, ended: false };
+        let choice = |tokens| Choice { tokens, reader: Reader::plain(), calls: 0, thought_tokens: 0, ended: false };
         Self { call, model, choices: all.into_iter().map(choice).collect(), turn: 0 }
     }
 
@@ -169,7 +167,6 @@ impl Reply {
         let is_text = |id: TokenId| !model.end_tokens().contains(&id);
         let logprobs = choice.tokens.take_logprobs().into_iter().filter(|token| is_text(token.id));
         let logprobs = logprobs.map(|token| Likely {
-            id: token.id,
             bytes: model.token_bytes(token.id),
             logprob: token.logprob,
             top: token.top.iter().map(|(id, logprob)| (model.token_bytes(*id), *logprob)).collect(),
@@ -213,7 +210,7 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         for choice in &self.choices {
-            self.call.called.invocation.used(choice.tokens.usage());
+            self.call.called.invocation.over(&choice.tokens);
         }
     }
 }

@@ -49,6 +49,20 @@ impl Out {
         self.text(&data.to_string());
     }
 
+    /// An event that has a name.
+    pub fn named(&mut self, name: &str, data: &Value) {
+        self.0.extend_from_slice(b"event: ");
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.push(b'\n');
+        self.event(data);
+    }
+
+    /// A line of JSON.
+    pub fn line(&mut self, data: &Value) {
+        self.0.extend_from_slice(data.to_string().as_bytes());
+        self.0.push(b'\n');
+    }
+
     /// One whose data is no JSON.
     pub fn text(&mut self, data: &str) {
         self.0.extend_from_slice(b"data: ");

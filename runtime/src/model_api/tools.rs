@@ -161,12 +161,8 @@ impl Wanted {
             (CallStyle::Tagged, _, has_answer) => {
                 let rest = if many { " (\"\\n\" called)*" } else { "" };
                 let or = if has_answer && !forced { " | answer" } else { "" };
-                let _ = write!(
-                    grammar,
-                    "main: called{rest}{or}\ncalled: {} body {}\n",
-                    literal(&open),
-                    literal(&close)
-                );
+                let _ =
+                    write!(grammar, "main: called{rest}{or}\ncalled: {} body {}\n", literal(&open), literal(&close));
             }
         }
         let bodies: Vec<String> = (0..tools.len()).map(|n| format!("body{n}")).collect();
@@ -227,14 +223,17 @@ mod tests {
 
     #[test]
     fn parts_must_fit_each_other() {
-        let wanted = |tools: &[&str], choice| Wanted::new(tools.iter().map(|name| tool(name)).collect(), choice, true, None);
+        let wanted =
+            |tools: &[&str], choice| Wanted::new(tools.iter().map(|name| tool(name)).collect(), choice, true, None);
         assert!(wanted(&["a"], Choice::Named("a".into())).is_ok());
-        for (tools, choice) in [(&[][..], Choice::Required), (&["a"], Choice::Named("b".into()))] {
+        for (tools, choice) in [(&[][..], Choice::Required), (&["a"][..], Choice::Named("b".into()))] {
             assert_eq!(wanted(tools, choice).unwrap_err().param.as_deref(), Some("tool_choice"));
         }
         let hidden = wanted(&["a"], Choice::None).unwrap();
         assert!(hidden.shown().is_empty() && hidden.form(&MARKS, false).is_none());
-        assert!(Tool::new(&"a b".into(), None, None).is_err() && Tool::new(&"a".into(), None, Some(&json!(5))).is_err());
+        assert!(
+            Tool::new(&"a b".into(), None, None).is_err() && Tool::new(&"a".into(), None, Some(&json!(5))).is_err()
+        );
     }
 
     #[test]

@@ -57,7 +57,10 @@ mod tests {
         assert_eq!(python(&value), r#"{"a": [1, 2, "é\"<"], "b": {"c": null}}"#);
         let mut environment = minijinja::Environment::new();
         environment.add_filter("tojson", tojson);
-        let text = environment.render_str("{{ v | tojson }}{{ [1] | tojson(indent=2) }}", minijinja::context! { v => value });
+        let text = environment.render_str(
+            "{{ v | tojson }}{{ [1] | tojson(indent=2) }}",
+            minijinja::context! { v => Value::from(minijinja::value::Serde(&value)) },
+        );
         assert_eq!(text.unwrap(), "{\"a\": [1, 2, \"é\\\"<\"], \"b\": {\"c\": null}}[\n  1\n]");
     }
 }

@@ -38,7 +38,7 @@ pub struct Marks {
 
 impl Marks {
     /// The marks of the models that have this template.
-    pub(in crate::model) fn of(template: Option<&str>) -> Self {
+    pub fn of(template: Option<&str>) -> Self {
         let source = template.unwrap_or_default();
         let has_tools = shows_tools(source);
         let bare = has_tools && source.contains("\"parameters\"") && !source.contains(CALL.0);
@@ -147,8 +147,13 @@ mod tests {
     fn templates_without_tools_get_them_as_text() {
         let text = render(PLAIN, &with_tool());
         assert!(text.starts_with("[system: You may call") && text.contains(r#"<tools>"#), "{text}");
-        assert!(text.contains(r#"[assistant: <tool_call>
-{"arguments": {"in": "Rome"}, "name": "time"}"#) || text.contains(r#"{"name": "time", "arguments": {"in": "Rome"}}"#), "{text}");
+        assert!(
+            text.contains(
+                r#"[assistant: <tool_call>
+{"arguments": {"in": "Rome"}, "name": "time"}"#
+            ) || text.contains(r#"{"name": "time", "arguments": {"in": "Rome"}}"#),
+            "{text}"
+        );
         assert!(text.contains("[user: <tool_response>\n23:00\n</tool_response>]"), "{text}");
         assert_eq!(render(PLAIN, &Conversation { begun: Some("Well,".into()), ..Conversation::default() }), "Well,");
     }
@@ -169,7 +174,8 @@ mod tests {
     fn a_template_that_knows_no_system_message_gets_it_with_the_first() {
         let source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}\
             {% for m in messages %}[{{ m.content }}]{% endfor %}";
-        let messages = vec![json!({ "role": "system", "content": "be brief" }), json!({ "role": "user", "content": "hi" })];
+        let messages =
+            vec![json!({ "role": "system", "content": "be brief" }), json!({ "role": "user", "content": "hi" })];
         let conversation = Conversation { messages, ..Conversation::default() };
         assert_eq!(render(source, &conversation), "[be brief\n\nhi]");
     }

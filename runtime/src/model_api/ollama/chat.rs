@@ -45,7 +45,7 @@ pub(in crate::model_api) async fn answer(call: &Call, body: &Bytes) -> Result<Re
     let found = call.join(&asked.common.model).await?;
     asked.common.check_think(&found.model.marks(), conversation.think)?;
     call.keep(&found.name, stay);
-    let defaults = found.defaults();
+    let defaults = found.defaults.clone();
     let system = defaults.system.as_deref().filter(|_| conversation.messages.iter().all(|m| m["role"] != "system"));
     if let Some(system) = system {
         conversation.messages.insert(0, json!({ "role": "system", "content": system }));
@@ -92,4 +92,3 @@ fn as_openai(message: Value) -> Result<Value, Refused> {
     }
     Ok(message.into())
 }
-

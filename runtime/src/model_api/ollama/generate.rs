@@ -70,7 +70,7 @@ pub(in crate::model_api) async fn answer(call: &Call, body: &Bytes) -> Result<Re
     let found = call.join(&asked.common.model).await?;
     asked.common.check_think(&found.model.marks(), think)?;
     call.keep(&found.name, stay);
-    let defaults = found.defaults();
+    let defaults = found.defaults.clone();
     let mut ask = Options::read(asked.common.options, &defaults.parameters)?.ask(None);
     // A model without a template, or one that nobody knows, goes on from the text.
     let raw = asked.raw == Some(true) || !found.model.can_chat();
@@ -107,7 +107,10 @@ fn check(asked: &Asked) -> Result<(), Refused> {
         return Err(Refused::invalid("suffix", format!("\"{}\" does not support insert", asked.common.model)));
     }
     if given(&asked.template) {
-        return Err(Refused::invalid("template", "the model's own template is used; write the prompt yourself with raw"));
+        return Err(Refused::invalid(
+            "template",
+            "the model's own template is used; write the prompt yourself with raw",
+        ));
     }
     if asked.images.as_ref().is_some_and(|images| !images.is_empty()) {
         return Err(Refused::invalid("images", "models here read text only; leave images out"));

@@ -110,7 +110,9 @@ pub(in crate::model_api) fn ps(host: &Arc<Host>) -> Result<Response<Body>, Refus
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let mut models = Vec::new();
     for resident in library.engine().resident() {
-        let Some(stored) = resident.name.parse().ok().and_then(|name| library.store().get(&name).ok()) else { continue };
+        let Some(stored) = resident.name.parse().ok().and_then(|name| library.store().get(&name).ok()) else {
+            continue;
+        };
         let stored = StoredModel::of(library.store(), stored);
         // One that stays until another needs its room has no hour; clients want a date.
         let left = resident.expires_in.unwrap_or(Duration::from_secs(100 * 365 * 86_400));
@@ -131,7 +133,7 @@ pub(in crate::model_api) fn show(host: &Arc<Host>, asked: &Bytes) -> Result<Resp
     let manifest = store.get(&resolve(host, named.model())?)?;
     let path = store.path(&manifest).map_err(StoreError::Disk)?;
     let model = StoredModel::of(store, manifest);
-    let template = hob_gpu::template(&path).unwrap_or_default();
+    let template = hob_gpu::chat_template(&path).unwrap_or_default();
     let marks = hob_gpu::model::template::Marks::of(template.as_deref());
     let mut capabilities = vec!["completion"];
     capabilities.extend(template.is_some().then_some("tools"));
@@ -258,4 +260,3 @@ fn lines_of(lines: Lines) -> Response<Body> {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     response
 }
-

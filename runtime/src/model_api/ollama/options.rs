@@ -36,7 +36,8 @@ impl Options {
         let mut ask = Ask::new(Prompt::Raw(String::new()));
         // -1 and -2 are "until it ends" and "until the context is full".
         ask.max_tokens = self.num_predict.and_then(|most| u32::try_from(most).ok()).filter(|most| *most > 0);
-        ask.stop = self.stop.map(OneOrMany::all).unwrap_or_default().into_iter().filter(|stop| !stop.is_empty()).collect();
+        ask.stop =
+            self.stop.map(OneOrMany::all).unwrap_or_default().into_iter().filter(|stop| !stop.is_empty()).collect();
         ask.form = form;
         ask.sampling = Sampling {
             temperature: self.temperature.unwrap_or(0.8).clamp(0.0, 2.0),
@@ -62,7 +63,9 @@ pub(super) fn format(format: Option<&Value>) -> Result<Option<Form>, Refused> {
         Some(Value::String(word)) if word.is_empty() => Ok(None),
         Some(Value::String(word)) if word == "json" => Ok(Some(Form::Object)),
         Some(schema @ Value::Object(_)) => Ok(Some(Form::Schema(schema.clone()))),
-        Some(other) => Err(Refused::invalid("format", format!("invalid format: {other}; give \"json\" or a JSON schema"))),
+        Some(other) => {
+            Err(Refused::invalid("format", format!("invalid format: {other}; give \"json\" or a JSON schema")))
+        }
     }
 }
 
@@ -72,9 +75,10 @@ pub(super) fn think(think: Option<&Value>) -> Result<Option<bool>, Refused> {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Bool(on)) => Ok(Some(*on)),
         Some(Value::String(much)) if ["low", "medium", "high"].contains(&much.as_str()) => Ok(Some(true)),
-        Some(other) => {
-            Err(Refused::invalid("think", format!("invalid think value: {other}; give true, false, low, medium or high")))
-        }
+        Some(other) => Err(Refused::invalid(
+            "think",
+            format!("invalid think value: {other}; give true, false, low, medium or high"),
+        )),
     }
 }
 

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::options::Options;
 use super::{FINGERPRINT, finish_reason, logprobs, now, usage};
 use crate::model_api::ask::Call;
+use crate::model_api::reader::Piece;
 use crate::model_api::refused::{Dialect, Refused};
 use crate::model_api::reply::{Likely, Reply, Said};
-use crate::model_api::reader::Piece;
 use crate::model_api::stream::{self, Out, Voice};
 use crate::request::Body;
 
@@ -62,7 +62,9 @@ pub(in crate::model_api) async fn answer(call: &Call, body: &Bytes) -> Result<Re
     let (streams, each) = (asked.options.streams(), asked.options.choices()? as usize);
     asked.options.max_tokens.get_or_insert(USUAL_TOKENS);
     let template = asked.options.asks(Prompt::Raw(String::new()), asked.logprobs)?;
-    let with = |prompt: &Prompt| template.iter().cloned().map(|ask| hob_gpu::Ask { prompt: prompt.clone(), ..ask }).collect::<Vec<_>>();
+    let with = |prompt: &Prompt| {
+        template.iter().cloned().map(|ask| hob_gpu::Ask { prompt: prompt.clone(), ..ask }).collect::<Vec<_>>()
+    };
     let asks: Vec<_> = prompts.iter().flat_map(with).collect();
     if asks.len() > MAX_SEQUENCES {
         let why = format!("{} prompts and choices; at most {MAX_SEQUENCES} are answered at once", asks.len());
@@ -157,7 +159,8 @@ struct Plain {
 
 impl Voice for Plain {
     fn say(&mut self, said: Said, reply: &Reply, out: &mut Out) {
-        let text: String = said.pieces.iter().map(|piece| if let Piece::Text(text) = piece { text } else { "" }).collect();
+        let text: String =
+            said.pieces.iter().map(|piece| if let Piece::Text(text) = piece { text } else { "" }).collect();
         let (text, logprobs) = self.shape.next(said.choice, &text, &said.logprobs);
         let finish = said.end.map(|end| finish_reason(Some(end)));
         let choice = json!({ "index": said.choice, "text": text, "logprobs": logprobs, "finish_reason": finish });

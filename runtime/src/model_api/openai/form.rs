@@ -24,7 +24,9 @@ fn tool_choice(choice: Option<&Value>) -> Result<Choice, Refused> {
             "none" => Ok(Choice::None),
             "auto" => Ok(Choice::Auto),
             "required" | "any" => Ok(Choice::Required),
-            other => Err(Refused::invalid("tool_choice", format!("tool_choice is `{other}`; give none, auto or required"))),
+            other => {
+                Err(Refused::invalid("tool_choice", format!("tool_choice is `{other}`; give none, auto or required")))
+            }
         },
         Some(named) => match named["function"]["name"].as_str().or_else(|| named["name"].as_str()) {
             Some(name) => Ok(Choice::Named(name.to_owned())),

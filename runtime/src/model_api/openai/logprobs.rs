@@ -10,7 +10,8 @@ fn text(bytes: &[u8]) -> String {
 
 /// For chat: an object for each token.
 pub(super) fn chat(tokens: &[Likely]) -> Value {
-    let one = |(bytes, logprob): (&[u8], f32)| json!({ "token": text(bytes), "logprob": finite(logprob), "bytes": bytes });
+    let one =
+        |(bytes, logprob): (&[u8], f32)| json!({ "token": text(bytes), "logprob": finite(logprob), "bytes": bytes });
     let token = |likely: &Likely| {
         let mut token = one((&likely.bytes, likely.logprob));
         let top = likely.top.iter().map(|(bytes, logprob)| one((bytes, *logprob)));
@@ -49,12 +50,10 @@ fn finite(logprob: f32) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hob_gpu::TokenId;
 
     #[test]
     fn both_shapes_say_the_same() {
         let token = |text: &str, logprob| Likely {
-            id: TokenId(1),
             bytes: text.as_bytes().to_vec(),
             logprob,
             top: vec![(text.as_bytes().to_vec(), logprob), (vec![0xff], f32::NEG_INFINITY)],
@@ -62,7 +61,10 @@ mod tests {
         let tokens = [token("é", -0.5), token(" b", -1.0)];
         let said = chat(&tokens);
         assert_eq!(said["content"][0]["bytes"], json!([195, 169]));
-        assert_eq!(said["content"][1]["top_logprobs"][1], json!({ "token": "\u{fffd}", "logprob": -9999.0, "bytes": [255] }));
+        assert_eq!(
+            said["content"][1]["top_logprobs"][1],
+            json!({ "token": "\u{fffd}", "logprob": -9999.0, "bytes": [255] })
+        );
         let said = plain(&tokens, 10);
         assert_eq!((&said["text_offset"], &said["tokens"]), (&json!([10, 11]), &json!(["é", " b"])));
         assert_eq!(said["top_logprobs"][1][" b"], json!(-1.0));

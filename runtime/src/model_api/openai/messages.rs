@@ -65,7 +65,9 @@ fn text(content: Option<&Value>, n: usize) -> Result<String, Refused> {
 /// A call as templates expect it: its arguments are JSON, not a text with JSON in it.
 fn tool_call(call: &Value, n: usize) -> Result<Value, Refused> {
     let function = &call["function"];
-    let Some(name) = function["name"].as_str() else { return Err(wrong(n, "has a tool call without a function's name")) };
+    let Some(name) = function["name"].as_str() else {
+        return Err(wrong(n, "has a tool call without a function's name"));
+    };
     let arguments = match &function["arguments"] {
         Value::String(text) if text.trim().is_empty() => json!({}),
         Value::String(text) => serde_json::from_str(text).unwrap_or_else(|_| text.as_str().into()),
@@ -111,7 +113,11 @@ mod tests {
             (json!([{ "role": "assistant", "tool_calls": [{}] }]), "name"),
         ] {
             let refused = conversation(messages).unwrap_err();
-            assert!(refused.message.contains(why) && refused.param.as_deref() == Some("messages"), "{}", refused.message);
+            assert!(
+                refused.message.contains(why) && refused.param.as_deref() == Some("messages"),
+                "{}",
+                refused.message
+            );
         }
     }
 }

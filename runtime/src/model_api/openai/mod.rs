@@ -10,6 +10,12 @@ mod logprobs;
 mod messages;
 pub mod models;
 mod options;
+pub mod responses;
+mod responses_stream;
+
+pub(super) use chat::converse;
+pub(super) use messages::conversation;
+pub(super) use options::OneOrMany;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

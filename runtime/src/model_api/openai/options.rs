@@ -128,7 +128,9 @@ fn within(name: &'static str, value: f32, low: f32, high: f32) -> Result<f32, Re
 fn bias(given: Option<BTreeMap<String, f32>>) -> Result<Vec<(TokenId, f32)>, Refused> {
     let one = |(token, bias): (String, f32)| match token.parse() {
         Ok(id) => Ok((TokenId(id), within("logit_bias", bias, -100.0, 100.0)?)),
-        Err(_) => Err(Refused::invalid("logit_bias", format!("logit_bias has `{token}`; its keys are numbers of tokens"))),
+        Err(_) => {
+            Err(Refused::invalid("logit_bias", format!("logit_bias has `{token}`; its keys are numbers of tokens")))
+        }
     };
     given.unwrap_or_default().into_iter().map(one).collect()
 }
