@@ -3,7 +3,7 @@
 
 // h = norm(x)  where  x += norm_y(y + bias), in one go: the end of one half of a layer and the beginning of the next.
 //
-// x, y (rows, n) f32; y, bias (n), y_weight (n) may be null. With `pick`, row r of the grid is row pick[r] of x, and x is not written.
+// x, y (rows, n) f32; y, bias (n), y_weight (n) may be null. With `pick`, row r of what is made is of row pick[r], each of which is there once.
 // h goes to `out` (rows, n) f32, and to `bytes` (rows, n) with `scales` (rows, n / 32), whichever is not null. n is a multiple
 // of 32. A block of 256 has a row; a lane has the same columns in each pass.
 extern "C" __global__ void __launch_bounds__(256)
@@ -16,7 +16,7 @@ extern "C" __global__ void __launch_bounds__(256)
   if (y && y_weight) {
     float squares = 0.f;
     for (int i = threadIdx.x; i < n; i += 256) {
-      const float v = y[to + i] + (bias ? bias[i] : 0.f);
+      const float v = y[from + i] + (bias ? bias[i] : 0.f);
       squares += v * v;
     }
     by = 1.f / sqrtf(block_sum(squares, part) / (float)n + eps);
@@ -25,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(256)
   for (int i = threadIdx.x; i < n; i += 256) {
     float v = x[from + i];
     if (y) {
-      const float more = y[to + i] + (bias ? bias[i] : 0.f);
+      const float more = y[from + i] + (bias ? bias[i] : 0.f);
       v += y_weight ? more * by * y_weight[i] : more;
       x[from + i] = v;
     }
