@@ -30,5 +30,5 @@ pub use kv::KvType;
 pub use model::{Memory, Model, ModelInfo, ModelSource, Scores, inspect};
 pub use ops::cpu::{Activations, CodePath};
 pub use residency::{EvictError, JoinError, ModelState, ModelStatus, Policy};
-pub use terms::{Bill, Billed, Budget, Grant, Terms};
+pub use terms::{Bill, Billed, Budget, Grant, Priority, Terms, WEIGHT};
 pub use tokens::{Event, Finish, Logprob, Timing, Tokens, Usage};

@@ -198,7 +198,7 @@ impl<T: Send + Sync + 'static> Residency<T> {
         Self { entries: Arc::default(), device, budget, changes: Arc::new(watch::Sender::new(0)) }
     }
 
-    /// Leases the model, loading it with `load` if it is absent. From now on `policy` holds, if one is given.
+    /// Leases the model. If it is absent it is loaded with `load`, and `policy` holds for it.
     pub(crate) async fn join(
         &self,
         source: &ModelSource,
@@ -231,8 +231,7 @@ impl<T: Send + Sync + 'static> Residency<T> {
     ) -> Result<Found<T>, JoinError> {
         let mut entries = self.lock();
         let (mut failed, mut known) = (0, Policy::default());
-        if let Some(entry) = entries.get_mut(&source.digest) {
-            entry.policy = policy.unwrap_or(entry.policy);
+        if let Some(entry) = entries.get(&source.digest) {
             match &entry.phase {
                 Phase::Resident(model) => return Ok(Found::Resident(model.lease())),
                 Phase::Loading { ended, .. } => return Ok(Found::Loading(ended.clone())),
@@ -380,11 +379,6 @@ impl<T: Send + Sync + 'static> Residency<T> {
     /// Says when states change.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
-    }
-
-    /// Bytes for all models.
-    pub(crate) fn budget(&self) -> u64 {
-        self.budget
     }
 }
 

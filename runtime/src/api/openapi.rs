@@ -268,6 +268,7 @@ fn function_schemas() -> Map<String, Value> {
                     "concurrency": reference("Concurrency"),
                     "reuse": reference("Reuse"),
                     "budget": reference("Budget"),
+                    "priority": { "type": "string", "enum": ["low", "normal", "high"], "default": "normal", "description": "the class of its generations; `high` needs a key of scope `admin`" },
                 }),
             ),
         ),
@@ -397,6 +398,7 @@ mod tests {
             concurrency: Concurrency { running: 1, ..Concurrency::default() },
             reuse: Reuse { requests: 2, ..Reuse::default() },
             budget: Budget { sequences: 2, ..Budget::default() },
+            priority: crate::config::Priority::Low,
         };
         let digest = Digest::of(b"");
         let part = PartRecord { component: digest, source: "x".into() };

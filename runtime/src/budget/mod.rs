@@ -13,12 +13,13 @@ mod window;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use hob_gpu::{Bill, Terms};
 use serde::{Deserialize, Serialize};
 
-use crate::config::Budget;
+use crate::config::{Budget, Priority};
 use crate::names::{FunctionName, Tenant};
 use crate::usage::{Owner, Report};
 pub use purse::Purse;
@@ -76,9 +77,26 @@ impl Holder {
 #[derive(Debug)]
 pub struct Allowance {
     holders: [Holder; 2],
+    priority: Priority,
+    /// Whether the function stands for itself, not for its tenant.
+    alone: bool,
 }
 
 impl Allowance {
+    /// The terms on which a sequence is computed that has such a budget, asked for by a request that ends at `deadline`.
+    pub fn terms(&self, bill: Option<Arc<Bill>>, budget: Purse, deadline: Instant) -> Terms {
+        let [function, tenant] = self.holders.each_ref().map(|holder| holder.limits.load());
+        let weight = if self.alone { function.weight } else { tenant.weight };
+        let patience = Duration::from_millis(function.wait_ms.min(tenant.wait_ms).into());
+        let start_by = Some(deadline.min(Instant::now() + patience));
+        let priority = match self.priority {
+            Priority::Low => hob_gpu::Priority::Low,
+            Priority::Normal => hob_gpu::Priority::Normal,
+            Priority::High => hob_gpu::Priority::High,
+        };
+        Terms { bill, budget: Some(Box::new(budget)), weight, priority, start_by }
+    }
+
     /// Tokens that one request may take.
     fn request_tokens(&self) -> u64 {
         let [function, tenant] = &self.holders;
@@ -114,11 +132,11 @@ const MANY: usize = 4096;
 
 impl Budgets {
     /// What a revision's sequences are held to.
-    pub fn allowance(&self, owner: &Owner, limits: Budget) -> Arc<Allowance> {
+    pub fn allowance(&self, owner: &Owner, limits: Budget, priority: Priority) -> Arc<Allowance> {
         let mut known = self.known();
         let function = Holder::new("function", limits, known.function(&owner.function));
         let tenant = known.tenant(&owner.tenant).clone();
-        Arc::new(Allowance { holders: [function, tenant] })
+        Arc::new(Allowance { holders: [function, tenant], priority, alone: owner.tenant == Tenant::default() })
     }
 
     /// From now on a tenant is held to `limits`.
@@ -192,6 +210,30 @@ mod tests {
         Owner { function, revision: crate::names::RevisionId::FIRST, tenant }
     }
 
+    fn allowance(budgets: &Budgets, function: &str, limits: Budget) -> Arc<Allowance> {
+        budgets.allowance(&owner(function), limits, Priority::Normal)
+    }
+
+    #[test]
+    fn terms_are_those_of_the_account() {
+        let budgets = Budgets::default();
+        let limits = Budget { weight: 30, wait_ms: 5000, ..Budget::default() };
+        budgets.set(&"acme".parse().unwrap(), Budget { weight: 700, wait_ms: 60_000, ..Budget::default() });
+        let terms = |owner: &Owner, seconds| {
+            let allowance = budgets.allowance(owner, limits, Priority::Low);
+            let deadline = Instant::now() + Duration::from_secs(seconds);
+            let terms = allowance.terms(None, purse(&allowance), deadline);
+            assert_eq!(terms.priority, hob_gpu::Priority::Low);
+            (terms.weight, terms.start_by.unwrap().saturating_duration_since(Instant::now()).as_secs_f64().round())
+        };
+        assert_eq!(terms(&owner("f"), 20), (700, 5.0), "its tenant's weight, the shorter wait");
+        assert_eq!(
+            terms(&Owner { tenant: Tenant::default(), ..owner("f") }, 2),
+            (30, 2.0),
+            "its own, and its deadline"
+        );
+    }
+
     fn purse(allowance: &Arc<Allowance>) -> Purse {
         Purse::new(allowance.clone(), Arc::default(), |_| {})
     }
@@ -212,7 +254,7 @@ mod tests {
         let budgets = Budgets::default();
         budgets.set(&"acme".parse().unwrap(), Budget { day_tokens: 1000, ..Budget::default() });
         let [one, two] =
-            ["one", "two"].map(|name| budgets.allowance(&owner(name), Budget { day_tokens: 600, ..Budget::default() }));
+            ["one", "two"].map(|name| allowance(&budgets, name, Budget { day_tokens: 600, ..Budget::default() }));
         let mut first = purse(&one);
         first.open(100, 1).unwrap();
         first.begin();
@@ -233,8 +275,15 @@ mod tests {
     #[test]
     fn a_refused_or_cancelled_sequence_leaves_nothing_behind() {
         let budgets = Budgets::default();
-        let limits = Budget { request_tokens: 50, minute_tokens: 100, day_tokens: 80, sequences: 2, kv_bytes: 1000 };
-        let allowance = budgets.allowance(&owner("f"), limits);
+        let limits = Budget {
+            request_tokens: 50,
+            minute_tokens: 100,
+            day_tokens: 80,
+            sequences: 2,
+            kv_bytes: 1000,
+            ..Budget::default()
+        };
+        let allowance = allowance(&budgets, "f", limits);
         let tenant = "acme".parse().unwrap();
         let request: Arc<AtomicU64> = Arc::default();
         let of_request = |told: Arc<Mutex<String>>| {
