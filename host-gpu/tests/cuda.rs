@@ -4,10 +4,14 @@
 
 #[path = "cuda/attention.rs"]
 mod attention;
+#[path = "cuda/model.rs"]
+mod model;
 #[path = "cuda/products.rs"]
 mod products;
 #[path = "cuda/rows.rs"]
 mod rows;
+#[path = "cuda/shim.rs"]
+mod shim;
 mod support;
 
 use hob_gpu::ops::cuda::Device;

@@ -7,10 +7,11 @@
 //! A token's results have the same bits in any batch of up to eight tokens, which matrix-vector kernels serve, and in any larger
 //! one, which tensor cores serve; between the two, sums are added in another order.
 
+pub mod check;
 mod device;
 pub mod matrix;
 pub mod pages;
 pub mod ptx;
 pub mod rows;
 
-pub use device::{Buffer, Card, CudaError, Device, View, cards};
+pub use device::{Buffer, Card, CudaError, Device, Pinned, View, cards};

@@ -287,6 +287,36 @@ impl Device {
         Ok(values)
     }
 
+    /// Copies all of `from` to the beginning of `to`.
+    ///
+    /// # Errors
+    /// `Shape` if there is no room for it.
+    pub fn copy<T: Pod>(&self, from: View<'_, T>, to: View<'_, T>) -> Result<(), CudaError> {
+        if from.len > to.len {
+            return Err(shape(format!("{} values to a place for {}", from.len, to.len)));
+        }
+        self.bind()?;
+        let bytes = from.len * size_of::<T>();
+        // SAFETY: both views are of buffers that live and have so many bytes.
+        unsafe { result::memcpy_dtod_async(to.address, from.address, bytes, self.0.stream.cu_stream()) }
+            .map_err(failed("copying on the card"))
+    }
+
+    /// Memory of this process that the driver has locked, all zero: it is copied from several times as fast.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn pinned(&self, len: usize) -> Result<Pinned, CudaError> {
+        self.bind()?;
+        // SAFETY: asks for memory, and then clears it.
+        let address = unsafe {
+            let address = result::malloc_host(len.max(1), 0).map_err(failed("locking memory"))?.cast::<u8>();
+            address.write_bytes(0, len);
+            address
+        };
+        Ok(Pinned { address, len, device: self.clone() })
+    }
+
     /// Makes all bytes of `view` zero.
     ///
     /// # Errors
@@ -488,6 +518,44 @@ impl<T> Drop for Buffer<T> {
         // SAFETY: the address came from the driver and goes back once; nothing uses it any more.
         let _ = unsafe { result::free_sync(self.address) };
         inner.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Memory of this process that the driver has locked.
+#[derive(Debug)]
+pub struct Pinned {
+    address: *mut u8,
+    len: usize,
+    device: Device,
+}
+
+// SAFETY: it is memory like any other, and its own.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    /// All of it.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the driver gave so many bytes, which were written.
+        unsafe { std::slice::from_raw_parts(self.address, self.len) }
+    }
+
+    /// All of it, once the card has read what it was asked to.
+    ///
+    /// # Errors
+    /// What went wrong until now.
+    pub fn bytes_mut(&mut self) -> Result<&mut [u8], CudaError> {
+        self.device.wait()?;
+        // SAFETY: as above, and nothing reads it any more.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.address, self.len) })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // An error here is the context's, and the next call tells it.
+        let _ = self.device.wait();
+        // SAFETY: the address came from the driver and goes back once; nothing reads it any more.
+        let _ = unsafe { result::free_host(self.address.cast()) };
     }
 }
 
