@@ -351,6 +351,14 @@ impl Engine {
         self.shared.cpu.path()
     }
 
+    /// What computes, for people: a card by its name, or the processor by its instructions.
+    pub fn runs_on(&self) -> String {
+        match &self.shared.card {
+            Some(card) => format!("{} ({})", self.shared.config.device, card.card().name),
+            None => self.code_path().to_string(),
+        }
+    }
+
     /// The engine at a glance.
     pub fn stats(&self) -> EngineStats {
         let c = &self.shared.counters;

@@ -60,6 +60,7 @@ pub fn inspect(path: &Path) -> Result<ModelInfo, FormatError> {
 }
 
 /// What an engine has for each of its models.
+#[derive(Clone)]
 pub(crate) struct Room {
     pub(crate) kv_type: KvType,
     /// Bytes of a KV page.

@@ -9,7 +9,7 @@ use super::pace::{Paces, Work};
 use super::{Arrival, Counters, EngineConfig};
 use crate::ask::TokenId;
 use crate::kv::Arena;
-use crate::model::card::OnCardState;
+use crate::model::card::{Given, OnCardState, Wanted};
 use crate::model::forward::{self, Buffers, Compute, Part};
 use crate::schedule::{Admitted, Allowance, Change, Item, ModelKey, Scheduler, SeqId};
 use crate::terms::Grant;
@@ -170,9 +170,14 @@ impl Worker {
         let parts: Vec<Part<'_>> = items.iter().map(|item| part(&self.jobs, &self.scheduler, item)).collect();
         let (c, w) = (&loaded.config, &loaded.weights);
         let (compute, arena, buffers) = (&mut self.compute, &mut self.arena, &mut self.buffers);
+        let likeliest = |item: &Item| self.jobs.get(&item.id).is_none_or(Job::takes_likeliest);
+        let wanted = match items.iter().filter(|item| item.gives_token).all(likeliest) {
+            true => Wanted::Likeliest,
+            false => Wanted::Logits,
+        };
         let (card, weights) = (&mut self.card, loaded.card.as_ref());
         let run = AssertUnwindSafe(|| match (card, weights) {
-            (Some(card), Some(weights)) => card.step(c, weights, &parts).map_err(|error| error.to_string()),
+            (Some(card), Some(weights)) => card.step(c, weights, &parts, wanted).map_err(|error| error.to_string()),
             _ => {
                 forward::step(c, w, compute, arena, &parts, buffers);
                 Ok(())
@@ -200,8 +205,8 @@ impl Worker {
             }
         }
         let (buffers, card) = (std::mem::take(&mut self.buffers), self.card.take());
-        let logits = card.as_ref().map_or(buffers.logits(), |card| &card.logits);
-        self.finish_step(&items, logits, c.vocab);
+        let given = card.as_ref().map_or(Given::Logits(buffers.logits()), OnCardState::given);
+        self.finish_step(&items, given, c.vocab);
         (self.buffers, self.card) = (buffers, card);
         if self.huge_pages && items.iter().any(|item| item.gives_token) {
             loaded.settle();
@@ -209,9 +214,9 @@ impl Worker {
     }
 
     /// Hands each sequence what the step gave it.
-    fn finish_step(&mut self, items: &[Item], logits: &[f32], vocab: usize) {
+    fn finish_step(&mut self, items: &[Item], given: Given<'_>, vocab: usize) {
         let now = Instant::now();
-        let mut chosen = self.choose(items, logits, vocab).into_iter();
+        let mut chosen = self.choose(items, given, vocab).into_iter();
         for item in items {
             self.scheduler.done(item);
             let Some(job) = self.jobs.get_mut(&item.id) else { continue };
@@ -242,7 +247,7 @@ impl Worker {
 
     /// The next token of each item that gives one, in order, and whether its budget says that this is the last one;
     /// `None` if that allows none. Vocabularies are large: threads share the work.
-    fn choose(&mut self, items: &[Item], logits: &[f32], vocab: usize) -> Vec<Option<(TokenId, bool)>> {
+    fn choose(&mut self, items: &[Item], given: Given<'_>, vocab: usize) -> Vec<Option<(TokenId, bool)>> {
         let giving = items.iter().filter(|item| item.gives_token);
         let rows: HashMap<SeqId, usize> = giving.enumerate().map(|(row, item)| (item.id, row)).collect();
         let mut jobs: Vec<(usize, &mut Job, Grant, TokenId)> = Vec::with_capacity(rows.len());
@@ -255,7 +260,10 @@ impl Worker {
         }
         self.compute.pool.rows(&mut jobs, 1, |_, one| {
             let (row, job, _, token) = &mut one[0];
-            *token = job.choose(&logits[*row * vocab..][..vocab]);
+            *token = match given {
+                Given::Logits(logits) => job.choose(&logits[*row * vocab..][..vocab]),
+                Given::Likeliest(ids) => TokenId(ids[*row]),
+            };
         });
         let mut tokens = vec![None; rows.len()];
         for (row, _, grant, token) in jobs {

@@ -11,7 +11,7 @@ use crate::kv::{KvType, PageId};
 use crate::ops::cuda::matrix::{DeviceMatrix, Input};
 use crate::ops::cuda::pages::{PageLayout, Scoring, Together, Tokens, Turn, part_len, splits};
 use crate::ops::cuda::rows::{Forms, Joins};
-use crate::ops::cuda::{Buffer, CudaError, Device, View};
+use crate::ops::cuda::{Buffer, CudaError, Device, Pinned, View};
 use bytemuck::Pod;
 use std::ops::Range;
 
@@ -177,6 +177,26 @@ struct Buffers {
     words: Buffer<u32>,
     /// Scratch of attention.
     part: Buffer<f32>,
+    /// (tokens that need logits): the likeliest of each, and its logit
+    likeliest: (Buffer<u32>, Buffer<f32>),
+}
+
+/// What is wanted of a step's logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// All of them.
+    Logits,
+    /// The likeliest token of each row: nothing else is copied from the card.
+    Likeliest,
+}
+
+/// What a step gave, for each token that needs logits, in order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Given<'a> {
+    /// (tokens, vocab)
+    Logits(&'a [f32]),
+    /// (tokens)
+    Likeliest(&'a [u32]),
 }
 
 /// All that a step needs but weights: a card, its pages and buffers.
@@ -188,8 +208,13 @@ pub(crate) struct OnCardState {
     /// The words of the step, as they are put together.
     words: Vec<u32>,
     turns: Vec<[f32; 2]>,
-    /// What the last step gave: (tokens that need logits, vocab)
-    pub(crate) logits: Vec<f32>,
+    /// What the last step gave, in memory that the card copies to at full speed.
+    logits: Pinned,
+    /// How many logits those are, if they were wanted.
+    given: usize,
+    /// Otherwise these were.
+    ids: Vec<u32>,
+    wanted: Wanted,
 }
 
 /// Makes `buffer` at least so long. What was in it is gone.
@@ -215,9 +240,11 @@ impl OnCardState {
             logits: device.buffer(0)?,
             words: device.buffer(0)?,
             part: device.buffer(0)?,
+            likeliest: (device.buffer(0)?, device.buffer(0)?),
         };
-        let (words, turns, logits) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { device: device.clone(), arena, kv_type, buffers, words, turns, logits })
+        let (words, turns, logits) = (Vec::new(), Vec::new(), device.pinned(0)?);
+        let (device, given, ids, wanted) = (device.clone(), 0, Vec::new(), Wanted::Logits);
+        Ok(Self { device, arena, kv_type, buffers, words, turns, logits, given, ids, wanted })
     }
 
     /// Room for steps of so many tokens, of which some give logits: smaller ones then allocate nothing but scratch of attention,
@@ -233,6 +260,12 @@ impl OnCardState {
         grow(device, &mut b.qkv, tokens * (q + 2 * kv))?;
         grow(device, &mut b.gates, tokens * 2 * c.ff)?;
         grow(device, &mut b.logits, 2 * logits * c.vocab)?;
+        grow(device, &mut b.likeliest.0, logits)?;
+        grow(device, &mut b.likeliest.1, logits)?;
+        let bytes = logits * c.vocab * size_of::<f32>();
+        if self.logits.bytes().len() < bytes {
+            self.logits = device.pinned(bytes)?;
+        }
         let wanted = (tokens.max(2 * logits), c.width.max(q).max(c.ff));
         let size = (b.input_size.0.max(wanted.0), b.input_size.1.max(wanted.1));
         if size != b.input_size {
@@ -244,12 +277,26 @@ impl OnCardState {
         Ok(())
     }
 
-    /// Processes `parts`, writing their keys and values to pages. [`Self::logits`] then has those asked for, in the order of the
-    /// parts.
+    /// What the last step gave.
+    pub(crate) fn given(&self) -> Given<'_> {
+        match self.wanted {
+            Wanted::Logits => Given::Logits(&bytemuck::cast_slice(self.logits.bytes())[..self.given]),
+            Wanted::Likeliest => Given::Likeliest(&self.ids),
+        }
+    }
+
+    /// Processes `parts`, writing their keys and values to pages. [`Self::given`] then has what is wanted of the
+    /// logits asked for, in the order of the parts.
     ///
     /// # Errors
     /// `Shape` for a model that the kernels do not have; what the driver says, after which the card is lost.
-    pub(crate) fn step(&mut self, c: &Config, m: &OnCard, parts: &[Part<'_>]) -> Result<(), CudaError> {
+    pub(crate) fn step(
+        &mut self,
+        c: &Config,
+        m: &OnCard,
+        parts: &[Part<'_>],
+        of_logits: Wanted,
+    ) -> Result<(), CudaError> {
         let slots = flatten(parts);
         let (n, wanted) = (slots.len(), parts.iter().map(|part| part.logits).sum::<usize>());
         self.reserve(c, (n, wanted))?;
@@ -325,7 +372,9 @@ impl OnCardState {
             device.product(&[&layer.down.w], &b.input, n, y)?;
             last = Some(&layer.down);
         }
-        self.logits.resize(wanted * c.vocab, 0.0);
+        self.given = wanted * c.vocab;
+        self.wanted = of_logits;
+        self.ids.resize(wanted, 0);
         if wanted == 0 {
             return Ok(());
         }
@@ -345,7 +394,13 @@ impl OnCardState {
         if fine || c.logit_cap.is_some() {
             device.finish_logits(logits, fine.then(|| b.logits.part(rest)), c.logit_cap)?;
         }
-        device.read(logits, &mut self.logits)
+        if of_logits == Wanted::Likeliest {
+            let (ids, values) = (b.likeliest.0.part(0..wanted), b.likeliest.1.part(0..wanted));
+            device.likeliest(logits, c.vocab, values, ids)?;
+            return device.read(ids, &mut self.ids);
+        }
+        let to = bytemuck::cast_slice_mut(self.logits.bytes_mut()?);
+        device.read(logits, &mut to[..self.given])
     }
 
     /// Puts together what the card must know of a step, and sends it.

@@ -1,7 +1,7 @@
 //! Log-probabilities along a given text: what evaluation and golden tests compare.
 
 use super::Loaded;
-use super::card::{CardArena, OnCard, OnCardState};
+use super::card::{CardArena, Given, OnCard, OnCardState, Wanted};
 use super::forward::{self, Buffers, Compute, Part};
 use crate::ask::{Prompt, Refusal, TokenId};
 use crate::kv::{Arena, KvType, PageId};
@@ -74,8 +74,10 @@ pub(super) fn score_on_card(
     let (mut values, mut position) = (Vec::new(), 0);
     for tokens in tokens.chunks(chunk.max(1)) {
         let part = Part { tokens, position, pages: &pages, account: 0, logits: tokens.len() };
-        state.step(c, weights, &[part]).map_err(failed)?;
-        values.extend_from_slice(&state.logits);
+        state.step(c, weights, &[part], Wanted::Logits).map_err(failed)?;
+        if let Given::Logits(logits) = state.given() {
+            values.extend_from_slice(logits);
+        }
         position += tokens.len();
     }
     values.chunks_exact_mut(c.vocab).for_each(log_softmax);

@@ -110,7 +110,9 @@ fn a_batch_of_up_to_eight_changes_nobodys_bits() {
     for name in ["llama", "gemma3"] {
         let model = load(&card, name);
         let alone: Vec<_> = (0..4).map(|n| read::read(model.generate(ask(n, 2 + n, 12)).unwrap()).0).collect();
-        let together: Vec<_> = (0..4).map(|n| model.generate(ask(n, 2 + n, 12)).unwrap()).collect();
+        // Nothing is asked about these but their text: then the card itself chooses.
+        let silent = |n| Ask { logprobs: None, ..ask(n, 2 + n, 12) };
+        let together: Vec<_> = (0..4).map(|n| model.generate(silent(n)).unwrap()).collect();
         for (tokens, alone) in together.into_iter().zip(alone) {
             assert_eq!(read::read(tokens).0.text, alone.text, "{name}");
         }
