@@ -24,7 +24,7 @@ mod tokens;
 mod turns;
 
 pub use ask::{Ask, Message, Penalties, Prompt, Refusal, Role, Sampling, TokenId};
-pub use engine::{Engine, EngineConfig, EngineStats, StartError};
+pub use engine::{Engine, EngineConfig, EngineDevice, EngineStats, StartError};
 pub use format::FormatError;
 pub use format::quantize::Quantize;
 pub use kv::KvType;

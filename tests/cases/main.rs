@@ -8,6 +8,7 @@ mod deploy;
 mod egress;
 mod embed;
 mod examples;
+mod gpu;
 mod guests;
 mod hostile;
 mod killed;

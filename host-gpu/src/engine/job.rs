@@ -150,6 +150,11 @@ impl Job {
         }
     }
 
+    /// Whether [`Self::choose`] would take the likeliest token and do nothing else.
+    pub(super) fn takes_likeliest(&self) -> bool {
+        self.sampler.takes_likeliest()
+    }
+
     /// Chooses the next token, and reports its probability if that was asked for.
     pub(super) fn choose(&mut self, logits: &[f32]) -> TokenId {
         let id = self.sampler.choose(logits);

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::keep::Keep;
-use super::tier::Tier;
 use super::store::{Defaults, Manifest, ModelFile, ModelStore};
+use super::tier::Tier;
 use crate::digest::Digest;
 use crate::names::ModelName;
 
