@@ -42,6 +42,8 @@ pub enum Trouble {
     Claims(u64),
     /// So many answers are this status.
     Status(u16, usize),
+    /// This answer, by its number from 1, is 403: the right to read has lapsed.
+    Lapses(usize),
     /// The bytes are elsewhere.
     Moved(String),
     /// Another file each time.
@@ -174,8 +176,10 @@ impl Shelf {
 
     /// Publishes the list of a repository's files.
     pub fn put_list(&self, repository: &str, list: &Value) {
-        let path = format!("/api/models/{repository}/revision/main");
-        self.put_as(&path, list.to_string().as_bytes(), "application/json", &[]);
+        for revision in ["main", COMMIT] {
+            let path = format!("/api/models/{repository}/revision/{revision}");
+            self.put_as(&path, list.to_string().as_bytes(), "application/json", &[]);
+        }
     }
 
     /// Publishes a model as Ollama's registry does: layers with the ends of their types.
@@ -271,6 +275,7 @@ fn answer(stream: &mut impl Write, item: Option<Item>, asked: &Asked) -> Option<
     }
     match &item.trouble {
         Trouble::Status(status, times) if item.times <= *times => return plain(&format!("{status} No"), ""),
+        Trouble::Lapses(number) if item.times == *number => return plain("403 Forbidden", ""),
         Trouble::Moved(place) => return plain("302 Found", &format!("location: {place}\r\n")),
         _ => {}
     }

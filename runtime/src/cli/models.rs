@@ -173,7 +173,7 @@ fn verify(store: &ModelStore, names: Vec<ModelName>) -> anyhow::Result<()> {
         return Ok(());
     }
     bail!(
-        "{} of {all} damaged: {}; `hob models pull SOURCE --as NAME --check` gets again what is, SOURCE is in `hob models show`",
+        "{} of {all} damaged: {}; `hob models pull NAME --check` gets again what is",
         damaged.len(),
         damaged.join(", ")
     )

@@ -86,8 +86,10 @@ impl<'a> Puller<'a> {
     /// # Errors
     /// See [`PullError`]; names mean what they did before then.
     pub fn pull(&self, request: &PullRequest, show: Show<'_>) -> Result<Pulled, PullError> {
-        let wanted = &request.wanted;
-        let name = request.name.clone().or_else(|| wanted.local_name()).ok_or_else(|| PullError::Choice {
+        let origin = self.origin(&request.wanted);
+        let wanted = origin.as_ref().unwrap_or(&request.wanted);
+        let usual = || request.wanted.local_name();
+        let name = request.name.clone().or_else(usual).ok_or_else(|| PullError::Choice {
             what: wanted.to_string(),
             why: "makes no name for a model; say one with --as".into(),
         })?;
@@ -134,6 +136,17 @@ impl<'a> Puller<'a> {
             tracing::warn!(model = %name, "what was fetched has gone; it is fetched again");
         }
         Err(StoreError::Damaged { name, why: "what is pulled is removed at once".into() }.into())
+    }
+
+    /// Where a model came from whose name is ours and not the catalogue's: it is got again from there.
+    fn origin(&self, wanted: &Wanted) -> Option<Wanted> {
+        let Wanted::Short(name) = wanted else { return None };
+        if Entry::find(name).is_some() {
+            return None;
+        }
+        let source = self.store.named(name).ok()?.source;
+        // Behind what was asked for may stand the digest of what came.
+        source.parse().ok().or_else(|| source.split(' ').next()?.parse().ok())
     }
 
     /// Whether all that is missing fits, as far as sizes are known.
