@@ -126,8 +126,8 @@ pub struct Ask {
     pub logprobs: Option<u32>,
     /// Generation ends before the first of these texts; they are never emitted.
     pub stop: Vec<String>,
-    /// Whom this is for. Sequences of one account that begin alike share KV; it is cleared before
-    /// it passes from one account to another.
+    /// Whom this is for. Sequences of one account that begin alike share KV, and of several only where
+    /// [`crate::Model::sharing_prefixes`] says so; its memory is cleared before it passes from one account to another.
     pub account: u64,
 }
 

@@ -12,17 +12,19 @@ use crate::model::forward::Compute;
 use crate::model::{Loaded, Model, ModelSource, Room};
 use crate::ops::cpu::{Activations, CodePath, Cpu};
 use crate::ops::pool::Pool;
-use crate::residency::{EvictError, JoinError, Lease, Loading, ModelState, ModelStatus, Policy, Residency};
+use crate::residency::{EvictError, JoinError, Lease, Loading, ModelState, ModelStatus, Moves, Policy, Residency};
 use crate::terms::Terms;
 use crate::tokens::{Tokens, channel};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+mod door;
 mod job;
 mod pace;
 mod worker;
 
+use door::Door;
 use job::Job;
 use worker::Worker;
 
@@ -43,7 +45,8 @@ pub struct EngineConfig {
     pub kv_type: KvType,
     /// Sequences in a batch; default 32.
     pub max_running: usize,
-    /// Sequences that wait beyond those; default 256.
+    /// Sequences that wait beyond those; default 256. An account that has not its part of these places finds one even if
+    /// others have taken all.
     pub max_waiting: usize,
     /// Prompt tokens in a step, at most; default 256.
     pub prefill_tokens: usize,
@@ -161,7 +164,6 @@ pub struct EngineStats {
 #[derive(Default)]
 struct Counters {
     running: AtomicUsize,
-    waiting: AtomicUsize,
     free_pages: AtomicUsize,
     cached_pages: AtomicUsize,
     steps: AtomicU64,
@@ -169,8 +171,6 @@ struct Counters {
     prefilled: AtomicU64,
     cached: AtomicU64,
     preemptions: AtomicU64,
-    /// A moving average of how long a sequence stays in the batch.
-    sequence_ms: AtomicU64,
 }
 
 /// A sequence and its prompt.
@@ -183,6 +183,7 @@ struct Shared {
     residency: Residency,
     next_key: AtomicU64,
     commands: mpsc::Sender<Arrival>,
+    door: Arc<Door>,
     counters: Arc<Counters>,
 }
 
@@ -197,6 +198,8 @@ pub struct Engine {
 pub(crate) struct Submission {
     pub(crate) loaded: Lease<Loaded>,
     pub(crate) prompt: Vec<TokenId>,
+    /// Who may find its KV, and whose it may find.
+    pub(crate) scope: u64,
     /// The rest of it; its own prompt has become `prompt`.
     pub(crate) ask: Ask,
     pub(crate) terms: Terms,
@@ -227,6 +230,7 @@ impl Engine {
         let counters = Arc::new(Counters::default());
         counters.free_pages.store(total_pages, Ordering::Relaxed);
         let (commands, inbox) = mpsc::channel();
+        let door = Arc::new(Door::new(config.max_waiting, config.max_running));
         let worker = Worker::new(
             &config,
             Compute { cpu, pool, kv_type: config.kv_type },
@@ -234,6 +238,7 @@ impl Engine {
             total_pages,
             inbox,
             counters.clone(),
+            door.clone(),
         );
         std::thread::Builder::new()
             .name("hob-engine".into())
@@ -241,7 +246,7 @@ impl Engine {
             .map_err(system("the engine thread"))?;
         let budget = config.model_bytes.unwrap_or_else(|| measure::memory_for_models(config.kv_bytes));
         let (residency, next_key) = (Residency::new("cpu", budget), AtomicU64::new(0));
-        let shared = Shared { config, cpu, total_pages, residency, next_key, commands, counters };
+        let shared = Shared { config, cpu, total_pages, residency, next_key, commands, door, counters };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -254,7 +259,7 @@ impl Engine {
         self.join_as(source, None).await
     }
 
-    /// The same, with a policy that holds for the model from now on, whoever else has joined it.
+    /// The same, with a policy that holds for the model if it is this join that has it loaded.
     ///
     /// # Errors
     /// Those of [`Engine::join`].
@@ -298,14 +303,14 @@ impl Engine {
         self.shared.residency.list()
     }
 
+    /// How a model came and went, and how long that took; also of one that is absent.
+    pub fn moves(&self, digest: &str) -> Moves {
+        self.shared.residency.moves(digest)
+    }
+
     /// Changes whenever a model's state does, or the progress of a load.
     pub fn watch_models(&self) -> tokio::sync::watch::Receiver<u64> {
         self.shared.residency.watch()
-    }
-
-    /// Bytes for all models.
-    pub fn model_budget(&self) -> u64 {
-        self.shared.residency.budget()
     }
 
     /// What it was started with.
@@ -323,7 +328,7 @@ impl Engine {
         let c = &self.shared.counters;
         EngineStats {
             running: c.running.load(Ordering::Relaxed),
-            waiting: c.waiting.load(Ordering::Relaxed),
+            waiting: self.shared.door.waiting(),
             free_pages: c.free_pages.load(Ordering::Relaxed),
             cached_pages: c.cached_pages.load(Ordering::Relaxed),
             total_pages: self.shared.total_pages,
@@ -351,27 +356,18 @@ impl Engine {
         self.shared.total_pages
     }
 
-    /// Queues a sequence, or refuses if the queue is full.
+    /// Queues a sequence, or refuses if there is no place in the queue or it would wait for too long.
     pub(crate) fn submit(&self, submission: Submission) -> Result<Tokens, Refusal> {
-        let max = self.shared.config.max_waiting.max(1);
-        let waiting = &self.shared.counters.waiting;
-        let add = |n: usize| (n < max).then_some(n + 1);
-        if waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_err() {
-            return Err(Refusal::Busy { retry_after: self.retry_after() });
-        }
+        let (account, door) = (submission.ask.account, &self.shared.door);
+        let (now, terms) = (Instant::now(), &submission.terms);
+        let patience = terms.start_by.map(|by| by.saturating_duration_since(now));
+        door.enter(account, terms.weight, patience)?;
         let (writer, tokens) = channel();
-        let arrival = Job::new(submission, writer, Instant::now());
+        let arrival = Job::new(submission, writer, now);
         self.shared.commands.send(arrival).map_err(|_| {
-            waiting.fetch_sub(1, Ordering::Relaxed);
+            door.left(account, true, None);
             Refusal::Fault("the engine thread has ended".into())
         })?;
         Ok(tokens)
-    }
-
-    /// When the queue will have moved by one: a batch of sequences leaves in the time of one.
-    fn retry_after(&self) -> Duration {
-        let sequence_ms = self.shared.counters.sequence_ms.load(Ordering::Relaxed);
-        let places = self.shared.config.max_running.max(1) as u64;
-        Duration::from_millis((sequence_ms / places).clamp(50, 30_000))
     }
 }

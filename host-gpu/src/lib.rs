@@ -21,6 +21,7 @@ mod schedule;
 mod stop;
 mod terms;
 mod tokens;
+mod turns;
 
 pub use ask::{Ask, Message, Penalties, Prompt, Refusal, Role, Sampling, TokenId};
 pub use engine::{Engine, EngineConfig, EngineStats, StartError};
@@ -29,6 +30,7 @@ pub use format::quantize::Quantize;
 pub use kv::KvType;
 pub use model::{Memory, Model, ModelInfo, ModelSource, Scores, inspect};
 pub use ops::cpu::{Activations, CodePath};
-pub use residency::{EvictError, JoinError, ModelState, ModelStatus, Policy};
-pub use terms::{Bill, Billed, Budget, Grant, Terms};
+pub use residency::{EvictError, JoinError, ModelState, ModelStatus, Moves, Policy};
+pub use terms::{Bill, Billed, Budget, Grant, Priority, Terms, WEIGHT};
 pub use tokens::{Event, Finish, Logprob, Timing, Tokens, Usage};
+pub use turns::short_turns;

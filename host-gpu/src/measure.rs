@@ -118,6 +118,7 @@ pub async fn prefill(model: &Model, tokens: usize) -> Result<Speed, MeasureError
         match sequence.next().await {
             Event::Text(_) => {}
             Event::Finished(_) => break,
+            Event::Busy { .. } => unreachable!("it has no deadline"),
             Event::Fault(why) => return Err(MeasureError::Ended(why)),
         }
     }
@@ -176,6 +177,7 @@ impl Running {
                 match tokens.poll_next(cx) {
                     Poll::Ready(Event::Text(_)) => {}
                     Poll::Ready(Event::Finished(_)) => break over = true,
+                    Poll::Ready(Event::Busy { .. }) => unreachable!("they have no deadline"),
                     Poll::Ready(Event::Fault(why)) => return Err(MeasureError::Ended(why)),
                     Poll::Pending => break,
                 }

@@ -187,11 +187,23 @@ pub struct Model {
     engine: Engine,
     name: Arc<str>,
     loaded: Lease<Loaded>,
+    /// Whether prefixes are shared by all accounts.
+    shared: bool,
 }
+
+/// The scope of those who share prefixes with all others.
+const EVERYBODY: u64 = u64::MAX;
 
 impl Model {
     pub(crate) fn new(engine: Engine, name: &str, loaded: Lease<Loaded>) -> Self {
-        Self { engine, name: name.into(), loaded }
+        Self { engine, name: name.into(), loaded, shared: false }
+    }
+
+    /// The same, but for who shares prefixes: if `shared`, what is generated through this handle finds the KV of all others that are
+    /// shared so, whatever their account, and they find its own. By the time it takes, and by the count of cached tokens, each then
+    /// learns which prefixes others have sent.
+    pub fn sharing_prefixes(self, shared: bool) -> Self {
+        Self { shared, ..self }
     }
 
     /// The name under which it was joined.
@@ -284,7 +296,8 @@ impl Model {
             let pages = most.min(prompt.len() + more).div_ceil(self.loaded.page_tokens) as u64;
             budget.open(prompt.len() as u32, pages * self.engine.config().kv_page_bytes)?;
         }
-        self.engine.submit(Submission { loaded: self.loaded.clone(), prompt, ask, terms })
+        let scope = if self.shared { EVERYBODY } else { ask.account };
+        self.engine.submit(Submission { loaded: self.loaded.clone(), prompt, scope, ask, terms })
     }
 
     /// The log-probabilities of what follows each of `tokens`, for evaluation and tests.

@@ -1,19 +1,29 @@
 //! Who runs next: decisions only, no clock, no device.
 //!
-//! Sequences wait in order of arrival. One is admitted when there is a place in the batch and there
-//! are pages for its prompt and a good piece of answer; a beginning that the pages know is not computed
-//! again. A step gives every decoding sequence its next token first, then spends a budget of tokens
-//! on prompts, in order of admission.
+//! Sequences wait, those of each account in order of arrival. One is admitted when there is a place in the batch and there
+//! are pages for its prompt and a good piece of answer; a beginning that the pages know is not computed again. Of several
+//! accounts the one comes first that was given least (`share`). Who is due a place or pages that
+//! others have beyond their own part gets them: one of the others is preempted. A higher class of priority goes first in
+//! all of this, and takes what it needs from lower ones.
 //!
-//! A sequence that outgrows its pages takes more. Where there are none, the one admitted last is
-//! preempted: it lets go of its pages and waits at the front of the queue with all its tokens, which
-//! are processed again, like a prompt, when it comes back. So those in the batch came before those
-//! that wait, each in order of arrival; the oldest of all is never preempted by another, and since
-//! alone it can have every page, it ends, and so does the next.
+//! A step gives decoding sequences their next token first. It has those that are due it; of the others, where some account
+//! has more than its part, as many as the caller allows. Then it spends a budget of tokens on prompts.
+//!
+//! A sequence that outgrows its pages takes more. Where there are none, one of the account that holds most for its weight
+//! is preempted. Who is preempted lets go of its pages and waits with all its tokens, which are processed again, like a prompt,
+//! when it comes back; it is the youngest of its account, so that the oldest sequence of all is never preempted but by a
+//! higher class: since alone it can have every page, it ends, and so does the next.
 
 use crate::ask::TokenId;
 use crate::kv::{PageId, PagePool, PageTable, Realm};
-use std::collections::VecDeque;
+use crate::terms::Priority;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+mod share;
+
+pub(crate) use share::Share;
+use share::{Served, Standing, cost, mark_due, standings};
 
 /// The number of a sequence; later ones have higher numbers.
 pub(crate) type SeqId = u64;
@@ -24,12 +34,17 @@ pub(crate) type ModelKey = u64;
 /// come to if these are fewer. More would hold places in the batch for answers that are mostly shorter
 /// than their limit; fewer would admit what is preempted soon, and computed twice.
 pub(crate) const RESERVE_TOKENS: usize = 256;
+/// While one that comes first waits for pages, others that are due theirs may pass it, until they were given so much more
+/// for a weight of one hundred: a thousand tokens of answers.
+const PASSING: f64 = 20.0;
 
 /// What is known of a sequence when it arrives.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Need {
     /// Its model, and who may share its pages.
     pub(crate) realm: Realm,
+    /// Whom it is for.
+    pub(crate) share: Share,
     pub(crate) max_tokens: Option<usize>,
     /// The model's longest sequence, longer than the prompt.
     pub(crate) context: usize,
@@ -40,6 +55,7 @@ pub(crate) struct Need {
 struct Sequence {
     id: SeqId,
     realm: Realm,
+    share: Share,
     /// The prompt, then what was generated.
     tokens: Vec<TokenId>,
     /// How many of these are the prompt.
@@ -50,6 +66,10 @@ struct Sequence {
     table: PageTable,
     /// Tokens whose keys and values are in the pages.
     done: usize,
+    /// The turn in which it decoded last.
+    turn: u64,
+    /// Whether the step that comes has it if it decodes.
+    due: bool,
 }
 
 /// A sequence that was admitted.
@@ -58,6 +78,35 @@ pub(crate) struct Admitted {
     pub(crate) id: SeqId,
     /// Its first tokens that are in the pages already.
     pub(crate) found: usize,
+}
+
+/// What happened to a sequence between two steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// It is in the batch now.
+    Admitted(Admitted),
+    /// It is back in the queue.
+    Preempted(SeqId),
+}
+
+/// What there is to do for one model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Load {
+    /// Sequences that decode.
+    pub(crate) decoding: usize,
+    /// Those of them that the next step has in any case.
+    pub(crate) due: usize,
+    /// Sequences with prompts to process.
+    pub(crate) prompting: usize,
+}
+
+/// How large a step may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Allowance {
+    /// Decoding sequences, those that are due among them; they come in any case.
+    pub(crate) decoding: usize,
+    /// Tokens of prompts.
+    pub(crate) prompt_tokens: usize,
 }
 
 /// A part of a step.
@@ -75,20 +124,22 @@ pub(crate) struct Item {
 }
 
 /// The state of the queue and the batch.
-///
-/// Invariant: ids ascend from the first running to the last waiting sequence.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
+    /// In order of admission.
     running: Vec<Sequence>,
-    waiting: VecDeque<Sequence>,
+    /// In order of arrival.
+    waiting: BTreeMap<SeqId, Sequence>,
     pool: PagePool,
     max_running: usize,
+    served: Served,
+    turn: u64,
 }
 
 impl Scheduler {
     pub(crate) fn new(pages: usize, max_running: usize) -> Self {
-        let pool = PagePool::new(pages);
-        Self { running: Vec::new(), waiting: VecDeque::new(), pool, max_running: max_running.max(1) }
+        let (running, waiting, served) = Default::default();
+        Self { running, waiting, pool: PagePool::new(pages), max_running: max_running.max(1), served, turn: 0 }
     }
 
     /// Puts a sequence at the end of the queue. `prompt` has at least one token, and its keys and
@@ -97,76 +148,203 @@ impl Scheduler {
         let asked = need.max_tokens.map_or(usize::MAX, |max| prompt.len().saturating_add(max));
         // Nothing follows the last token: it needs no place in the pages.
         let room = (self.pool.total() * need.realm.page_tokens).saturating_add(1);
-        self.waiting.push_back(Sequence {
+        let present: Vec<u64> = self.running.iter().chain(self.waiting.values()).map(|s| s.share.account).collect();
+        if !present.contains(&need.share.account) {
+            self.served.arrive(need.share.account, &present);
+        }
+        let sequence = Sequence {
             id,
             realm: need.realm,
+            share: need.share,
             prompt: prompt.len(),
             tokens: prompt,
             most: need.context.min(asked).min(room),
             table: PageTable::new(need.realm),
             done: 0,
-        });
+            turn: 0,
+            due: false,
+        };
+        self.waiting.insert(id, sequence);
     }
 
-    /// Gives each running sequence the pages that its tokens need, the oldest first, and preempts from
-    /// the other end as long as there are too few. Gives those preempted.
+    /// Gives each running sequence the pages that its tokens need, and preempts as long as there are too few. Gives
+    /// those preempted.
     pub(crate) fn make_room(&mut self) -> Vec<SeqId> {
-        let (mut preempted, mut n) = (Vec::new(), 0);
+        let mut preempted = Vec::new();
+        let mut n = 0;
         while let Some(s) = self.running.get_mut(n) {
             let pages = s.pages(s.tokens.len());
             if self.pool.grow(&mut s.table, pages).is_ok() {
                 n += 1;
-            } else if let Some(mut last) = self.running.pop() {
-                self.pool.release(&mut last.table);
-                last.done = 0;
-                preempted.push(last.id);
-                self.waiting.push_front(last);
+                continue;
             }
+            let Some(victim) = self.holds_most() else { break };
+            n -= usize::from(victim < n);
+            preempted.push(self.preempt(victim));
         }
         preempted
     }
 
-    /// Admits from the front of the queue what fits. Nobody overtakes: a large sequence at the
-    /// front gets its pages as the others leave.
-    pub(crate) fn admit(&mut self) -> Vec<Admitted> {
-        let mut admitted = Vec::new();
-        while self.running.len() < self.max_running {
-            let Some(mut next) = self.waiting.pop_front() else { break };
-            // The next page of each that may outgrow what it has is not given away: who gets it
-            // would be the first to be preempted.
-            let spare = self.running.iter().filter(|s| s.may_outgrow()).count();
-            // The last token is computed in any case, since it gives the logits.
-            let (known, pages) = (&next.tokens[..next.tokens.len() - 1], next.reserve());
-            if self.pool.open(&mut next.table, known, pages, spare).is_err() {
-                self.waiting.push_front(next);
-                break;
+    /// Whom to take pages from: of the lowest class and the account that has most for its weight the youngest, but never the
+    /// oldest of all.
+    fn holds_most(&self) -> Option<usize> {
+        let standings = self.standings();
+        let oldest = self.running.iter().map(|s| (Reverse(s.share.priority), s.id)).min()?.1;
+        let load = |s: &Sequence| standings[&s.share.account].page_load();
+        let others = self.running.iter().enumerate().filter(|(_, s)| s.id != oldest);
+        let first = |a: &Sequence, b: &Sequence| {
+            let by_class = b.share.priority.cmp(&a.share.priority);
+            by_class.then(load(a).total_cmp(&load(b))).then(a.id.cmp(&b.id))
+        };
+        others.max_by(|(_, a), (_, b)| first(a, b)).map(|(at, _)| at)
+    }
+
+    fn preempt(&mut self, at: usize) -> SeqId {
+        let mut gone = self.running.remove(at);
+        self.pool.release(&mut gone.table);
+        gone.done = 0;
+        let id = gone.id;
+        self.waiting.insert(id, gone);
+        id
+    }
+
+    /// Admits what fits, in the order of what accounts are due.
+    pub(crate) fn admit(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        while !self.waiting.is_empty() && self.admit_one(&mut changes) {}
+        changes
+    }
+
+    /// Admits the first that fits; says whether one did.
+    ///
+    /// One that does not fit gets its pages as others leave: whoever comes after it may pass only if it takes what it is
+    /// due in any case, and not for ever.
+    fn admit_one(&mut self, changes: &mut Vec<Change>) -> bool {
+        let standings = self.standings();
+        let mut blocked: Option<(Priority, f64)> = None;
+        for (id, share, served) in self.queue(&standings) {
+            let need = self.waiting[&id].reserve();
+            let due = standings[&share.account].is_due(need);
+            if let Some((class, first)) = blocked
+                && (!due || share.priority < class || served > first + PASSING)
+            {
+                continue;
             }
-            next.done = next.table.named_tokens();
-            admitted.push(Admitted { id: next.id, found: next.done });
-            self.running.push(next);
+            let room = self.victims(&share, need, due, &standings);
+            for victim in room.into_iter().flatten() {
+                let at = self.running.iter().position(|s| s.id == victim).expect("victims run");
+                changes.push(Change::Preempted(self.preempt(at)));
+            }
+            if let Some(found) = self.open(id) {
+                changes.push(Change::Admitted(Admitted { id, found }));
+                return true;
+            }
+            blocked.get_or_insert((share.priority, served));
         }
-        admitted
+        false
     }
 
-    /// The models that have work, each once.
-    pub(crate) fn models(&self) -> Vec<ModelKey> {
-        let mut models: Vec<ModelKey> = self.running.iter().map(|s| s.realm.model).collect();
-        models.sort_unstable();
-        models.dedup();
-        models
+    /// The first in the line of each account, in the order in which they come.
+    fn queue(&self, standings: &BTreeMap<u64, Standing>) -> Vec<(SeqId, Share, f64)> {
+        let mut first: BTreeMap<u64, (SeqId, Share)> = BTreeMap::new();
+        for s in self.waiting.values() {
+            let best = first.entry(s.share.account).or_insert((s.id, s.share));
+            if s.share.priority > best.1.priority {
+                *best = (s.id, s.share);
+            }
+        }
+        let served = |share: &Share| standings[&share.account].served;
+        let mut queue: Vec<_> = first.into_values().map(|(id, share)| (id, share, served(&share))).collect();
+        queue.sort_by(|a, b| b.1.priority.cmp(&a.1.priority).then(a.2.total_cmp(&b.2)).then(a.0.cmp(&b.0)));
+        queue
     }
 
-    /// How many sequences of `model` decode, and how many have prompts to process.
-    pub(crate) fn load(&self, model: ModelKey) -> (usize, usize) {
-        let all = self.of(model).count();
-        let decoding = self.of(model).filter(|s| s.decodes()).count();
-        (decoding, all - decoding)
+    /// Whom to preempt so that a sequence of `share` gets a place and `need` pages: nobody if there are such, `None` if
+    /// even that would not help. Lower classes give what they have; accounts what they have beyond what they are due, to one
+    /// that is due it.
+    fn victims(
+        &self,
+        share: &Share,
+        need: usize,
+        due: bool,
+        standings: &BTreeMap<u64, Standing>,
+    ) -> Option<Vec<SeqId>> {
+        let mut places = (self.running.len() + 1).saturating_sub(self.max_running);
+        let mut pages = (need + self.spare()).saturating_sub(self.pool.available());
+        let (mut standings, mut victims) = (standings.clone(), Vec::new());
+        while places > 0 || pages > 0 {
+            let may_go = |s: &&Sequence| {
+                let (places_over, pages_over) = standings[&s.share.account].excess();
+                let over = if pages > 0 { pages_over > 0.0 } else { places_over > 0.0 };
+                let lower = s.share.priority < share.priority;
+                let same = s.share.priority == share.priority && s.share.account != share.account;
+                !victims.contains(&s.id) && (lower || same && due && over)
+            };
+            let weight = |s: &Sequence| {
+                let (places_over, pages_over) = standings[&s.share.account].excess();
+                if pages > 0 { pages_over } else { places_over }
+            };
+            let order = |a: &&Sequence, b: &&Sequence| {
+                let by_class = b.share.priority.cmp(&a.share.priority);
+                by_class.then(weight(a).total_cmp(&weight(b))).then(a.id.cmp(&b.id))
+            };
+            let victim = self.running.iter().filter(may_go).max_by(order)?;
+            victims.push(victim.id);
+            places = places.saturating_sub(1);
+            pages = pages.saturating_sub(self.pool.freed_by(&victim.table));
+            let standing = standings.get_mut(&victim.share.account).expect("who runs has a standing");
+            standing.leaves(victim.table.pages().len());
+        }
+        Some(victims)
     }
 
-    /// What the next step of `model` does, with at most `budget` tokens of prompts.
-    pub(crate) fn plan(&self, model: ModelKey, mut budget: usize) -> Vec<Item> {
-        let mut items: Vec<Item> = self.of(model).filter(|s| s.decodes()).map(|s| s.item(1)).collect();
-        for s in self.of(model).filter(|s| !s.decodes()) {
+    /// Pages that are not given away: the next page of each that may outgrow what it has. Who got one would be the first
+    /// to be preempted.
+    fn spare(&self) -> usize {
+        self.running.iter().filter(|s| s.may_outgrow()).count()
+    }
+
+    /// Takes one from the queue into the batch if there is room; gives how many of its tokens are in the pages already.
+    fn open(&mut self, id: SeqId) -> Option<usize> {
+        let spare = self.spare();
+        let next = self.waiting.get_mut(&id).filter(|_| self.running.len() < self.max_running)?;
+        // The last token is computed in any case, since it gives the logits.
+        let (known, pages) = (&next.tokens[..next.tokens.len() - 1], next.reserve());
+        self.pool.open(&mut next.table, known, pages, spare).ok()?;
+        let mut next = self.waiting.remove(&id)?;
+        let found = next.table.named_tokens();
+        next.done = found;
+        self.running.push(next);
+        Some(found)
+    }
+
+    fn standings(&self) -> BTreeMap<u64, Standing> {
+        standings(&self.running, self.waiting.values(), &self.served, (self.max_running, self.pool.total()))
+    }
+
+    /// What there is to do for each model that has work. It is another's turn now.
+    pub(crate) fn loads(&mut self) -> BTreeMap<ModelKey, Load> {
+        self.turn += 1;
+        mark_due(self.running.iter_mut().filter(|s| s.decodes()));
+        let mut loads: BTreeMap<ModelKey, Load> = BTreeMap::new();
+        for s in &self.running {
+            let load = loads.entry(s.realm.model).or_default();
+            match s.decodes() {
+                true => (load.decoding, load.due) = (load.decoding + 1, load.due + usize::from(s.due)),
+                false => load.prompting += 1,
+            }
+        }
+        loads
+    }
+
+    /// What the next step of `model` does.
+    pub(crate) fn plan(&self, model: ModelKey, allowance: Allowance) -> Vec<Item> {
+        let mut items = self.decodes(model, allowance.decoding);
+        let mut prompts: Vec<&Sequence> = self.of(model).filter(|s| !s.decodes()).collect();
+        let served = |s: &Sequence| self.served.of(s.share.account);
+        prompts.sort_by(|a, b| b.share.priority.cmp(&a.share.priority).then(served(a).total_cmp(&served(b))));
+        let mut budget = allowance.prompt_tokens;
+        for s in prompts {
             let tokens = budget.min(s.tokens.len() - s.done);
             if tokens == 0 {
                 break;
@@ -177,10 +355,44 @@ impl Scheduler {
         items
     }
 
+    /// The sequences of `model` that decode: those that are due, and up to `most` in all of the others, each time one of the account
+    /// that was given least, and of these the one that had no turn for longest.
+    fn decodes(&self, model: ModelKey, most: usize) -> Vec<Item> {
+        let (due, mut others): (Vec<&Sequence>, Vec<&Sequence>) =
+            self.of(model).filter(|s| s.decodes()).partition(|s| s.due);
+        let mut items: Vec<Item> = due.iter().map(|s| s.item(1)).collect();
+        let room = most.saturating_sub(items.len());
+        if room >= others.len() {
+            items.extend(others.iter().map(|s| s.item(1)));
+            return items;
+        }
+        let mut added: BTreeMap<u64, f64> = BTreeMap::new();
+        for _ in 0..room {
+            let served =
+                |s: &Sequence| self.served.of(s.share.account) + added.get(&s.share.account).copied().unwrap_or(0.0);
+            let order = |a: &&Sequence, b: &&Sequence| {
+                let by_class = b.share.priority.cmp(&a.share.priority);
+                by_class.then(served(a).total_cmp(&served(b))).then(a.turn.cmp(&b.turn))
+            };
+            let next = others.iter().enumerate().min_by(|(_, a), (_, b)| order(a, b)).map(|(at, _)| at);
+            let Some(next) = next.map(|at| others.remove(at)) else { break };
+            *added.entry(next.share.account).or_default() += cost(&next.share, 0, 1);
+            items.push(next.item(1));
+        }
+        items
+    }
+
     /// Notes that `item` was processed.
     pub(crate) fn done(&mut self, item: &Item) {
         if let Some(s) = self.running.iter_mut().find(|s| s.id == item.id) {
             s.done += item.tokens;
+            match item.decodes {
+                true => self.served.charge(&s.share, 0, item.tokens),
+                false => self.served.charge(&s.share, item.tokens, 0),
+            }
+            if item.decodes {
+                s.turn = self.turn;
+            }
             self.pool.fill(&mut s.table, &s.tokens[..s.done]);
         }
     }
@@ -199,9 +411,7 @@ impl Scheduler {
             self.pool.release(&mut gone.table);
             return false;
         }
-        let before = self.waiting.len();
-        self.waiting.retain(|s| s.id != id);
-        self.waiting.len() < before
+        self.waiting.remove(&id).is_some()
     }
 
     /// The tokens that `item` processes, and the pages of its sequence.
@@ -212,7 +422,7 @@ impl Scheduler {
 
     /// All sequences, and how many pages each holds.
     pub(crate) fn held(&self) -> impl Iterator<Item = (SeqId, usize)> {
-        self.running.iter().chain(&self.waiting).map(|s| (s.id, s.table.pages().len()))
+        self.running.iter().chain(self.waiting.values()).map(|s| (s.id, s.table.pages().len()))
     }
 
     pub(crate) fn running(&self) -> usize {
@@ -256,6 +466,8 @@ impl Sequence {
 }
 
 #[cfg(test)]
+mod fair;
+#[cfg(test)]
 mod walk;
 
 #[cfg(test)]
@@ -265,7 +477,21 @@ mod tests {
     const REALM: Realm = Realm { model: 1, scope: 1, page_tokens: 4 };
 
     fn need(max_tokens: Option<usize>) -> Need {
-        Need { realm: REALM, max_tokens, context: 200 }
+        Need { realm: REALM, share: share(1, 100), max_tokens, context: 200 }
+    }
+
+    fn share(account: u64, weight: u32) -> Share {
+        Share { account, weight, priority: Priority::Normal }
+    }
+
+    fn all(prompt_tokens: usize) -> Allowance {
+        Allowance { decoding: usize::MAX, prompt_tokens }
+    }
+
+    /// What a step with all that decodes and so many tokens of prompts does.
+    fn plan(s: &mut Scheduler, prompt_tokens: usize) -> Vec<Item> {
+        s.loads();
+        s.plan(1, all(prompt_tokens))
     }
 
     /// A prompt that no other begins like.
@@ -274,12 +500,16 @@ mod tests {
     }
 
     fn admit(s: &mut Scheduler) -> Vec<SeqId> {
-        s.admit().into_iter().map(|admitted| admitted.id).collect()
+        let admitted = |change: Change| match change {
+            Change::Admitted(admitted) => admitted.id,
+            Change::Preempted(id) => panic!("{id} is preempted"),
+        };
+        s.admit().into_iter().map(admitted).collect()
     }
 
     /// A step with a budget of 1000; those that end go.
     fn step(s: &mut Scheduler) {
-        for item in s.plan(1, 1000) {
+        for item in plan(s, 1000) {
             s.done(&item);
             if item.gives_token && !s.push(item.id, TokenId(item.position as u32)) {
                 s.remove(item.id);
@@ -292,15 +522,15 @@ mod tests {
         let mut s = Scheduler::new(100, 8);
         s.submit(1, need(Some(8)), prompt(1, 4));
         assert_eq!(admit(&mut s), [1]);
-        let first = s.plan(1, 10);
+        let first = plan(&mut s, 10);
         assert_eq!(first, [Item { id: 1, position: 0, tokens: 4, decodes: false, gives_token: true }]);
         s.done(&first[0]);
         s.push(1, TokenId(9));
         s.submit(2, need(Some(1)), prompt(2, 7));
         s.submit(3, need(Some(1)), prompt(3, 9));
         s.admit();
-        assert_eq!(s.load(1), (1, 2));
-        let sizes: Vec<_> = s.plan(1, 10).iter().map(|i| (i.id, i.tokens, i.decodes, i.gives_token)).collect();
+        assert_eq!(s.loads()[&1], Load { decoding: 1, due: 1, prompting: 2 });
+        let sizes: Vec<_> = plan(&mut s, 10).iter().map(|i| (i.id, i.tokens, i.decodes, i.gives_token)).collect();
         assert_eq!(sizes, [(1, 1, true, true), (2, 7, false, true), (3, 3, false, false)]);
     }
 
@@ -350,7 +580,8 @@ mod tests {
             s.submit(id, need(Some(max)), prompt);
             let admitted = s.admit();
             step(&mut s);
-            admitted[0].found
+            let Change::Admitted(admitted) = admitted[0] else { panic!("{admitted:?}") };
+            admitted.found
         };
         assert_eq!(found(1, prompt(1, 16), 1), 0);
         assert_eq!(found(2, prompt(1, 16), 9), 12); // of four pages the last has the last token
@@ -371,12 +602,12 @@ mod tests {
             assert!(s.admit().is_empty());
             step(&mut s);
         }
-        let tokens = s.waiting[0].tokens.clone();
+        let tokens = s.waiting[&2].tokens.clone();
         assert_eq!((tokens.len(), &tokens[..10]), (321, &prompt(2, 10)[..]));
-        assert_eq!((s.running[0].id, s.waiting[0].id, s.waiting[1].id), (1, 2, 3));
+        assert_eq!((s.running[0].id, s.waiting.keys().collect::<Vec<_>>()), (1, vec![&2, &3]));
         // Not before there are pages for its tokens and the reserve.
         let back = loop {
-            if let Some(back) = s.admit().first().copied() {
+            if let Some(Change::Admitted(back)) = s.admit().first().copied() {
                 break back;
             }
             assert!(s.make_room().is_empty());
@@ -385,7 +616,7 @@ mod tests {
         assert_eq!((back.id, s.running.len()), (2, 1), "it came back when the first had ended");
         assert!(back.found > 0, "some of its pages were still there");
         assert_eq!(s.running[0].tokens, tokens);
-        let item = s.plan(1, 1000)[0];
+        let item = plan(&mut s, 1000)[0];
         assert_eq!((item.position, item.tokens, item.gives_token), (back.found, 321 - back.found, true));
     }
 }

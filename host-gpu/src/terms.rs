@@ -10,18 +10,48 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// The terms of one sequence. The default ones bill nobody and allow everything.
-#[derive(Default)]
 pub struct Terms {
     /// Where what it uses is added up; the engine lets go of it when the sequence is gone, and has then added all.
     pub bill: Option<Arc<Bill>>,
     /// What it may use; dropped when the sequence is gone.
     pub budget: Option<Box<dyn Budget>>,
+    /// What its account is due beside others: one that has twice the weight gets twice as much of what is short. At least
+    /// 1; the default is [`WEIGHT`].
+    pub weight: u32,
+    /// Its class; the default is [`Priority::Normal`].
+    pub priority: Priority,
+    /// It must have left the queue by then. It is refused at once if that is not to be expected, and later if it did not.
+    pub start_by: Option<Instant>,
+}
+
+/// The weight of an account of which nothing else is said.
+pub const WEIGHT: u32 = 100;
+
+/// Classes of sequences. A higher class comes first wherever something is short, and takes it from lower ones if need be;
+/// what is left goes to these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// Work that nobody waits for.
+    Low,
+    /// What is usual.
+    #[default]
+    Normal,
+    /// Somebody waits for each token.
+    High,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { bill: None, budget: None, weight: WEIGHT, priority: Priority::Normal, start_by: None }
+    }
 }
 
 impl fmt::Debug for Terms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { bill, budget } = self;
-        f.debug_struct("Terms").field("bill", bill).field("budget", &budget.is_some()).finish()
+        let Self { bill, budget, weight, priority, start_by } = self;
+        let mut terms = f.debug_struct("Terms");
+        terms.field("bill", bill).field("budget", &budget.is_some()).field("weight", weight);
+        terms.field("priority", priority).field("start_by", start_by).finish()
     }
 }
 

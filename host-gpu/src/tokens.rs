@@ -29,6 +29,11 @@ pub enum Event {
     Text(String),
     /// The end.
     Finished(Finish),
+    /// The end before the beginning: it waited in the queue for as long as its [`crate::Terms`] allow.
+    Busy {
+        /// When a place is likely to be free.
+        retry_after: Duration,
+    },
     /// The end, through a fault of ours; the text is for the operator.
     Fault(String),
 }
@@ -100,7 +105,7 @@ pub struct Tokens {
 impl Tokens {
     /// The next event, if there is one; otherwise the task is woken when there is.
     ///
-    /// After `Finished` or `Fault` every later call gives the same again.
+    /// After the end every later call gives the same again.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         let mut state = self.channel.lock();
         if !state.text.is_empty() {
@@ -139,13 +144,14 @@ impl Tokens {
     /// Waits for the end and gives the whole text.
     ///
     /// # Errors
-    /// `Fault`, as the event.
+    /// `Busy` or `Fault`, as the event.
     pub async fn text(mut self) -> Result<(String, Finish), Refusal> {
         let mut text = String::new();
         loop {
             match self.next().await {
                 Event::Text(more) => text.push_str(&more),
                 Event::Finished(finish) => return Ok((text, finish)),
+                Event::Busy { retry_after } => return Err(Refusal::Busy { retry_after }),
                 Event::Fault(why) => return Err(Refusal::Fault(why)),
             }
         }

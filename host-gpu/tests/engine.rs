@@ -11,6 +11,8 @@ use toy::{Bench, Toy, VOCAB, ask, finish, small};
 
 #[path = "engine/batching.rs"]
 mod batching;
+#[path = "engine/fairness.rs"]
+mod fairness;
 mod support;
 #[path = "engine/terms.rs"]
 mod terms;

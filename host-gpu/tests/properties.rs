@@ -78,6 +78,7 @@ fn run(model: &Model, ask: Ask) -> (Vec<String>, Finish, Vec<TokenId>) {
                 let ids = tokens.take_logprobs().into_iter().map(|logprob| logprob.id).collect();
                 return (pieces, finish, ids);
             }
+            Event::Busy { .. } => panic!("busy"),
             Event::Fault(why) => panic!("{why}"),
         }
     }

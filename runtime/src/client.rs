@@ -312,6 +312,14 @@ impl Client {
         self.get("models")
     }
 
+    /// All models: those that are not absent, on disk, or can be pulled.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn all_models(&self) -> Result<Vec<ModelView>, ClientError> {
+        self.get("models?all=true")
+    }
+
     /// Gives back the memory of a model that nobody uses.
     ///
     /// # Errors

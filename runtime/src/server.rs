@@ -153,9 +153,10 @@ fn worker(n: usize, serving: Serving, connections: mpsc::UnboundedReceiver<Accep
         // A guest that computes yields at each epoch; look at sockets and timers after every few such turns.
         .event_interval(7)
         .build()?;
-    std::thread::Builder::new()
-        .name(format!("hob-worker-{n}"))
-        .spawn(move || runtime.block_on(serve_connections(serving, connections)))
+    std::thread::Builder::new().name(format!("hob-worker-{n}")).spawn(move || {
+        hob_gpu::short_turns();
+        runtime.block_on(serve_connections(serving, connections));
+    })
 }
 
 async fn serve_connections(serving: Serving, mut connections: mpsc::UnboundedReceiver<Accepted>) {

@@ -28,7 +28,7 @@ pub async fn run(report: &mut Report, name: impl Fn(&str) -> String, model: &Mod
     let ended = |long: &mut Tokens, cx: &mut Context<'_>| loop {
         match long.poll_next(cx) {
             Poll::Ready(Event::Text(_)) => {}
-            Poll::Ready(Event::Finished(_) | Event::Fault(_)) => break true,
+            Poll::Ready(Event::Finished(_) | Event::Busy { .. } | Event::Fault(_)) => break true,
             Poll::Pending => break false,
         }
     };

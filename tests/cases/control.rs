@@ -143,6 +143,8 @@ fn keys_do_what_their_scope_says_and_reach_their_tenant_only() {
             "egress to http://127.0.0.1:* is an administrator's",
         ),
         ("egress = [\"http://localhost\"]", "egress to http://localhost is an administrator's"),
+        ("priority = \"high\"", "the priority `high` is an administrator's"),
+        ("budget.weight = 101", "the weight 101 is an administrator's"),
     ] {
         std::fs::write(&manifest, format!("name = \"greet\"\ncomponent = {hello:?}\n{grant}\n")).unwrap();
         for flag in [&["--check"][..], &[]] {

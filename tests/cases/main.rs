@@ -1,6 +1,7 @@
 //! What hob does, seen from outside. Each case starts a server of its own.
 
 mod budgets;
+mod cancel;
 mod control;
 mod data;
 mod deploy;
@@ -9,6 +10,7 @@ mod embed;
 mod examples;
 mod guests;
 mod hostile;
+mod killed;
 mod manifest;
 mod middleware;
 mod models;
@@ -20,6 +22,7 @@ mod rollout;
 mod scripts;
 mod serve;
 mod server;
+mod shares;
 mod sockets;
 mod streams;
 mod usage;

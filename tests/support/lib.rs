@@ -4,6 +4,7 @@ mod client;
 mod collector;
 mod http;
 mod index;
+mod killed;
 mod neighbour;
 mod registry;
 mod server;
@@ -13,6 +14,7 @@ pub use client::{Answer, Client, Trailers};
 pub use collector::Collector;
 pub use http::{Connection, Head, get, post, whole};
 pub use index::PackageIndex;
+pub use killed::{Deaths, kill_over_and_over};
 pub use neighbour::Neighbours;
 pub use registry::{Fault, Registry};
 pub use server::{Hob, ServeOptions, hob, hob_with, refused};
@@ -108,5 +110,19 @@ pub fn lend_model_as(home: &Path, name: &str) {
     }
     let name = name.parse().expect("it is a name");
     let manifest = Manifest::of_file(name, digest, bytes, "test");
+    store.name(&manifest).expect("a temporary directory can be written");
+}
+
+/// A second model: the weights of [`MODEL`] in another file, of which nobody knows that they are the same.
+pub const TWIN: &str = "twin:135m";
+
+/// Puts [`TWIN`] into a fresh data directory: a copy that differs in what no reader looks at.
+pub fn lend_twin(home: &Path) {
+    let store = ModelStore::new(DataDir::open(Some(home)).expect("a temporary directory can be written"));
+    let mut bytes = std::fs::read(weights()).expect("the weights can be read");
+    bytes.extend([0; 32]);
+    let digest = hob::digest::Digest::of(&bytes);
+    std::fs::write(store.blob(&digest), &bytes).expect("a temporary directory can be written");
+    let manifest = Manifest::of_file(TWIN.parse().expect("it is a name"), digest, bytes.len() as u64, "test");
     store.name(&manifest).expect("a temporary directory can be written");
 }

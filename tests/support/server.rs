@@ -161,10 +161,19 @@ impl Hob {
         self.process.wait().expect("it is our child");
     }
 
-    /// Its memory now, in MiB.
+    /// Its memory now, in MiB, without what it maps of files.
     pub fn memory_mib(&self) -> u64 {
+        self.status_mib("RssAnon:")
+    }
+
+    /// The same with the pages of files that it has mapped.
+    pub fn memory_with_files_mib(&self) -> u64 {
+        self.status_mib("VmRSS:")
+    }
+
+    fn status_mib(&self, what: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("the kernel says");
+        let line = status.lines().find_map(|line| line.strip_prefix(what)).expect("the kernel says");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("it is a number") / 1024
     }
 

@@ -15,7 +15,7 @@ usage: cargo xtask COMMAND
 
   demo            a real model answers through a sandboxed function, with the times it took
   test            all that must hold: format, lints, docs, guests, tests
-  bench [GROUP]   measure (host, density, cold, engine; all without a GROUP); --json for one object a line
+  bench [GROUP]   measure (host, density, cold, engine, residency; all without a GROUP); --json for one object a line
   guests          build the examples and test guests into target/guests/out
   fuzz TARGET [S] feed hostile files to a reader (gguf, checkpoint, tokenizer) for S seconds, 60 by default
 

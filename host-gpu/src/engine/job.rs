@@ -7,7 +7,7 @@ use crate::model::Loaded;
 use crate::model::tokenizer::Utf8;
 use crate::residency::Lease;
 use crate::sampling::Sampler;
-use crate::schedule::{Admitted, Item, Need};
+use crate::schedule::{Admitted, Item, Need, Share};
 use crate::stop::StopFilter;
 use crate::terms::{Billed, Grant, Held, Terms};
 use crate::tokens::{Event, Finish, Timing, Usage, Writer};
@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 pub(super) struct Job {
     pub(super) loaded: Lease<Loaded>,
     pub(super) account: u64,
+    scope: u64,
+    pub(super) weight: u32,
     max_tokens: Option<usize>,
     prompt: usize,
     writer: Writer,
@@ -43,6 +45,8 @@ impl Job {
             sampler: Sampler::new(&s.ask, &s.prompt, RandomState::new().hash_one(0u8)),
             loaded: s.loaded,
             account: s.ask.account,
+            scope: s.scope,
+            weight: s.terms.weight.max(1),
             max_tokens: s.ask.max_tokens.map(|max| max as usize),
             writer,
             utf8: Utf8::default(),
@@ -62,7 +66,8 @@ impl Job {
 
     pub(super) fn need(&self) -> Need {
         Need {
-            realm: Realm { model: self.loaded.key, scope: self.account, page_tokens: self.loaded.page_tokens },
+            realm: Realm { model: self.loaded.key, scope: self.scope, page_tokens: self.loaded.page_tokens },
+            share: Share { account: self.account, weight: self.weight, priority: self.terms.priority },
             max_tokens: self.max_tokens,
             context: self.loaded.config.context,
         }
@@ -70,6 +75,11 @@ impl Job {
 
     pub(super) fn cancelled(&self) -> bool {
         self.writer.cancelled()
+    }
+
+    /// Whether it should have left the queue by now, and never did.
+    pub(super) fn is_late(&self, now: Instant) -> bool {
+        self.admitted.is_none() && self.terms.start_by.is_some_and(|by| by < now)
     }
 
     /// Notes that it was admitted. What a sequence finds when it comes back after a preemption was
@@ -186,6 +196,12 @@ impl Job {
         self.writer.push(&text, self.usage, self.timing);
         self.settle();
         self.writer.end(Event::Finished(finish));
+    }
+
+    /// Ends it, having waited in vain.
+    pub(super) fn refuse(mut self, retry_after: Duration) {
+        self.settle();
+        self.writer.end(Event::Busy { retry_after });
     }
 
     pub(super) fn fault(mut self, why: &str) {

@@ -1,4 +1,5 @@
-//! How many prompt tokens a step takes, so that those who already get tokens hardly notice.
+//! How much a step takes beyond what is due, so that those who already get tokens hardly notice: prompt tokens, and
+//! sequences of accounts that have more than their part.
 //!
 //! A step over `n` decoding sequences takes a time of its own, known from steps without prompts;
 //! what a step with prompts takes beyond that is what its prompt tokens cost. Both are moving
@@ -6,19 +7,22 @@
 //! prompts never end, a step goes without them now and then, so that both stay known.
 
 use super::EngineConfig;
-use crate::schedule::ModelKey;
+use crate::schedule::{Allowance, Load, ModelKey};
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 /// Prompt tokens in a step, whatever they cost: a prompt always gets on, and there is always
 /// something to measure.
 const MIN_TOKENS: usize = 4;
-/// How long prompts take beside decoding, in the time that decoding takes, if that is more than half of `max_stall`.
+/// How long what is not due takes, in the time that decoding what is due takes. For prompts this holds if it is more than half
+/// of `max_stall`. Where there are prompts and sequences that are not due, each has half.
 const SHARE: f64 = 0.75;
 /// After this many prompt tokens half of the average is news.
 const MEMORY_TOKENS: f64 = 32.0;
 /// After this many steps what a step without prompts takes is measured again: contexts grow.
 const REMEASURE_STEPS: u64 = 16;
+/// What a step took tells nothing any more after so many others.
+const STALE_STEPS: u64 = 256;
 /// Models of which the pace is known. Beyond that all are forgotten, and measured anew in a few steps.
 const MAX_MODELS: usize = 64;
 
@@ -29,8 +33,8 @@ pub(super) struct Paces {
     models: HashMap<ModelKey, Pace>,
 }
 
-/// A model that is about to have a step, and how many of its sequences decode and have prompts.
-pub(super) type Work = (ModelKey, (usize, usize));
+/// A model that is about to have a step, and what there is to do for it.
+pub(super) type Work = (ModelKey, Load);
 
 impl Paces {
     pub(super) fn new(config: &EngineConfig) -> Self {
@@ -38,30 +42,39 @@ impl Paces {
         Self { max_stall, prefill_tokens, models: HashMap::new() }
     }
 
-    /// The prompt tokens that each model's step may have, when all of these have one in turn.
+    /// What each model's step may have, when all of these have one in turn.
     ///
     /// While anything decodes, prompts together take at most `max_stall`. Of the second half of that they take what is
-    /// less than [`SHARE`] of the time that decoding takes: a token then comes within 1.75 times its usual time.
-    pub(super) fn budgets(&self, work: &[Work]) -> Vec<usize> {
-        if work.iter().all(|(_, (decoding, _))| *decoding == 0) {
-            return vec![self.prefill_tokens; work.len()];
+    /// less than [`SHARE`] of the time that decoding takes: a token then comes within 1.75 times its usual time. So it does
+    /// where sequences decode that are not due; one of them always does.
+    pub(super) fn allowances(&self, work: &[Work]) -> Vec<Allowance> {
+        if work.iter().all(|(_, load)| load.decoding == 0) {
+            return vec![Allowance { decoding: 0, prompt_tokens: self.prefill_tokens }; work.len()];
         }
-        let decode = |(model, (decoding, _)): &Work| match decoding {
+        let due = |(model, load): &Work| match load.due {
             0 => Some(0.0),
-            n => self.models.get(model)?.decode(*n),
+            n => self.models.get(model)?.decode(n),
         };
         let max = self.max_stall.as_secs_f64();
-        let all =
-            work.iter().map(decode).sum::<Option<f64>>().map_or(max, |decode| max.min((decode * SHARE).max(max / 2.0)));
-        let prompting = work.iter().filter(|(_, (_, prompts))| *prompts > 0).count().max(1);
-        let each = all / prompting as f64;
-        let fit = |(model, (decoding, _)): &Work| {
+        let due = work.iter().map(due).sum::<Option<f64>>();
+        let for_prompts = due.map_or(max, |due| max.min((due * SHARE).max(max / 2.0)));
+        let prompting = work.iter().filter(|(_, load)| load.prompting > 0).count();
+        let crowded = work.iter().any(|(_, load)| load.decoding > load.due);
+        let part = if crowded && prompting > 0 { 0.5 } else { 1.0 };
+        let each = part * for_prompts / prompting.max(1) as f64;
+        let fit = |(model, load): &Work| {
             let pace = self.models.get(model);
-            if *decoding > 0 && pace.is_none_or(|pace| pace.due(*decoding)) {
-                return 0;
+            if load.due > 0 && pace.is_none_or(|pace| pace.due(load.due)) {
+                return Allowance { decoding: load.due, prompt_tokens: 0 };
+            }
+            let limit = pace.and_then(|pace| pace.decode(load.due)).map_or(max, |due| due * (1.0 + SHARE * part));
+            let most = pace.map_or(0, |pace| pace.most(load, limit));
+            let decoding = most.max(load.due + 1).min(load.decoding);
+            if decoding > load.due && pace.is_none_or(|pace| pace.due(decoding)) {
+                return Allowance { decoding, prompt_tokens: 0 };
             }
             let fits = pace.and_then(|pace| pace.token).map_or(0, |token| (each / token) as usize);
-            fits.max(MIN_TOKENS).min(self.prefill_tokens)
+            Allowance { decoding, prompt_tokens: fits.max(MIN_TOKENS).min(self.prefill_tokens) }
         };
         work.iter().map(fit).collect()
     }
@@ -83,6 +96,8 @@ struct Pace {
     /// What a step without prompts takes, by its sequences, and after which step that was seen.
     decode: BTreeMap<usize, (f64, u64)>,
     steps: u64,
+    /// Whether the last step had none.
+    without: bool,
 }
 
 impl Pace {
@@ -91,13 +106,37 @@ impl Pace {
         self.decode.range(..=n).next_back().map(|(_, (time, _))| *time)
     }
 
-    /// Whether a step over `n` decoding sequences is to go without prompts, for what it tells.
+    /// Whether a step over `n` decoding sequences is to go without prompts, for what it tells. Never two in turn: where `n`
+    /// changes all the time, prompts get on.
     fn due(&self, n: usize) -> bool {
-        self.decode.get(&n).is_none_or(|(_, seen)| self.steps - seen >= REMEASURE_STEPS)
+        !self.without && self.decode.get(&n).is_none_or(|(_, seen)| self.steps - seen >= REMEASURE_STEPS)
+    }
+
+    /// How many sequences decode within `limit` seconds, as far as is known: between two numbers that were seen, along a line.
+    fn most(&self, load: &Load, limit: f64) -> usize {
+        let fresh =
+            |(n, (time, seen)): (&usize, &(f64, u64))| (self.steps - seen < STALE_STEPS).then_some((*n as f64, *time));
+        let estimate = |n: usize| {
+            let below = self.decode.range(..=n).rev().find_map(fresh).unwrap_or((0.0, 0.0));
+            let above = self.decode.range(n..).find_map(fresh);
+            // Beyond the last, as from the first that is due to the last; or in proportion.
+            let first = self.decode.get(&load.due).map_or((0.0, 0.0), |(time, _)| (load.due as f64, *time));
+            let (from, to) = match above {
+                Some(above) => (below, above),
+                None if below.0 > first.0 => (first, below),
+                None => ((0.0, 0.0), below),
+            };
+            match to.0 > from.0 {
+                true => from.1 + (n as f64 - from.0) * (to.1 - from.1) / (to.0 - from.0),
+                false => to.1,
+            }
+        };
+        (load.due + 1..=load.decoding).rev().find(|n| estimate(*n) <= limit).unwrap_or(load.due)
     }
 
     fn note(&mut self, decoding: usize, prompt: usize, time: f64) {
         self.steps += 1;
+        self.without = prompt == 0;
         if prompt == 0 {
             let (old, seen) = self.decode.entry(decoding).or_insert((time, 0));
             *old += (time - *old) / 2.0;
@@ -123,6 +162,18 @@ mod tests {
         Duration::from_secs_f64(n / 1e3)
     }
 
+    /// Sequences that decode, all of them due, and sequences with prompts.
+    fn load(decoding: usize, prompting: usize) -> Load {
+        Load { decoding, due: decoding, prompting }
+    }
+
+    fn budgets(paces: &Paces, work: &[(ModelKey, (usize, usize))]) -> Vec<usize> {
+        let work: Vec<Work> = work.iter().map(|(model, (decoding, n))| (*model, load(*decoding, *n))).collect();
+        let allowed = paces.allowances(&work);
+        assert!(allowed.iter().zip(&work).all(|(allowed, (_, load))| allowed.decoding == load.decoding));
+        allowed.iter().map(|allowed| allowed.prompt_tokens).collect()
+    }
+
     fn paces() -> Paces {
         let config = EngineConfig { prefill_tokens: 500, max_stall: ms(10.0), ..EngineConfig::default() };
         Paces::new(&config)
@@ -130,23 +181,23 @@ mod tests {
 
     #[test]
     fn alone_a_prompt_gets_the_whole_step() {
-        assert_eq!(paces().budgets(&[(1, (0, 1)), (2, (0, 2))]), [500, 500]);
+        assert_eq!(budgets(&paces(), &[(1, (0, 1)), (2, (0, 2))]), [500, 500]);
     }
 
     #[test]
     fn beside_others_prompts_take_the_time_they_may() {
         let mut paces = paces();
-        assert_eq!(paces.budgets(&[(1, (8, 1)), (2, (0, 1))]), [0, MIN_TOKENS], "nothing is known");
+        assert_eq!(budgets(&paces, &[(1, (8, 1)), (2, (0, 1))]), [0, MIN_TOKENS], "nothing is known");
         paces.note(1, 0, 500, ms(250.0)); // 0.5 ms a token
-        assert_eq!(paces.budgets(&[(1, (8, 1))]), [0], "what eight take is measured first");
+        assert_eq!(budgets(&paces, &[(1, (8, 1))]), [0], "what eight take is measured first");
         paces.note(1, 8, 0, ms(100.0));
-        assert_eq!(paces.budgets(&[(1, (8, 1))]), [20], "10 ms");
+        assert_eq!(budgets(&paces, &[(1, (8, 1))]), [20], "10 ms");
         paces.note(1, 4, 0, ms(10.0));
-        assert_eq!(paces.budgets(&[(1, (4, 1))]), [15], "three quarters of what decoding takes");
-        assert_eq!(paces.budgets(&[(1, (4, 1)), (2, (0, 1))]), [7, MIN_TOKENS], "two models share the time");
+        assert_eq!(budgets(&paces, &[(1, (4, 1))]), [15], "three quarters of what decoding takes");
+        assert_eq!(budgets(&paces, &[(1, (4, 1)), (2, (0, 1))]), [7, MIN_TOKENS], "two models share the time");
         paces.note(1, 2, 0, ms(4.0));
-        assert_eq!(paces.budgets(&[(1, (2, 1))]), [10], "half of 10 ms in any case");
-        assert_eq!(paces.budgets(&[(1, (8, 1)), (2, (0, 0))])[0], 20);
+        assert_eq!(budgets(&paces, &[(1, (2, 1))]), [10], "half of 10 ms in any case");
+        assert_eq!(budgets(&paces, &[(1, (8, 1)), (2, (0, 0))])[0], 20);
     }
 
     #[test]
@@ -157,12 +208,48 @@ mod tests {
         for step in 0..1000 {
             // The sequences grow: what eight take doubles meanwhile.
             let decode = 20.0 + step as f64 / 50.0;
-            let budget = paces.budgets(&[(1, (8, 1))])[0];
+            let budget = budgets(&paces, &[(1, (8, 1))])[0];
             paces.note(1, 8, budget, ms(decode + 0.25 * budget as f64));
             without += u32::from(budget == 0);
             assert!(step < 100 || budget == 0 || (28..=44).contains(&budget), "{budget} tokens in step {step}");
         }
         assert_eq!(without, 58, "one in seventeen");
+    }
+
+    #[test]
+    fn what_is_not_due_takes_part_as_long_as_the_due_hardly_notice() {
+        // Each sequence takes 1 ms beyond the first millisecond, or all take the same.
+        for (of_each, expected) in [(1.0, 6), (0.0, 32)] {
+            let mut paces = paces();
+            let takes = |n: usize| 4.0 + of_each * n as f64;
+            let work = [(1, Load { decoding: 32, due: 4, prompting: 0 })];
+            let mut decoding = 0;
+            for _ in 0..100 {
+                decoding = paces.allowances(&work)[0].decoding;
+                paces.note(1, decoding, 0, ms(takes(decoding)));
+            }
+            let most = paces.allowances(&work)[0].decoding.max(decoding);
+            let fits = |n: usize| takes(n) <= takes(4) * (1.0 + SHARE);
+            assert!(most >= 4 + expected.min(28) && fits(most), "{most} at {of_each} ms");
+        }
+    }
+
+    #[test]
+    fn what_is_not_due_always_gets_on_and_leaves_time_to_prompts() {
+        let mut paces = paces();
+        let work = [(1, Load { decoding: 8, due: 1, prompting: 1 })];
+        let (mut others, mut prompts) = (0, 0);
+        for _ in 0..1000 {
+            let Allowance { decoding, prompt_tokens } = paces.allowances(&work)[0];
+            others += decoding - 1;
+            prompts += prompt_tokens;
+            // Any other sequence takes longer than it may.
+            paces.note(1, decoding, prompt_tokens, ms(10.0 * decoding as f64 + 0.1 * prompt_tokens as f64));
+        }
+        assert!(others >= 850, "{others} tokens of others");
+        assert!(prompts >= 20_000, "{prompts} tokens of prompts"); // 2.5 to 3.75 ms each time
+        let none_due = [(1, Load { decoding: 3, due: 0, prompting: 0 })];
+        assert!(paces.allowances(&none_due)[0].decoding >= 1);
     }
 
     #[test]
@@ -174,7 +261,7 @@ mod tests {
             paces.note(1, 8, 10, ms(20.0 + 10.0 * start));
             let mut budget = 0;
             for _ in 0..200 {
-                budget = paces.budgets(&[(1, (8, 1))])[0];
+                budget = budgets(&paces, &[(1, (8, 1))])[0];
                 paces.note(1, 8, budget, ms(20.0 + 0.25 * budget as f64));
             }
             assert!((36..=44).contains(&budget), "{budget} tokens, from {start} ms");
@@ -187,8 +274,8 @@ mod tests {
         let mut paces = Paces::new(&config);
         paces.note(1, 1, 2, ms(1000.0));
         paces.note(1, 1, 0, ms(1000.0));
-        assert_eq!(paces.budgets(&[(1, (1, 1))]), [2]);
-        assert_eq!(paces.budgets(&[(1, (0, 1))]), [2]);
+        assert_eq!(budgets(&paces, &[(1, (1, 1))]), [2]);
+        assert_eq!(budgets(&paces, &[(1, (0, 1))]), [2]);
         for model in 0..1000 {
             paces.note(model, 1, 2, ms(1.0));
         }

@@ -3,13 +3,14 @@
 //! Between steps it takes in what arrived, lets go of what nobody reads any more, sees that what
 //! runs has pages, and admits what fits. A panic in a step ends the sequences of that step and nothing else.
 
+use super::door::Door;
 use super::job::Job;
 use super::pace::{Paces, Work};
 use super::{Arrival, Counters, EngineConfig};
 use crate::ask::TokenId;
 use crate::kv::Arena;
 use crate::model::forward::{self, Buffers, Compute, Part};
-use crate::schedule::{Item, ModelKey, Scheduler, SeqId};
+use crate::schedule::{Admitted, Allowance, Change, Item, ModelKey, Scheduler, SeqId};
 use crate::terms::Grant;
 use crate::tokens::Finish;
 use std::collections::HashMap;
@@ -29,6 +30,7 @@ pub(super) struct Worker {
     next: SeqId,
     inbox: mpsc::Receiver<Arrival>,
     counters: Arc<Counters>,
+    door: Arc<Door>,
     huge_pages: bool,
     largest_step: (usize, usize),
 }
@@ -41,12 +43,14 @@ impl Worker {
         pages: usize,
         inbox: Receiver<Arrival>,
         counters: Arc<Counters>,
+        door: Arc<Door>,
     ) -> Self {
         let (scheduler, paces) = (Scheduler::new(pages, config.max_running), Paces::new(config));
         let (buffers, jobs) = (Buffers::default(), HashMap::new());
         let huge_pages = config.moves_weights();
         let largest_step = config.largest_step();
-        Self { compute, arena, buffers, scheduler, paces, jobs, next: 0, inbox, counters, huge_pages, largest_step }
+        let next = 0;
+        Self { compute, arena, buffers, scheduler, paces, jobs, next, inbox, counters, door, huge_pages, largest_step }
     }
 
     pub(super) fn run(mut self) {
@@ -54,10 +58,9 @@ impl Worker {
             self.let_go();
             self.admit();
             self.note_held();
-            let models = self.scheduler.models().into_iter();
-            let work: Vec<Work> = models.map(|model| (model, self.scheduler.load(model))).collect();
-            for ((model, _), budget) in work.iter().zip(self.paces.budgets(&work)) {
-                self.step(*model, budget);
+            let work: Vec<Work> = self.scheduler.loads().into_iter().collect();
+            for ((model, _), allowance) in work.iter().zip(self.paces.allowances(&work)) {
+                self.step(*model, allowance);
             }
             self.arena.make_ready();
             self.publish();
@@ -87,39 +90,48 @@ impl Worker {
         self.jobs.insert(self.next, job);
     }
 
-    /// Drops the sequences whose reader is gone, wherever they are.
+    /// Drops the sequences whose reader is gone, wherever they are, and refuses those that wait for too long.
     fn let_go(&mut self) {
         let gone: Vec<SeqId> = self.jobs.iter().filter(|(_, job)| job.cancelled()).map(|(id, _)| *id).collect();
         for id in gone {
             self.remove(id);
         }
+        let now = Instant::now();
+        let late: Vec<SeqId> = self.jobs.iter().filter(|(_, job)| job.is_late(now)).map(|(id, _)| *id).collect();
+        for id in late {
+            if let Some(job) = self.remove(id) {
+                let retry_after = self.door.wait(job.account, job.weight);
+                job.refuse(retry_after);
+            }
+        }
     }
 
     fn remove(&mut self, id: SeqId) -> Option<Job> {
-        if self.scheduler.remove(id) {
-            self.counters.waiting.fetch_sub(1, Ordering::Relaxed);
-        }
+        let waited = self.scheduler.remove(id);
         let mut job = self.jobs.remove(&id)?;
         job.hold(0, Instant::now());
-        if let Some(at) = job.admitted {
-            let ms = at.elapsed().as_millis() as u64;
-            let old = self.counters.sequence_ms.load(Ordering::Relaxed);
-            self.counters.sequence_ms.store((old * 7 + ms) / 8, Ordering::Relaxed);
-        }
+        self.door.left(job.account, waited, job.admitted.map(|at| at.elapsed()));
         Some(job)
     }
 
     /// Sees that what runs has pages, if need be by preempting, and admits what fits then.
     fn admit(&mut self) {
-        let preempted = self.scheduler.make_room().len();
-        self.counters.preemptions.fetch_add(preempted as u64, Ordering::Relaxed);
-        self.counters.waiting.fetch_add(preempted, Ordering::Relaxed);
+        let preempted = self.scheduler.make_room().into_iter().map(Change::Preempted);
+        let changes: Vec<Change> = preempted.chain(self.scheduler.admit()).collect();
         let now = Instant::now();
-        for admitted in self.scheduler.admit() {
-            self.counters.waiting.fetch_sub(1, Ordering::Relaxed);
-            self.counters.cached.fetch_add(admitted.found as u64, Ordering::Relaxed);
-            if let Some(job) = self.jobs.get_mut(&admitted.id) {
-                job.admit(&admitted, now);
+        for change in changes {
+            let (Change::Preempted(id) | Change::Admitted(Admitted { id, .. })) = change;
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            match change {
+                Change::Preempted(_) => {
+                    self.counters.preemptions.fetch_add(1, Ordering::Relaxed);
+                    self.door.preempted(job.account);
+                }
+                Change::Admitted(admitted) => {
+                    self.counters.cached.fetch_add(admitted.found as u64, Ordering::Relaxed);
+                    self.door.admitted(job.account);
+                    job.admit(&admitted, now);
+                }
             }
         }
     }
@@ -139,9 +151,9 @@ impl Worker {
         }
     }
 
-    /// One step of `model` over all its sequences, with at most `budget` tokens of prompts.
-    fn step(&mut self, model: ModelKey, budget: usize) {
-        let items = self.scheduler.plan(model, budget);
+    /// One step of `model` over its sequences.
+    fn step(&mut self, model: ModelKey, allowance: Allowance) {
+        let items = self.scheduler.plan(model, allowance);
         let Some(loaded) = items.first().and_then(|i| self.jobs.get(&i.id)).map(|j| j.loaded.clone()) else {
             return;
         };
@@ -173,8 +185,12 @@ impl Worker {
         let buffers = std::mem::take(&mut self.buffers);
         self.finish_step(&items, buffers.logits(), c.vocab);
         self.buffers = buffers;
-        if self.huge_pages && items.iter().any(|item| item.gives_token) {
-            loaded.settle();
+        if items.iter().any(|item| item.gives_token) {
+            if self.huge_pages {
+                loaded.settle();
+            }
+            // Who hands the tokens on may wait for this core.
+            std::thread::yield_now();
         }
     }
 

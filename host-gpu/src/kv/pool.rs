@@ -190,6 +190,11 @@ impl PagePool {
         table.pages.drain(..).rev().for_each(|page| self.let_go(page));
     }
 
+    /// How many pages nobody would hold any more if `table` let go of its own.
+    pub(crate) fn freed_by(&self, table: &PageTable) -> usize {
+        table.pages.iter().filter(|page| self.page(**page).holders == 1).count()
+    }
+
     fn page(&self, page: PageId) -> &Page {
         &self.pages[page as usize]
     }

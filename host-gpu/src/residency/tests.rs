@@ -33,18 +33,22 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Joins a model of `bytes`, loading which takes `time`.
+/// Whether a future that is polled for the first time has to wait.
+fn futures_are_pending(future: std::pin::Pin<&mut impl Future>) -> bool {
+    future.poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_pending()
+}
+
+/// Joins a model of `bytes`.
 async fn join(
     all: &Numbers,
     name: &str,
     bytes: u64,
     policy: Option<Policy>,
-    (alive, time): (&Arc<AtomicUsize>, Duration),
+    alive: &Arc<AtomicUsize>,
 ) -> Result<Lease<Number>, JoinError> {
     let alive = alive.clone();
     let load = move |_: &ModelSource, loading: &Loading<'_, Number>| {
         loading.reserve(bytes)?;
-        sleep(time);
         loading.at(bytes, bytes);
         Ok(Number::new(bytes, &alive))
     };
@@ -58,7 +62,7 @@ fn states(all: &Numbers) -> Vec<(String, u64)> {
 #[test]
 fn the_longest_unused_goes_and_who_is_used_stays() {
     let (all, alive) = (Numbers::new("cpu", 100), Arc::default());
-    let quick = (&alive, Duration::ZERO);
+    let quick = &alive;
     runtime().block_on(async {
         let a = join(&all, "a", 40, None, quick).await.unwrap();
         drop(join(&all, "b", 40, None, quick).await.unwrap());
@@ -90,22 +94,35 @@ fn the_longest_unused_goes_and_who_is_used_stays() {
 #[test]
 fn one_load_serves_all_and_outlives_who_began_it() {
     let (all, alive) = (Numbers::new("cpu", 100), Arc::default());
-    let slow = (&alive, Duration::from_millis(50));
-    let runtime = runtime();
-    runtime.block_on(async {
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let (wait, own) = (Arc::new(Mutex::new(wait)), Arc::clone(&alive));
+    let load = move |_: &ModelSource, loading: &Loading<'_, Number>| {
+        loading.reserve(40)?;
+        loading.at(10, 40);
+        let _ = wait.lock().unwrap().recv();
+        Ok(Number::new(40, &own))
+    };
+    runtime().block_on(async {
         let mut changes = all.watch();
-        let first = tokio::time::timeout(Duration::from_millis(10), join(&all, "a", 40, None, slow)).await;
-        assert!(first.is_err(), "who began it is gone");
-        assert!(changes.has_changed().unwrap());
-        assert_eq!(states(&all), [("a loading".into(), 40)], "and has room");
+        let a = source("a");
+        {
+            let mut first = std::pin::pin!(all.join(&a, None, load.clone()));
+            assert!(futures_are_pending(first.as_mut()));
+        }
+        // Who began it is gone; it goes on, and has room.
+        while all.list()[0].state != (ModelState::Loading { done: 10, total: 40 }) {
+            changes.changed().await.unwrap();
+        }
+        assert_eq!(states(&all), [("a loading".into(), 40)]);
         changes.borrow_and_update();
-        let both = tokio::join!(join(&all, "a", 40, None, slow), join(&all, "a", 40, None, slow));
+        let both = async { tokio::join!(all.join(&a, None, load.clone()), all.join(&a, None, load.clone())) };
+        let (both, ()) = tokio::join!(both, async { go.send(()).unwrap() });
         assert!(both.0.is_ok() && both.1.is_ok());
         assert!(changes.has_changed().unwrap(), "its end is seen");
         assert_eq!(alive.load(Ordering::SeqCst), 1);
         // Two that do not fit beside each other: the one that comes later finds room when the other is unused.
         drop(both);
-        let b = join(&all, "b", 80, None, slow).await.unwrap();
+        let b = join(&all, "b", 80, None, &alive).await.unwrap();
         assert_eq!(states(&all), [("b resident".into(), 80)]);
         drop(b);
     });
@@ -124,7 +141,7 @@ fn what_fails_fails_alone_and_is_tried_again_after_a_while() {
                 }
             }
         };
-        let _other = join(&all, "a", 40, None, (&alive, Duration::ZERO)).await.unwrap();
+        let _other = join(&all, "a", 40, None, &alive).await.unwrap();
         let error = all.join(&source("bad"), None, bad(tries.clone())).await.unwrap_err();
         assert!(error.to_string().contains("panicked"), "{error}");
         for _ in 0..100 {
@@ -147,27 +164,28 @@ fn what_fails_fails_alone_and_is_tried_again_after_a_while() {
 #[test]
 fn policies_say_who_goes_and_when() {
     let (all, alive) = (Numbers::new("cpu", 100), Arc::default());
-    let quick = (&alive, Duration::ZERO);
-    let idle = |ms| Some(Policy { idle: Some(Duration::from_millis(ms)), ..Policy::default() });
+    let quick = &alive;
+    let idle = |time| Policy { idle: Some(time), ..Policy::default() };
     runtime().block_on(async {
-        let a = join(&all, "a", 20, idle(20), quick).await.unwrap();
-        let pinned = Policy { pinned: true, idle: Some(Duration::ZERO), ..Policy::default() };
+        let a = join(&all, "a", 20, Some(idle(Duration::ZERO)), quick).await.unwrap();
+        let pinned = Policy { pinned: true, ..idle(Duration::ZERO) };
         drop(join(&all, "b", 20, Some(pinned), quick).await.unwrap());
         drop(join(&all, "c", 20, None, quick).await.unwrap());
-        sleep(Duration::from_millis(30));
         assert_eq!(all.evict_expired(), 0, "a is used, b is pinned, c has no time");
+        let hour = Duration::from_secs(3600);
+        all.set_policy("digest of a", idle(hour));
         drop(a);
         assert_eq!(all.evict_expired(), 0, "not yet");
         let a = &all.list()[0];
-        assert!(a.expires_in.is_some_and(|left| left <= Duration::from_millis(20)) && a.leases == 0, "{a:?}");
-        sleep(Duration::from_millis(30));
+        assert!(a.expires_in.is_some_and(|left| left <= hour && left > hour / 2) && a.leases == 0, "{a:?}");
+        all.set_policy("digest of a", idle(Duration::ZERO));
         assert_eq!(all.evict_expired(), 1);
         assert_eq!(states(&all), [("b resident".into(), 20), ("c resident".into(), 20)]);
-        // Joined without a policy it keeps the one it has.
-        drop(join(&all, "b", 20, None, quick).await.unwrap());
+        // Who joins what is there changes nothing for it.
+        drop(join(&all, "b", 20, Some(Policy::default()), quick).await.unwrap());
         let refusal = join(&all, "d", 90, None, quick).await.unwrap_err();
         assert!(matches!(refusal, JoinError::NoRoom { available: 80, retry_after: None, .. }), "{refusal}");
-        drop(join(&all, "b", 20, Some(Policy::default()), quick).await.unwrap());
+        all.set_policy("digest of b", Policy::default());
         drop(join(&all, "d", 90, None, quick).await.unwrap());
         assert_eq!(states(&all), [("d resident".into(), 90)]);
     });
@@ -179,7 +197,7 @@ fn a_thousand_turns_of_two_where_one_fits() {
     runtime().block_on(async {
         for turn in 0..1000 {
             let name = if turn % 2 == 0 { "a" } else { "b" };
-            let lease = join(&all, name, 60, None, (&alive, Duration::ZERO)).await.unwrap();
+            let lease = join(&all, name, 60, None, &alive).await.unwrap();
             assert_eq!((lease.0, alive.load(Ordering::SeqCst)), (60, 1));
         }
     });
@@ -197,7 +215,7 @@ fn threads_that_join_and_evict_at_random_never_overdraw_the_budget() {
                     for _ in 0..300 {
                         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                         let n = (state >> 33) % 5;
-                        let joined = join(all, &format!("m{n}"), 15 + 10 * n, None, (alive, Duration::ZERO)).await;
+                        let joined = join(all, &format!("m{n}"), 15 + 10 * n, None, alive).await;
                         let taken: u64 =
                             all.list().iter().filter(|m| m.state != ModelState::Evicting).map(|m| m.bytes).sum();
                         assert!(taken <= 100, "{taken}");

@@ -90,7 +90,9 @@ impl Walk {
     fn submit(&mut self, realm: Realm, tokens: Vec<TokenId>) {
         let max_tokens = (self.random(4) > 0).then(|| 1 + self.random(600));
         let most = max_tokens.map_or(CONTEXT, |max| CONTEXT.min(tokens.len() + max));
-        self.s.submit(self.next, Need { realm, max_tokens, context: CONTEXT }, tokens.clone());
+        let priority = [Priority::Normal, Priority::Low, Priority::High][self.random(8) / 3 % 3];
+        let share = Share { account: realm.scope, weight: [100, 250][realm.scope as usize], priority };
+        self.s.submit(self.next, Need { realm, share, max_tokens, context: CONTEXT }, tokens.clone());
         self.alive.insert(self.next, Known { realm, tokens, most });
         self.next += 1;
     }
@@ -98,7 +100,7 @@ impl Walk {
     fn cancel(&mut self) {
         let Some(n) = self.alive.len().checked_sub(1).map(|last| self.random(last + 1)) else { return };
         let id = *self.alive.keys().nth(n).expect("n is below the length");
-        let waits = self.s.waiting.iter().any(|s| s.id == id);
+        let waits = self.s.waiting.contains_key(&id);
         assert_eq!(self.s.remove(id), waits);
         self.alive.remove(&id);
         self.seen.cancelled += 1;
@@ -106,25 +108,32 @@ impl Walk {
 
     /// What the engine does between two looks at its inbox.
     fn round(&mut self) {
-        let preempted = self.s.make_room();
-        self.seen.preempted += preempted.len() as u32;
-        self.preempted.extend(preempted);
-        for admitted in self.s.admit() {
-            let again = self.preempted.contains(&admitted.id);
-            self.preempted.retain(|id| *id != admitted.id);
-            let found = if again { &mut self.seen.found_again } else { &mut self.seen.found_of_others };
-            *found += u32::from(admitted.found > 0);
-        }
-        let mut oldest = self.alive.keys().next().copied();
-        for model in self.s.models() {
-            let budget = 1 + self.random(64);
-            let plan = self.s.plan(model, budget);
-            let prompts: usize = plan.iter().filter(|item| !item.decodes).map(|item| item.tokens).sum();
-            assert!(prompts <= budget && plan.len() <= MAX_RUNNING);
-            for item in &plan {
-                oldest = oldest.filter(|id| *id != item.id);
-                self.process(item);
+        let grown = self.s.make_room().into_iter().map(Change::Preempted);
+        for change in grown.chain(self.s.admit()).collect::<Vec<_>>() {
+            match change {
+                Change::Preempted(id) => {
+                    self.seen.preempted += 1;
+                    self.preempted.push(id);
+                }
+                Change::Admitted(Admitted { id, found }) => {
+                    let again = self.preempted.contains(&id);
+                    self.preempted.retain(|preempted| *preempted != id);
+                    let seen = if again { &mut self.seen.found_again } else { &mut self.seen.found_of_others };
+                    *seen += u32::from(found > 0);
+                }
             }
+        }
+        self.nobody_is_kept_from_their_part();
+        let mut moved = 0;
+        for (model, load) in self.s.loads() {
+            let allowance = Allowance { decoding: load.due + self.random(3), prompt_tokens: 1 + self.random(64) };
+            let plan = self.s.plan(model, allowance);
+            let (decodes, prompts): (Vec<&Item>, Vec<&Item>) = plan.iter().partition(|item| item.decodes);
+            let prompts: usize = prompts.iter().map(|item| item.tokens).sum();
+            assert!(prompts <= allowance.prompt_tokens && plan.len() <= MAX_RUNNING);
+            assert_eq!(decodes.len(), allowance.decoding.min(load.decoding));
+            moved += plan.len();
+            plan.iter().for_each(|item| self.process(item));
             for item in plan {
                 self.s.done(&item);
                 if item.gives_token {
@@ -132,7 +141,22 @@ impl Walk {
                 }
             }
         }
-        assert_eq!(oldest, None, "the oldest is never kept waiting");
+        assert!(moved > 0 || self.alive.is_empty(), "somebody always gets on");
+    }
+
+    /// Who waits has as many places as it is due, or nobody of its class or below has more than that.
+    fn nobody_is_kept_from_their_part(&self) {
+        let standings = self.s.standings();
+        let full = self.s.running.len() == MAX_RUNNING && self.s.pool.available() > PAGES / 2;
+        for s in self.s.waiting.values().filter(|_| full) {
+            let lower = self.s.running.iter().any(|other| other.share.priority < s.share.priority);
+            assert!(!lower, "{} waits for a place that a lower class has", s.id);
+            let due = standings[&s.share.account].is_due(s.reserve());
+            let other = |r: &&Sequence| r.share.priority == s.share.priority && r.share.account != s.share.account;
+            let over = self.s.running.iter().filter(other).any(|r| standings[&r.share.account].excess().0 > 0.0);
+            let first = self.s.waiting.values().all(|o| o.share.priority <= s.share.priority);
+            assert!(!(due && over && first), "{} waits for a place that is due to it", s.id);
+        }
     }
 
     /// Writes the item's tokens to its pages, then reads all of the sequence so far.
@@ -177,18 +201,20 @@ impl Walk {
 
     fn check(&self) {
         let s = &self.s;
-        let ids: Vec<SeqId> = s.running.iter().chain(&s.waiting).map(|s| s.id).collect();
-        assert!(ids.iter().eq(self.alive.keys()), "all are there, in order of arrival: {ids:?}");
+        let mut ids: Vec<SeqId> = s.running.iter().chain(s.waiting.values()).map(|s| s.id).collect();
+        ids.sort_unstable();
+        assert!(ids.iter().eq(self.alive.keys()), "all are there: {ids:?}");
         assert!(s.running.len() <= MAX_RUNNING);
-        assert!(s.waiting.iter().all(|s| s.table.pages().is_empty() && s.done == 0));
+        assert!(s.waiting.values().all(|s| s.table.pages().is_empty() && s.done == 0));
         s.pool.check(s.running.iter().map(|s| &s.table));
     }
 
     /// Goes on until all have finished.
     fn drain(&mut self) {
-        let mut rounds = self.alive.values().map(|known| known.most).sum::<usize>();
+        // Each round gives somebody a token, or a prompt some; what is preempted is processed again.
+        let mut rounds = 20 * self.alive.values().map(|known| known.most).sum::<usize>();
         while !self.alive.is_empty() {
-            rounds = rounds.checked_sub(1).expect("each round gives the oldest a token, or its prompt some");
+            rounds = rounds.checked_sub(1).expect("all end");
             self.round();
             self.check();
         }

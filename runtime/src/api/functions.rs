@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::access::{Caller, Note};
 use super::{ApiError, App};
+use crate::config::{Budget, Priority};
 use crate::function_host::{DeployError, DeployRequest, Deployed, FunctionStatus, RevisionStatus};
 use crate::keys::Scope;
 use crate::names::FunctionName;
@@ -116,8 +117,8 @@ pub async fn invocations(State(app): State<App>, caller: Caller) -> Json<Vec<Sum
     Json(recent)
 }
 
-/// What reaches into the host itself is an administrator's to grant: a tenant must not give itself the host's files, or
-/// what listens beside it.
+/// What reaches into the host itself, or takes from others, is an administrator's to grant: a tenant must not give itself the
+/// host's files, what listens beside it, or more of the engine than others have.
 fn check_grants(caller: &Caller, request: &DeployRequest) -> Result<(), ApiError> {
     if caller.scope >= Scope::Admin {
         return Ok(());
@@ -125,7 +126,10 @@ fn check_grants(caller: &Caller, request: &DeployRequest) -> Result<(), ApiError
     let config = &request.config;
     let directory = config.directories.first().map(|directory| format!("the directory {}", directory.host.display()));
     let egress = config.egress.iter().find(|rule| rule.may_lead_inside()).map(|rule| format!("egress to {rule}"));
-    match directory.or(egress) {
+    let priority = (config.priority == Priority::High).then(|| "the priority `high`".to_owned());
+    let weight = config.budget.weight;
+    let weight = (weight > Budget::default().weight).then(|| format!("the weight {weight}"));
+    match directory.or(egress).or(priority).or(weight) {
         Some(grant) => {
             let why = format!("{grant} is an administrator's to grant; deploy it with a key of scope admin");
             Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", why))

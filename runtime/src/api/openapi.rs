@@ -161,10 +161,13 @@ fn schemas() -> Value {
         ("Invocation", json!({ "type": "object", "required": ["id", "function", "outcome"] })),
         (
             "Model",
-            json!({ "type": "object", "required": ["name", "digest", "state", "device", "bytes", "leases", "unused_s"] }),
+            json!({ "type": "object", "required": ["name", "digest", "state", "tier", "device", "bytes", "leases", "unused_s"] }),
         ),
         // What is known of a model depends on what its file says.
-        ("StoredModel", json!({ "type": "object", "required": ["name", "digest", "bytes", "source", "pulled_at"] })),
+        (
+            "StoredModel",
+            json!({ "type": "object", "required": ["name", "digest", "bytes", "source", "pulled_at", "tier"] }),
+        ),
         (
             "PullRequest",
             object(
@@ -289,6 +292,7 @@ fn function_schemas() -> Map<String, Value> {
                     "concurrency": reference("Concurrency"),
                     "reuse": reference("Reuse"),
                     "budget": reference("Budget"),
+                    "priority": { "type": "string", "enum": ["low", "normal", "high"], "default": "normal", "description": "the class of its generations; `high` needs a key of scope `admin`" },
                 }),
             ),
         ),
@@ -418,6 +422,7 @@ mod tests {
             concurrency: Concurrency { running: 1, ..Concurrency::default() },
             reuse: Reuse { requests: 2, ..Reuse::default() },
             budget: Budget { sequences: 2, ..Budget::default() },
+            priority: crate::config::Priority::Low,
         };
         let digest = Digest::of(b"");
         let part = PartRecord { component: digest, source: "x".into() };

@@ -2,7 +2,7 @@
 //!
 //! They are kept where tokens are made: each sequence has a [`Purse`], which the engine asks before each token. One that is
 //! used up ends the generation there, with a reason of its own; a generation that would begin beyond it is refused as
-//! busy. Minutes and days are those of UTC; what was taken of a day is known again after a restart, from the meter.
+//! busy. Minutes and days are those of UTC; what was taken of them is known again after a restart, from the meter.
 //!
 //! A token of a prompt counts when its generation is queued, and goes back if that is cancelled before it begins; a token of an
 //! answer counts when it is made.
@@ -13,12 +13,13 @@ mod window;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use hob_gpu::{Bill, Terms};
 use serde::{Deserialize, Serialize};
 
-use crate::config::Budget;
+use crate::config::{Budget, Priority};
 use crate::names::{FunctionName, Tenant};
 use crate::usage::{Owner, Report};
 pub use purse::Purse;
@@ -76,9 +77,26 @@ impl Holder {
 #[derive(Debug)]
 pub struct Allowance {
     holders: [Holder; 2],
+    priority: Priority,
+    /// Whether the function stands for itself, not for its tenant.
+    alone: bool,
 }
 
 impl Allowance {
+    /// The terms on which a sequence is computed that has such a budget, asked for by a request that ends at `deadline`.
+    pub fn terms(&self, bill: Option<Arc<Bill>>, budget: Purse, deadline: Instant) -> Terms {
+        let [function, tenant] = self.holders.each_ref().map(|holder| holder.limits.load());
+        let weight = if self.alone { function.weight } else { tenant.weight };
+        let patience = Duration::from_millis(function.wait_ms.min(tenant.wait_ms).into());
+        let start_by = Some(deadline.min(Instant::now() + patience));
+        let priority = match self.priority {
+            Priority::Low => hob_gpu::Priority::Low,
+            Priority::Normal => hob_gpu::Priority::Normal,
+            Priority::High => hob_gpu::Priority::High,
+        };
+        Terms { bill, budget: Some(Box::new(budget)), weight, priority, start_by }
+    }
+
     /// Tokens that one request may take.
     fn request_tokens(&self) -> u64 {
         let [function, tenant] = &self.holders;
@@ -114,11 +132,11 @@ const MANY: usize = 4096;
 
 impl Budgets {
     /// What a revision's sequences are held to.
-    pub fn allowance(&self, owner: &Owner, limits: Budget) -> Arc<Allowance> {
+    pub fn allowance(&self, owner: &Owner, limits: Budget, priority: Priority) -> Arc<Allowance> {
         let mut known = self.known();
         let function = Holder::new("function", limits, known.function(&owner.function));
         let tenant = known.tenant(&owner.tenant).clone();
-        Arc::new(Allowance { holders: [function, tenant] })
+        Arc::new(Allowance { holders: [function, tenant], priority, alone: owner.tenant == Tenant::default() })
     }
 
     /// From now on a tenant is held to `limits`.
@@ -135,6 +153,15 @@ impl Budgets {
             day_tokens: counts.day.used(now),
             sequences: counts.sequences.load(Relaxed),
             kv_bytes: counts.kv_bytes.load(Relaxed),
+        }
+    }
+
+    /// Takes up what was taken of the minute that began at `since`, in seconds since 1970, before this host started.
+    pub fn take_up_minute(&self, since: u64, taken: &[(Tenant, FunctionName, u64)]) {
+        let mut known = self.known();
+        for (tenant, function, tokens) in taken {
+            known.function(function).minute.add(*tokens, since);
+            known.tenant(tenant).counts.minute.add(*tokens, since);
         }
     }
 
@@ -177,6 +204,12 @@ pub fn today() -> u64 {
     now - now % 86_400
 }
 
+/// When the minute that runs began, in seconds since 1970.
+pub fn this_minute() -> u64 {
+    let now = now();
+    now - now % 60
+}
+
 /// Seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
@@ -190,6 +223,30 @@ mod tests {
     fn owner(function: &str) -> Owner {
         let (function, tenant) = (function.parse().unwrap(), "acme".parse().unwrap());
         Owner { function, revision: crate::names::RevisionId::FIRST, tenant }
+    }
+
+    fn allowance(budgets: &Budgets, function: &str, limits: Budget) -> Arc<Allowance> {
+        budgets.allowance(&owner(function), limits, Priority::Normal)
+    }
+
+    #[test]
+    fn terms_are_those_of_the_account() {
+        let budgets = Budgets::default();
+        let limits = Budget { weight: 30, wait_ms: 5000, ..Budget::default() };
+        budgets.set(&"acme".parse().unwrap(), Budget { weight: 700, wait_ms: 60_000, ..Budget::default() });
+        let terms = |owner: &Owner, seconds| {
+            let allowance = budgets.allowance(owner, limits, Priority::Low);
+            let deadline = Instant::now() + Duration::from_secs(seconds);
+            let terms = allowance.terms(None, purse(&allowance), deadline);
+            assert_eq!(terms.priority, hob_gpu::Priority::Low);
+            (terms.weight, terms.start_by.unwrap().saturating_duration_since(Instant::now()).as_secs_f64().round())
+        };
+        assert_eq!(terms(&owner("f"), 20), (700, 5.0), "its tenant's weight, the shorter wait");
+        assert_eq!(
+            terms(&Owner { tenant: Tenant::default(), ..owner("f") }, 2),
+            (30, 2.0),
+            "its own, and its deadline"
+        );
     }
 
     fn purse(allowance: &Arc<Allowance>) -> Purse {
@@ -212,7 +269,7 @@ mod tests {
         let budgets = Budgets::default();
         budgets.set(&"acme".parse().unwrap(), Budget { day_tokens: 1000, ..Budget::default() });
         let [one, two] =
-            ["one", "two"].map(|name| budgets.allowance(&owner(name), Budget { day_tokens: 600, ..Budget::default() }));
+            ["one", "two"].map(|name| allowance(&budgets, name, Budget { day_tokens: 600, ..Budget::default() }));
         let mut first = purse(&one);
         first.open(100, 1).unwrap();
         first.begin();
@@ -233,8 +290,15 @@ mod tests {
     #[test]
     fn a_refused_or_cancelled_sequence_leaves_nothing_behind() {
         let budgets = Budgets::default();
-        let limits = Budget { request_tokens: 50, minute_tokens: 100, day_tokens: 80, sequences: 2, kv_bytes: 1000 };
-        let allowance = budgets.allowance(&owner("f"), limits);
+        let limits = Budget {
+            request_tokens: 50,
+            minute_tokens: 100,
+            day_tokens: 80,
+            sequences: 2,
+            kv_bytes: 1000,
+            ..Budget::default()
+        };
+        let allowance = allowance(&budgets, "f", limits);
         let tenant = "acme".parse().unwrap();
         let request: Arc<AtomicU64> = Arc::default();
         let of_request = |told: Arc<Mutex<String>>| {

@@ -11,8 +11,9 @@ use crate::api::ModelView;
 use crate::data::DataDir;
 use crate::models::Freed;
 use crate::models::catalog;
-use crate::models::keep::Keep;
+use crate::models::keep::{Keep, Share};
 use crate::models::store::{Manifest, ModelStore};
+use crate::models::tier::Tier;
 use crate::models::view::StoredModel;
 use crate::names::{ModelName, ModelRef};
 
@@ -51,6 +52,10 @@ pub enum Command {
         /// Models of a higher priority do not go for it
         #[arg(long, value_name = "N", default_value_t = 0)]
         priority: u8,
+        /// Whose prompts find the KV of others that began alike. With `all` each tenant learns, by the time that answers take and
+        /// by the count of cached tokens, which prefixes other tenants have sent
+        #[arg(long, value_enum, default_value_t = Share::Tenant)]
+        share: Share,
     },
     /// Show what is known about a model, and what it takes to run it
     Show {
@@ -93,13 +98,20 @@ pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
                 true => global.client()?.stored_models()?,
                 false => {
                     let store = store()?;
-                    store.list()?.into_iter().map(|model| StoredModel::of(&store, model)).collect()
+                    let mut models: Vec<_> =
+                        store.list()?.into_iter().map(|model| StoredModel::of(&store, model)).collect();
+                    // A server that runs beside this knows which are in a device's memory.
+                    let resident = global.client().and_then(|client| Ok(client.models()?)).unwrap_or_default();
+                    for view in resident.iter().filter(|view| view.tier == Tier::Device) {
+                        models.iter_mut().for_each(|model| model.is_on(&view.digest, &view.device));
+                    }
+                    models
                 }
             };
             list(&models, known, json)
         }
-        Command::Keep { name, warm, pin, idle, priority } => {
-            keep(&here_only("keep")?, &name, Keep { warm, pinned: pin, idle_s: idle, priority })
+        Command::Keep { name, warm, pin, idle, priority, share } => {
+            keep(&here_only("keep")?, &name, Keep { warm, pinned: pin, idle_s: idle, priority, share })
         }
         Command::Show { model: ModelRef::Stored(name) } if global.is_elsewhere() => {
             println!("{}", serde_json::to_string_pretty(&global.client()?.stored_model(&name)?)?);
@@ -215,10 +227,11 @@ fn ps(models: &[ModelView], json: bool) -> anyhow::Result<()> {
             let or_none = |text: String| if resident { text } else { "-".into() };
             let bytes = if model.bytes == 0 { "-".into() } else { size(model.bytes) };
             let leases = or_none(model.leases.to_string());
-            [model.name.clone(), state, model.device.clone(), bytes, leases, or_none(used), or_none(expires)]
+            let load = model.last_load_us.map_or_else(|| "-".into(), |us| format!("{} ms", us.div_ceil(1000)));
+            [model.name.clone(), state, model.device.clone(), bytes, load, leases, or_none(used), or_none(expires)]
         })
         .collect();
-    table(["NAME", "STATE", "DEVICE", "BYTES", "LEASES", "USED", "GOES"], &rows);
+    table(["NAME", "STATE", "DEVICE", "BYTES", "LOADED IN", "LEASES", "USED", "GOES"], &rows);
     for (name, reason) in models.iter().filter_map(|model| Some((&model.name, model.reason.as_ref()?))) {
         println!("\n{name} failed: {reason}");
     }
@@ -248,16 +261,17 @@ fn list(here: &[StoredModel], known: bool, json: bool) -> anyhow::Result<()> {
     }
     let row = |model: &StoredModel| {
         let digest = model.digest.to_string()[..19].to_owned();
-        [model.name.to_string(), size(model.bytes), digest, model.summary(), ago(model.pulled_at)]
+        [model.name.to_string(), size(model.bytes), digest, model.summary(), model.place(), ago(model.pulled_at)]
     };
     let mut rows: Vec<_> = here.iter().map(row).collect();
     let more = catalog::ENTRIES.iter().filter(|_| known);
     for entry in more.filter(|entry| !here.iter().any(|model| model.name.as_str() == entry.name)) {
         let what = format!("{}; {}", entry.about, entry.license);
         let bytes = entry.bytes.map_or("-".into(), size);
-        rows.push([entry.name.into(), bytes, "-".into(), what, "not pulled".into()]);
+        let place = Tier::Pullable.to_string();
+        rows.push([entry.name.into(), bytes, "-".into(), what, place, "not pulled".into()]);
     }
-    table(["NAME", "SIZE", "DIGEST", "WHAT", "PULLED"], &rows);
+    table(["NAME", "SIZE", "DIGEST", "WHAT", "WHERE", "PULLED"], &rows);
     Ok(())
 }
 

@@ -83,6 +83,7 @@ async fn print(tokens: &mut Tokens) -> anyhow::Result<()> {
                 out.flush()?;
             }
             Event::Finished(_) => break,
+            Event::Busy { .. } => bail!("the engine is busy"),
             Event::Fault(why) => bail!("generation ended early: {why}"),
         }
     }

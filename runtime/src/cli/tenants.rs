@@ -33,6 +33,12 @@ pub enum Command {
         /// Bytes of KV that these hold
         #[arg(long, value_name = "BYTES")]
         kv_bytes: Option<u64>,
+        /// Longest time that a generation waits for its turn, in milliseconds
+        #[arg(long, value_name = "MS")]
+        wait_ms: Option<u32>,
+        /// What it is due beside others where the engine is short: twice the weight, twice as much [default: 100]
+        #[arg(long, value_name = "N")]
+        weight: Option<u32>,
     },
 }
 
@@ -40,7 +46,7 @@ pub fn run(client: &Client, command: Command) -> anyhow::Result<()> {
     match command {
         Command::List { json: true } => println!("{}", serde_json::to_string_pretty(&client.tenants()?)?),
         Command::List { json: false } => list(&client.tenants()?),
-        Command::Quota { tenant, request_tokens, minute_tokens, day_tokens, sequences, kv_bytes } => {
+        Command::Quota { tenant, request_tokens, minute_tokens, day_tokens, sequences, kv_bytes, wait_ms, weight } => {
             let none = Budget::default();
             let quota = Budget {
                 request_tokens: request_tokens.unwrap_or(none.request_tokens),
@@ -48,6 +54,8 @@ pub fn run(client: &Client, command: Command) -> anyhow::Result<()> {
                 day_tokens: day_tokens.unwrap_or(none.day_tokens),
                 sequences: sequences.unwrap_or(none.sequences),
                 kv_bytes: kv_bytes.unwrap_or(none.kv_bytes),
+                wait_ms: wait_ms.unwrap_or(none.wait_ms),
+                weight: weight.unwrap_or(none.weight),
             };
             client.set_quota(&tenant, &quota)?;
             let bounded = if quota == none { "no quota" } else { "its quota" };
@@ -73,8 +81,9 @@ fn list(tenants: &[TenantStatus]) {
             number(used.day_tokens, quota.day_tokens, none.day_tokens),
             number(used.sequences, quota.sequences.into(), none.sequences.into()),
             of(size(used.kv_bytes), size(quota.kv_bytes), quota.kv_bytes != none.kv_bytes),
+            quota.weight.to_string(),
         ]
     };
-    let head = ["TENANT", "TOKENS/REQUEST", "TOKENS/MINUTE", "TOKENS/DAY", "SEQUENCES", "KV"];
+    let head = ["TENANT", "TOKENS/REQUEST", "TOKENS/MINUTE", "TOKENS/DAY", "SEQUENCES", "KV", "WEIGHT"];
     table(head, &tenants.iter().map(row).collect::<Vec<_>>());
 }

@@ -144,6 +144,11 @@ settings! {
         sequences: u32 = 100_000, 1 => 100_000;
         /// Bytes of KV that these hold at once.
         kv_bytes: u64 = 1 << 40, 1 => 1 << 40;
+        /// Longest time that a generation waits for its turn, in milliseconds; one that would wait longer is refused at once.
+        wait_ms: u32 = 86_400_000, 0 => DAY_MS;
+        /// What it is due beside others where the engine is short: twice the weight, twice as much. A function's own
+        /// counts under the default tenant, where each stands for itself; else that of its tenant does.
+        weight: u32 = 100, 1 => 10_000;
     }
 }
 

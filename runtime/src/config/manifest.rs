@@ -8,6 +8,7 @@
 //! models = ["smollm2:135m"]
 //! egress = ["https://api.example.com"]
 //! sticky = "x-user"
+//! priority = "low"
 //!
 //! [environment]
 //! LANG = "C.UTF-8"
@@ -50,6 +51,7 @@ const KEYS: &[&str] = &[
     "middleware",
     "routes",
     "sticky",
+    "priority",
     "server_timing",
     "environment",
     "config",
@@ -225,6 +227,9 @@ impl<'i> Reader<'i> {
         }
         if let Some(value) = table.get("server_timing") {
             self.config.server_timing = self.document.boolean(value, "server_timing");
+        }
+        if let Some(value) = table.get("priority") {
+            self.config.priority = self.document.parsed(value, "priority").unwrap_or_default();
         }
         if let Some(value) = table.get("models") {
             self.config.models = self.document.parsed_list(value, "models");
@@ -415,6 +420,7 @@ mod tests {
             middleware = ["auth.wasm", "oci://ghcr.io/acme/log:1"]
             routes = ["/a", { host = "*.Example.com", methods = ["GET", "PUT"] }]
             sticky = "X-User"
+            priority = "low"
             server_timing = false
             models = ["smollm2:135m"]
             egress = ["https://*.example.com:443"]
@@ -441,6 +447,7 @@ mod tests {
         assert_eq!((&*config.environment["LANG"], &*config.config["greeting"]), ("C", "hello"));
         assert_eq!((config.limits.wall_ms, config.limits.memory_mib), (30_000, 64));
         assert_eq!((config.concurrency.running, config.reuse.requests), (3, 100));
+        assert_eq!(config.priority, crate::config::Priority::Low);
         assert_eq!(config.budget, Budget { day_tokens: 1_000_000, ..Budget::default() });
         assert_eq!(config.directories, [Directory { host: "/".into(), guest: "/data".into(), writable: false }]);
         assert_eq!(

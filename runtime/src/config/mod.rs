@@ -66,6 +66,35 @@ pub struct FunctionConfig {
     /// What its generations may use together.
     #[serde(skip_serializing_if = "is_default")]
     pub budget: Budget,
+    /// The class of its generations.
+    #[serde(skip_serializing_if = "is_default")]
+    pub priority: Priority,
+}
+
+/// Classes of generations. A higher class comes first wherever the engine is short, and takes it from lower ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Work that nobody waits for.
+    Low,
+    /// What is usual.
+    #[default]
+    Normal,
+    /// Somebody waits for each token. Only an administrator may give it.
+    High,
+}
+
+impl std::str::FromStr for Priority {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "low" => Ok(Self::Low),
+            "normal" => Ok(Self::Normal),
+            "high" => Ok(Self::High),
+            _ => Err("`priority` is `low`, `normal` or `high`"),
+        }
+    }
 }
 
 /// A directory of the host, as the guest sees it.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use hob_gpu::{Ask, Budget, Event, Finish, Message, Model, Penalties, Prompt, Refusal, Role, Sampling, Terms, Tokens};
+use hob_gpu::{Ask, Event, Finish, Message, Model, Penalties, Prompt, Refusal, Role, Sampling, Terms, Tokens};
 use wasmtime::Result;
 use wasmtime::component::{Linker, Resource};
 use wasmtime_wasi_io::async_trait;
@@ -122,12 +122,15 @@ pub(super) async fn start(
     allowance: Option<&Arc<Allowance>>,
 ) -> Result<Result<Tokens, Refusal>> {
     ask.account = invocation.account;
-    let budget = allowance.map(|allowance| {
-        let asker = invocation.clone();
-        let purse = Purse::new(allowance.clone(), invocation.taken.clone(), move |why| asker.print("host", why));
-        Box::new(purse) as Box<dyn Budget>
-    });
-    let terms = Terms { bill: invocation.bill(&joined.name), budget };
+    let bill = invocation.bill(&joined.name);
+    let terms = match allowance {
+        None => Terms { bill, ..Terms::default() },
+        Some(allowance) => {
+            let asker = invocation.clone();
+            let purse = Purse::new(allowance.clone(), invocation.taken.clone(), move |why| asker.print("host", why));
+            allowance.terms(bill, purse, invocation.meter.deadline())
+        }
+    };
     let bytes = match &ask.prompt {
         Prompt::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
         Prompt::Raw(text) => text.len(),
@@ -213,6 +216,7 @@ impl wit::HostTokenStream for ModelView<'_> {
             Event::Finished(Finish::Stop) => Ok(wit::Event::Finished(wit::FinishReason::Stop)),
             Event::Finished(Finish::Length) => Ok(wit::Event::Finished(wit::FinishReason::Length)),
             Event::Finished(Finish::Budget) => Ok(wit::Event::Finished(wit::FinishReason::Budget)),
+            Event::Busy { retry_after } => Err(wit::Error::Busy(busy(retry_after))),
             Event::Fault(why) => Err(wit::Error::Fault(why)),
         })
     }

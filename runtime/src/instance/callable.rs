@@ -120,7 +120,8 @@ impl Callable {
     ) -> Arc<Self> {
         let name = &owner.function;
         let mut granted = Granted::new(name, config, secrets, services);
-        granted.models.allowance = config.grants().models.then(|| services.budgets.allowance(owner, config.budget));
+        granted.models.allowance =
+            config.grants().models.then(|| services.budgets.allowance(owner, config.budget, config.priority));
         Arc::new(Self {
             linked,
             granted: Arc::new(granted),

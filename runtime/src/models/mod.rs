@@ -13,6 +13,7 @@ mod shards;
 mod space;
 pub mod store;
 mod sweep;
+pub mod tier;
 pub mod view;
 pub mod wanted;
 
@@ -22,6 +23,7 @@ use std::time::Duration;
 use hob_gpu::{Engine, JoinError, Model, ModelSource};
 
 use crate::names::{ModelName, ModelRef};
+use keep::Share;
 use store::{ModelStore, StoreError};
 pub use sweep::Freed;
 
@@ -91,7 +93,9 @@ impl Library {
             digest: entry.digest.to_string(),
         };
         let policy = entry.keep.policy();
-        self.engine.join_as(&source, Some(policy)).await.map_err(|error| join_refusal(name, error))
+        let joined = self.engine.join_as(&source, Some(policy)).await;
+        let shared = entry.keep.share == Share::All;
+        joined.map(|model| model.sharing_prefixes(shared)).map_err(|error| join_refusal(name, error))
     }
 
     /// The right to use a model that is not in the store: a GGUF file, any shard of one, or a folder with a

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::keep::Keep;
 use super::store::{Defaults, Manifest, ModelFile, ModelStore};
+use super::tier::Tier;
 use crate::digest::Digest;
 use crate::names::ModelName;
 
@@ -38,6 +39,14 @@ pub struct StoredModel {
     /// Why it cannot be run by this version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unsupported: Option<String>,
+    /// The nearest place that it can be had from.
+    pub tier: Tier,
+    /// The device, if it is in one's memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// How much of its files is in the host's memory, if that can be known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cached_percent: Option<u8>,
     /// How long it stays in memory.
     #[serde(default, skip_serializing_if = "Keep::is_nothing")]
     pub keep: Keep,
@@ -51,6 +60,7 @@ impl StoredModel {
     pub fn of(store: &ModelStore, manifest: Manifest) -> Self {
         let info = store.path(&manifest).map_err(|error| error.to_string());
         let info = info.and_then(|path| hob_gpu::inspect(&path).map_err(|error| error.to_string()));
+        let (tier, cached_percent) = Tier::of_model(store, &manifest);
         let Manifest { name, digest, bytes, source, pulled_at, keep, files, defaults } = manifest;
         let mut model = Self {
             name,
@@ -64,6 +74,9 @@ impl StoredModel {
             parameters: None,
             context_tokens: None,
             unsupported: None,
+            tier,
+            device: None,
+            cached_percent,
             keep,
             defaults,
         };
@@ -78,6 +91,22 @@ impl StoredModel {
             Err(why) => model.unsupported = Some(why),
         }
         model
+    }
+
+    /// Says that what has this digest is in the memory of a device.
+    pub fn is_on(&mut self, digest: &str, device: &str) {
+        if self.digest.to_string() == digest {
+            (self.tier, self.device) = (Tier::Device, Some(device.to_owned()));
+        }
+    }
+
+    /// Where it is, for people.
+    pub fn place(&self) -> String {
+        match (self.tier, self.cached_percent) {
+            (Tier::Device, _) => format!("{} ({})", Tier::Device, self.device.as_deref().unwrap_or("?")),
+            (Tier::Disk, Some(percent @ 1..)) => format!("{}, {percent} % in host memory", Tier::Disk),
+            (tier, _) => tier.to_string(),
+        }
     }
 
     /// One line for people.

@@ -71,6 +71,7 @@ pub async fn generate(
             Event::Finished(Finish::Stop) => break "stop",
             Event::Finished(Finish::Length) => break "length",
             Event::Finished(Finish::Budget) => break "budget",
+            Event::Busy { retry_after } => return Err(Refusal::Busy { retry_after }.into()),
             Event::Fault(why) => return Err(NnError::new(ErrorCode::RuntimeError, why)),
         }
     };
