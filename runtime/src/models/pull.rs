@@ -5,25 +5,26 @@
 //! the next one goes on.
 
 use std::fs::{self, File};
-use std::io::{Read, Write as _};
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hob_gpu::FormatError;
-use tokio::sync::mpsc;
 
 use super::catalog::Entry;
 use super::fetch::http::{Web, WebError};
 use super::fetch::{Fetched, Fetcher, Remote, Show};
 use super::from::Finder;
+use super::joined::{Failed, Joined};
 use super::plan::{Content, Plan, Planned};
 use super::space::Space;
 use super::store::{Manifest, ModelFile, ModelStore, StoreError};
 use super::wanted::{Package, Wanted};
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 use crate::names::ModelName;
 
 pub use super::error::PullError;
+pub use super::follow::follow;
 pub use super::progress::{Progress, PullLine};
 pub use super::settings::{DEFAULT_INDEX, PullSettings};
 
@@ -337,85 +338,4 @@ fn is_sound(error: &FormatError) -> bool {
         FormatError::InFile { why, .. } => is_sound(why),
         _ => false,
     }
-}
-
-/// Which side failed.
-enum Failed {
-    Reading(std::io::Error),
-    Writing(std::io::Error),
-}
-
-/// A file that grows part by part.
-struct Joined {
-    file: tempfile::NamedTempFile,
-    hasher: Hasher,
-    bytes: u64,
-}
-
-impl Joined {
-    fn new(file: tempfile::NamedTempFile) -> Self {
-        Self { file, hasher: Hasher::default(), bytes: 0 }
-    }
-
-    /// Appends what there is, at most `most` bytes, and one more to show that there were more.
-    fn add(&mut self, from: impl Read, name: &str, most: u64, show: Show<'_>) -> Result<(), Failed> {
-        let mut from = from.take(most.saturating_add(1));
-        let mut buffer = vec![0; 1 << 18];
-        let mut done = 0;
-        loop {
-            let n = from.read(&mut buffer).map_err(Failed::Reading)?;
-            if n == 0 {
-                return Ok(());
-            }
-            self.hasher.update(&buffer[..n]);
-            self.file.write_all(&buffer[..n]).map_err(Failed::Writing)?;
-            done += n as u64;
-            self.bytes += n as u64;
-            show(&Progress::Unpacking { name, done: done.min(most), total: most });
-        }
-    }
-
-    fn keep(self, store: &ModelStore) -> std::io::Result<(Digest, u64)> {
-        let digest = self.hasher.finish();
-        store.data().keep(self.file, &store.blob(&digest))?;
-        Ok((digest, self.bytes))
-    }
-}
-
-/// Pulls a model, and tells how far it is line by line, as Ollama's clients read them; the last one says `success`, or has an
-/// `error`. Dropping the lines stops the pull.
-pub fn follow(store: ModelStore, request: PullRequest) -> mpsc::Receiver<PullLine> {
-    let (send, lines) = mpsc::channel(16);
-    tokio::task::spawn_blocking(move || {
-        let last = match tell(&store, &request, &send) {
-            Ok(()) => PullLine::success(),
-            Err(error) => {
-                tracing::warn!(model = %request.wanted, %error, "not pulled");
-                PullLine::error(&error)
-            }
-        };
-        let _ = send.blocking_send(last);
-    });
-    lines
-}
-
-fn tell(store: &ModelStore, request: &PullRequest, send: &mpsc::Sender<PullLine>) -> Result<(), PullError> {
-    let settings = PullSettings::from_environment()?;
-    let puller = Puller::new(store, &settings)?;
-    let stop = puller.stop();
-    let mut last = PullLine::default();
-    let pulled = puller.pull(request, &mut |progress| {
-        let line = PullLine::from(progress);
-        if send.is_closed() {
-            stop.store(true, Ordering::Relaxed);
-        } else if line.status == last.status && line.completed.is_some() && line.completed != line.total {
-            // Who reads slowly misses some of the numbers, and holds up nothing.
-            let _ = send.try_send(line.clone());
-        } else if line != last {
-            let _ = send.blocking_send(line.clone());
-        }
-        last = line;
-    })?;
-    tracing::info!(model = %pulled.manifest.name, from = pulled.manifest.source, "pulled");
-    Ok(())
 }
