@@ -109,7 +109,7 @@ impl Place {
 
     /// Bytes that are written down as having come.
     fn here(&self) -> u64 {
-        let files = std::fs::read_dir(self.home.path().join("models/partial")).unwrap().flatten();
+        let files = std::fs::read_dir(self.home.path().join("models/partial")).into_iter().flatten().flatten();
         let records = files.filter(|file| file.path().extension().is_some_and(|ext| ext == "pieces"));
         let numbers = records.filter_map(|file| std::fs::read(file.path()).ok()).map(|record| {
             let numbers = record.get(4096..).unwrap_or_default();
