@@ -185,12 +185,8 @@ impl Worker {
         let buffers = std::mem::take(&mut self.buffers);
         self.finish_step(&items, buffers.logits(), c.vocab);
         self.buffers = buffers;
-        if items.iter().any(|item| item.gives_token) {
-            if self.huge_pages {
-                loaded.settle();
-            }
-            // Who hands the tokens on may wait for this core.
-            std::thread::yield_now();
+        if self.huge_pages && items.iter().any(|item| item.gives_token) {
+            loaded.settle();
         }
     }
 
