@@ -134,7 +134,7 @@ mod tests {
             for (n, page) in table.pages().to_vec().into_iter().enumerate() {
                 if n >= table.named_tokens() / 4 {
                     moved += usize::from(arena.owners[page as usize].is_some_and(|owner| owner != u64::from(account)));
-                    arena.claim(page, account.into());
+                    arena.claim(page, u64::from(account));
                     let bytes = arena.page_mut(page);
                     assert!(bytes.iter().all(|byte| [0, account].contains(byte)), "{account} sees {bytes:?}");
                     bytes[..40].fill(account);

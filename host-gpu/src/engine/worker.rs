@@ -222,12 +222,8 @@ impl Worker {
         let given = card.as_ref().map_or(Given::Logits(buffers.logits()), OnCardState::given);
         self.finish_step(&items, given, c.vocab);
         (self.buffers, self.card) = (buffers, card);
-        if items.iter().any(|item| item.gives_token) {
-            if self.huge_pages {
-                loaded.settle();
-            }
-            // Who hands the tokens on may wait for this core.
-            std::thread::yield_now();
+        if self.huge_pages && items.iter().any(|item| item.gives_token) {
+            loaded.settle();
         }
     }
 
