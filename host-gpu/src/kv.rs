@@ -133,8 +133,8 @@ mod tests {
             // Pages that were found are read, the others are written to.
             for (n, page) in table.pages().to_vec().into_iter().enumerate() {
                 if n >= table.named_tokens() / 4 {
-                    moved += usize::from(arena.owners[page as usize].is_some_and(|owner| owner != account.into()));
-                    arena.claim(page, account.into());
+                    moved += usize::from(arena.owners[page as usize].is_some_and(|owner| owner != u64::from(account)));
+                    arena.claim(page, u64::from(account));
                     let bytes = arena.page_mut(page);
                     assert!(bytes.iter().all(|byte| [0, account].contains(byte)), "{account} sees {bytes:?}");
                     bytes[..40].fill(account);

@@ -25,7 +25,7 @@ mod tokens;
 mod turns;
 
 pub use ask::{Ask, Conversation, Message, Penalties, Prompt, Refusal, Role, Sampling, TokenId};
-pub use engine::{Engine, EngineConfig, EngineStats, StartError};
+pub use engine::{Engine, EngineConfig, EngineDevice, EngineStats, StartError};
 pub use form::Form;
 pub use format::FormatError;
 pub use format::quantize::Quantize;

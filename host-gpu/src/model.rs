@@ -11,10 +11,12 @@ use crate::format::quantize::Quantize;
 use crate::kv::KvType;
 use crate::measure;
 use crate::ops::cpu::CodePath;
+use crate::ops::cuda::Device;
 use crate::residency::{JoinError, Lease, Loading};
 use crate::schedule::RESERVE_TOKENS;
 use crate::terms::Terms;
 use crate::tokens::Tokens;
+use card::OnCard;
 use config::Config;
 use opened::Opened;
 use std::path::{Path, PathBuf};
@@ -25,6 +27,7 @@ use tokenizer::Tokenizer;
 use weights::Weights;
 
 pub mod architecture;
+pub(crate) mod card;
 pub mod checkpoint;
 pub mod config;
 pub(crate) mod forward;
@@ -67,13 +70,15 @@ pub fn inspect(path: &Path) -> Result<ModelInfo, FormatError> {
 }
 
 /// What an engine has for each of its models.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Room {
     pub(crate) kv_type: KvType,
     /// Bytes of a KV page.
     pub(crate) page_bytes: usize,
     /// Tokens of the largest step, and how many of these give logits.
     pub(crate) step: (usize, usize),
+    /// The card that is to have it.
+    pub(crate) card: Option<Device>,
 }
 
 /// About what a tokenizer takes for each entry of a vocabulary: its text, its place in tables, and merges.
@@ -86,6 +91,8 @@ pub(crate) struct Loaded {
     pub(crate) key: u64,
     pub(crate) config: Config,
     pub(crate) weights: Weights,
+    /// The weights on the card, if one computes.
+    pub(crate) card: Option<OnCard>,
     pub(crate) tokenizer: Tokenizer,
     template_source: Option<String>,
     /// Compiled when first used: many callers bring raw prompts.
@@ -103,7 +110,7 @@ impl Loaded {
     pub(crate) fn load(
         source: &ModelSource,
         key: u64,
-        room: Room,
+        room: &Room,
         quantize: Option<Quantize>,
         loading: &Loading<'_>,
     ) -> Result<Self, JoinError> {
@@ -117,8 +124,14 @@ impl Loaded {
             let (needed, page) = (config.kv_shape().token_bytes(room.kv_type) as u64, room.page_bytes as u64);
             return Err(JoinError::KvPage { name, needed, page });
         }
-        let needed = config.memory().activations(room.step);
-        if let Some(available) = measure::available_memory().filter(|available| *available < needed) {
+        let on_card = |source| JoinError::Card { name: name.clone(), source };
+        let needed = match &room.card {
+            None => config.memory().activations(room.step),
+            Some(_) => card::step_bytes(&config, room.step),
+        };
+        if room.card.is_some() {
+            card::check(&config, room.kv_type, room.page_bytes).map_err(on_card)?;
+        } else if let Some(available) = measure::available_memory().filter(|available| *available < needed) {
             return Err(JoinError::Activations { name, needed, available });
         }
         // Maps files; what it allocates are norms and biases.
@@ -134,9 +147,13 @@ impl Loaded {
         let tokenizer = tokenizer.map_err(format)?;
         info.weight_bytes = weights.bytes();
         info.quantization = weights.main_type().into();
+        let card = match &room.card {
+            None => None,
+            Some(device) => Some(OnCard::load(device, &weights, |_, _| ()).map_err(on_card)?),
+        };
         let (template, forms) = (OnceLock::new(), OnceLock::new());
         let (template_source, settled) = (opened.template(), AtomicBool::new(false));
-        Ok(Self { name, info, key, config, weights, tokenizer, template_source, template, forms, page_tokens, settled })
+        Ok(Self { name, info, key, config, weights, card, tokenizer, template_source, template, forms, page_tokens, settled })
     }
 
     /// Sees to it that weights are read fast from now on; for who has answered somebody and expects to go on.
@@ -361,6 +378,9 @@ impl Model {
     /// # Errors
     /// `TooLong` beyond the model's context, `Invalid` for an empty list or unknown tokens.
     pub fn score(&self, tokens: &[TokenId], chunk: usize) -> Result<Scores, Refusal> {
+        if let (Some(device), Some(weights)) = (self.engine.card(), &self.loaded.card) {
+            return score::score_on_card(&self.loaded, (device, weights), self.engine.kv_type(), tokens, chunk);
+        }
         score::score(&self.loaded, self.engine.cpu(), self.engine.kv_type(), self.engine.threads(), tokens, chunk)
     }
 }

@@ -41,6 +41,12 @@ impl Sampler {
         }
     }
 
+    /// Whether it takes the likeliest token, whatever that is, and tells nothing about it.
+    pub(crate) fn takes_likeliest(&self) -> bool {
+        let plain = self.options.penalties == Penalties::default() && self.bias.is_empty();
+        plain && self.options.temperature == 0.0 && self.logprobs.is_none()
+    }
+
     /// The next token, given one logit for each token of the vocabulary.
     #[cfg(test)]
     pub(crate) fn choose(&mut self, logits: &[f32]) -> TokenId {

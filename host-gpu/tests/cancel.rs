@@ -9,30 +9,38 @@ mod support;
 #[path = "engine/toy.rs"]
 mod toy;
 
-/// Steps after which nothing of a cancelled sequence is left: the one that ran meanwhile, and one that the engine had begun by the
-/// time that its number of steps was read.
-const STEPS: u64 = 2;
+/// Room for long sequences.
+fn roomy(max_running: usize) -> Bench {
+    Bench::new(EngineConfig { max_running, kv_bytes: 16 << 20, ..small() })
+}
 
-/// Drops `tokens`, and waits until only `left` run and nobody waits.
+/// Of one account, so that none makes way for another.
+fn long(n: u32, prompt: u32, max_tokens: u32) -> Ask {
+    Ask { account: 1, ..ask(n, prompt, max_tokens) }
+}
+
+/// Drops `tokens`, and waits until only `left` run and nobody waits: after the step that ran meanwhile.
 fn cancel(bench: &Bench, tokens: Vec<Tokens>, left: usize, what: &str) -> EngineStats {
-    let before = bench.engine.stats();
     drop(tokens);
+    let before = bench.engine.stats();
     bench.until(|engine| engine.stats().running == left && engine.stats().waiting == 0);
     let after = bench.engine.stats();
-    assert!(after.steps <= before.steps + STEPS, "{what}: {} steps", after.steps - before.steps);
+    if left == 0 {
+        assert!(after.steps <= before.steps + 1, "{what}: {} steps", after.steps - before.steps);
+    }
     after
 }
 
 #[test]
 fn in_the_queue_in_the_prompt_and_in_the_answer() {
-    let bench = Bench::new(EngineConfig { max_running: 2, ..small() });
+    let bench = roomy(2);
     let model = bench.model();
     for round in 0..20 {
         // Two run; behind them others wait.
-        let mut running: Vec<Tokens> = (0..2).map(|n| model.generate(ask(n, 4, 900)).unwrap()).collect();
+        let mut running: Vec<Tokens> = (0..2).map(|n| model.generate(long(n, 4, 8000)).unwrap()).collect();
         bench.until(|engine| engine.stats().running == 2);
-        let waiting: Vec<Tokens> = (2..12).map(|n| model.generate(ask(n, 50, 900)).unwrap()).collect();
-        bench.until(|engine| engine.stats().waiting == 10);
+        let waiting: Vec<Tokens> = (2..12).map(|n| model.generate(long(n, 50, 8000)).unwrap()).collect();
+        assert_eq!(bench.engine.stats().waiting, 10);
         let stats = cancel(&bench, waiting, 2, "in the queue");
         assert!(stats.free_pages < stats.total_pages, "those that run keep their pages");
         // One of them has given tokens.
@@ -41,13 +49,13 @@ fn in_the_queue_in_the_prompt_and_in_the_answer() {
         cancel(&bench, one, 1, "in the answer");
         let rest = cancel(&bench, running, 0, "the last one");
         assert_eq!(rest.free_pages, rest.total_pages, "round {round}");
-        // A prompt of more than a hundred steps, seen in the middle.
+        // A prompt of a thousand steps, seen near its beginning.
         let before = bench.engine.stats();
-        let prompt = model.generate(ask(20 + round, 900, 1)).unwrap();
+        let prompt = model.generate(long(20 + round, 8000, 1)).unwrap();
         bench.until(|engine| engine.stats().prefilled_tokens >= before.prefilled_tokens + 100);
         let gone = cancel(&bench, vec![prompt], 0, "in the prompt");
         assert_eq!((gone.free_pages, gone.generated_tokens), (gone.total_pages, before.generated_tokens));
-        assert!(gone.prefilled_tokens < before.prefilled_tokens + 900, "it was not read to its end");
+        assert!(gone.prefilled_tokens < before.prefilled_tokens + 8000, "it was not read to its end");
     }
 }
 

@@ -9,6 +9,7 @@ mod deploy;
 mod egress;
 mod embed;
 mod examples;
+mod gpu;
 mod guests;
 mod hostile;
 mod killed;

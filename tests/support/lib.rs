@@ -123,13 +123,6 @@ pub fn lend_twin(home: &Path) {
     bytes.extend([0; 32]);
     let digest = hob::digest::Digest::of(&bytes);
     std::fs::write(store.blob(&digest), &bytes).expect("a temporary directory can be written");
-    let manifest = Manifest {
-        name: TWIN.parse().expect("it is a name"),
-        digest,
-        bytes: bytes.len() as u64,
-        source: "test".into(),
-        pulled_at: 0,
-        keep: Default::default(),
-    };
+    let manifest = Manifest::of_file(TWIN.parse().expect("it is a name"), digest, bytes.len() as u64, "test");
     store.name(&manifest).expect("a temporary directory can be written");
 }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::TcpListener;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub enum Trouble {
     Cut(usize),
     /// Ranges are ignored, too.
     CutWithoutRanges(usize),
-    /// After so many bytes of an answer nothing more comes.
+    /// After so many bytes, in however many answers, nothing more comes.
     Stall(usize),
     /// A pause after each 64 KiB.
     Slow(Duration),
@@ -42,6 +42,8 @@ pub enum Trouble {
     Claims(u64),
     /// So many answers are this status.
     Status(u16, usize),
+    /// This answer, by its number from 1, is 403: the right to read has lapsed.
+    Lapses(usize),
     /// The bytes are elsewhere.
     Moved(String),
     /// Another file each time.
@@ -67,6 +69,8 @@ struct Item {
     trouble: Trouble,
     /// How often it was asked for.
     times: usize,
+    /// Bytes that were sent.
+    given: Arc<AtomicUsize>,
     /// Who may have it: those with this `authorization`.
     only: Option<String>,
 }
@@ -142,7 +146,7 @@ impl Shelf {
     pub fn trouble(&self, path: &str, trouble: Trouble) {
         let mut state = self.state();
         let item = state.items.get_mut(path).unwrap_or_else(|| panic!("there is {path}"));
-        (item.trouble, item.times) = (trouble, 0);
+        (item.trouble, item.times, item.given) = (trouble, 0, Arc::default());
     }
 
     /// Gives all paths that begin so to those who say this `authorization` only.
@@ -174,8 +178,10 @@ impl Shelf {
 
     /// Publishes the list of a repository's files.
     pub fn put_list(&self, repository: &str, list: &Value) {
-        let path = format!("/api/models/{repository}/revision/main");
-        self.put_as(&path, list.to_string().as_bytes(), "application/json", &[]);
+        for revision in ["main", COMMIT] {
+            let path = format!("/api/models/{repository}/revision/{revision}");
+            self.put_as(&path, list.to_string().as_bytes(), "application/json", &[]);
+        }
     }
 
     /// Publishes a model as Ollama's registry does: layers with the ends of their types.
@@ -271,6 +277,7 @@ fn answer(stream: &mut impl Write, item: Option<Item>, asked: &Asked) -> Option<
     }
     match &item.trouble {
         Trouble::Status(status, times) if item.times <= *times => return plain(&format!("{status} No"), ""),
+        Trouble::Lapses(number) if item.times == *number => return plain("403 Forbidden", ""),
         Trouble::Moved(place) => return plain("302 Found", &format!("location: {place}\r\n")),
         _ => {}
     }
@@ -305,21 +312,25 @@ fn answer(stream: &mut impl Write, item: Option<Item>, asked: &Asked) -> Option<
     let end = (last + 1).min(bytes.len() as u64);
     let body = bytes.get(first as usize..end as usize).unwrap_or_default();
     let most = match item.trouble {
-        Trouble::Cut(most) | Trouble::CutWithoutRanges(most) | Trouble::Stall(most) => most.min(body.len()),
+        Trouble::Cut(most) | Trouble::CutWithoutRanges(most) => most.min(body.len()),
         _ => body.len(),
     };
     stream.write_all(format!("{head}\r\n").as_bytes()).ok()?;
     for piece in body[..most].chunks(64 << 10) {
-        stream.write_all(piece).ok()?;
+        let before = item.given.fetch_add(piece.len(), Ordering::SeqCst);
+        let left = match item.trouble {
+            Trouble::Stall(most) => most.saturating_sub(before).min(piece.len()),
+            _ => piece.len(),
+        };
+        stream.write_all(&piece[..left]).ok()?;
         stream.flush().ok()?;
-        asked.sent.fetch_add(piece.len() as u64, Ordering::SeqCst);
-        if let Trouble::Slow(pause) = item.trouble {
-            std::thread::sleep(pause);
+        asked.sent.fetch_add(left as u64, Ordering::SeqCst);
+        match item.trouble {
+            // Until the client gives up, or is killed.
+            Trouble::Stall(_) if left < piece.len() => std::thread::sleep(Duration::from_secs(120)),
+            Trouble::Slow(pause) => std::thread::sleep(pause),
+            _ => {}
         }
-    }
-    if most < body.len() && matches!(item.trouble, Trouble::Stall(_)) {
-        // Until the client gives up, or is killed.
-        std::thread::sleep(Duration::from_secs(120));
     }
     (most as u64 == last + 1 - first.min(last + 1) || total == 0).then_some(())
 }

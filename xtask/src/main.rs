@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person
 
 mod guests;
+mod kernels;
 mod scripts;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ usage: cargo xtask COMMAND
   test            all that must hold: format, lints, docs, guests, tests
   bench [GROUP]   measure (host, density, cold, engine, residency, api; all without a GROUP); --json for one object a line
   guests          build the examples and test guests into target/guests/out
+  kernels         check the PTX of the card's kernels with NVIDIA's compiler; --write renews it
   fuzz TARGET [S] feed hostile files to a reader (gguf, checkpoint, tokenizer) for S seconds, 60 by default
 
 Each brings what it lacks, once: the compiler's wasm targets, a model (98 MB), and for the tests a second one (253 MB)
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
         ["fuzz", target] => fuzz(target, "60"),
         ["fuzz", target, seconds] => fuzz(target, seconds),
         ["guests"] => all_guests(),
+        ["kernels"] => kernels::run(root(), false),
+        ["kernels", "--write"] => kernels::run(root(), true),
         ["help" | "--help" | "-h"] | [] => {
             println!("{USAGE}");
             Ok(())
@@ -75,6 +79,8 @@ fn test() -> Result<()> {
     step("lints", cargo().args(lints))?;
     let docs = ["doc", "--release", "--no-deps", "--quiet", "-p", "hob", "-p", "hob-gpu", "-p", "hob-sdk"];
     step("docs", cargo().args(docs).env("RUSTDOCFLAGS", "-D warnings"))?;
+    say("the card's kernels");
+    kernels::run(root(), false)?;
     prepare()?;
     say("building the guests in JavaScript and Python");
     scripts::build(root(), &guests::out(root()))?;

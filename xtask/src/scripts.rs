@@ -45,7 +45,7 @@ const SCRIPTS: [Script; 2] = [
 /// # Errors
 /// A guest whose tools are here does not build.
 pub fn build(root: &Path, out: &Path) -> Result<()> {
-    let tools = Tools { root: root.to_owned(), folder: root.join("target/guests/tools") };
+    let tools = Tools::new(root);
     let kept = root.join("target/guests/scripts");
     fs::create_dir_all(&kept)?;
     for script in &SCRIPTS {
@@ -98,7 +98,7 @@ pub fn clients(root: &Path) -> Result<()> {
 
 /// A tool cannot be had on this machine: a reason to skip, not to fail.
 #[derive(Debug)]
-struct Missing(String);
+pub struct Missing(String);
 
 impl std::fmt::Display for Missing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -109,12 +109,17 @@ impl std::fmt::Display for Missing {
 impl std::error::Error for Missing {}
 
 /// Where the languages' tools are kept.
-struct Tools {
+pub struct Tools {
     root: PathBuf,
     folder: PathBuf,
 }
 
 impl Tools {
+    /// Those of the repository at `root`.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), folder: root.join("target/guests/tools") }
+    }
+
     fn javascript(&self, source: &Path, out: &Path) -> Result<()> {
         let path = self.path_with_node()?;
         let modules = self.folder.join("js");
@@ -173,7 +178,10 @@ impl Tools {
     }
 
     /// An environment of Python with packages installed; the folder of its programs.
-    fn environment(&self, name: &str, packages: &[&str]) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// `Missing` where Python or the packages cannot be had.
+    pub fn environment(&self, name: &str, packages: &[&str]) -> Result<PathBuf> {
         let folder = self.folder.join(name);
         let programs = folder.join("bin");
         if !quiet(Command::new("python3").arg("--version")) {

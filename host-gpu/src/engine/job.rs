@@ -153,6 +153,11 @@ impl Job {
         }
     }
 
+    /// Whether [`Self::choose`] would take the likeliest token and do nothing else.
+    pub(super) fn takes_likeliest(&self) -> bool {
+        self.guide.is_none() && self.sampler.takes_likeliest()
+    }
+
     /// Chooses the next token, and reports its probability if that was asked for.
     pub(super) fn choose(&mut self, logits: &[f32]) -> TokenId {
         let id = self.sampler.choose_in(logits, self.guide.as_mut());

@@ -247,10 +247,6 @@ fn serve(shared: &Shared, asleep: &AtomicBool) {
         }
         spins = spins.wrapping_add(1);
         if !spins.is_multiple_of(64) || idle_since.elapsed() < SPIN {
-            if spins.is_multiple_of(256) {
-                // Who waits for this core goes first: it has work, and would wait until this turn is over.
-                thread::yield_now();
-            }
             std::hint::spin_loop();
             continue;
         }

@@ -122,7 +122,7 @@ impl Control {
         let status = Status {
             version: env!("CARGO_PKG_VERSION").into(),
             listen: data_listener,
-            code_path: host.library().engine().code_path().to_string(),
+            code_path: host.library().engine().runs_on(),
         };
         let router = router(App { host, status, key: key.into(), audit });
         match (config.tls, local) {

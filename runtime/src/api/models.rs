@@ -80,7 +80,7 @@ impl ModelView {
         let blob = || model.digest.parse().map(|digest| library.store().blob(&digest)).ok();
         let tier = match model.state {
             ModelState::Resident => Tier::Device,
-            _ => blob().map_or(Tier::Disk, |path| Tier::of_files(&[path]).0),
+            _ => blob().map_or(Tier::Disk, |path| Tier::of_file(&path).0),
         };
         let mut view = Self::absent(model.name, model.digest, tier, model.moves);
         view.state = model.state.to_string();
@@ -139,8 +139,7 @@ fn all(library: &Library) -> Vec<ModelView> {
     let mut views = views(library);
     for stored in library.store().list().unwrap_or_default() {
         let digest = stored.digest.to_string();
-        let blobs: Vec<_> = stored.blobs().iter().map(|(digest, _)| library.store().blob(digest)).collect();
-        let (tier, cached_percent) = Tier::of_files(&blobs);
+        let (tier, cached_percent) = Tier::of_model(library.store(), &stored);
         match views.iter_mut().find(|view| view.digest == digest && view.name == stored.name.as_str()) {
             Some(view) => view.cached_percent = cached_percent,
             None => {
@@ -154,7 +153,7 @@ fn all(library: &Library) -> Vec<ModelView> {
     }
     for entry in catalog::ENTRIES {
         if !views.iter().any(|view| view.name == entry.name) {
-            let digest = entry.digest().map_or_else(String::new, |digest| digest.to_string());
+            let digest = entry.digest().map_or(String::new(), |digest| digest.to_string());
             views.push(ModelView::absent(entry.name.into(), digest, Tier::Pullable, Moves::default()));
         }
     }

@@ -164,7 +164,10 @@ fn schemas() -> Value {
             json!({ "type": "object", "required": ["name", "digest", "state", "tier", "device", "bytes", "leases", "unused_s"] }),
         ),
         // What is known of a model depends on what its file says.
-        ("StoredModel", json!({ "type": "object", "required": ["name", "digest", "bytes", "source", "pulled_at"] })),
+        (
+            "StoredModel",
+            json!({ "type": "object", "required": ["name", "digest", "bytes", "source", "pulled_at", "tier"] }),
+        ),
         (
             "PullRequest",
             object(

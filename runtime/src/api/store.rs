@@ -5,6 +5,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use hob_gpu::ModelState;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -40,16 +41,25 @@ pub struct CopyCall {
 }
 
 pub async fn list(State(app): State<App>) -> Result<Json<Vec<StoredModel>>, ApiError> {
-    on_disk(&app, |store| {
-        let models = store.list()?;
-        Ok(Json(models.into_iter().map(|model| StoredModel::of(store, model)).collect()))
-    })
-    .await
+    let read = |store: &ModelStore| Ok(store.list()?.into_iter().map(|model| StoredModel::of(store, model)).collect());
+    let mut models: Vec<StoredModel> = on_disk(&app, read).await?;
+    place(&app, &mut models);
+    Ok(Json(models))
 }
 
 pub async fn show(State(app): State<App>, Path(name): Path<String>) -> Result<Json<StoredModel>, ApiError> {
     let name = parse(&name)?;
-    on_disk(&app, move |store| Ok(Json(StoredModel::of(store, store.get(&name)?)))).await
+    let mut model = on_disk(&app, move |store| Ok(StoredModel::of(store, store.get(&name)?))).await?;
+    place(&app, std::slice::from_mut(&mut model));
+    Ok(Json(model))
+}
+
+/// Says of those that are in a device's memory that they are.
+fn place(app: &App, models: &mut [StoredModel]) {
+    let known = app.host.library().engine().models();
+    for status in known.iter().filter(|status| matches!(status.state, ModelState::Resident)) {
+        models.iter_mut().for_each(|model| model.is_on(&status.digest, status.device));
+    }
 }
 
 pub async fn copy(

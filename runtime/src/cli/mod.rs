@@ -6,6 +6,7 @@ mod command;
 mod deploy;
 mod engine;
 mod functions;
+mod gpu;
 mod keys;
 mod logs;
 mod models;
@@ -113,6 +114,9 @@ enum Command {
     Run(run::Args),
     /// Measure how fast a model is on this machine
     Bench(bench::Args),
+    /// See what this machine's NVIDIA cards can do
+    #[command(subcommand)]
+    Gpu(gpu::Command),
     /// Get models, and see which are here
     #[command(subcommand)]
     Models(models::Command),
@@ -154,6 +158,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tenants(command) => tenants::run(&global.client()?, command),
         Command::Run(args) => run::run(data()?, args),
         Command::Bench(args) => bench::run(data()?, args),
+        Command::Gpu(command) => gpu::run(data()?, command),
         Command::Models(command) => models::run(&global, command),
     }
 }

@@ -98,10 +98,17 @@ pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
                 true => global.client()?.stored_models()?,
                 false => {
                     let store = store()?;
-                    store.list()?.into_iter().map(|model| StoredModel::of(&store, model)).collect()
+                    let mut models: Vec<_> =
+                        store.list()?.into_iter().map(|model| StoredModel::of(&store, model)).collect();
+                    // A server that runs beside this knows which are in a device's memory.
+                    let resident = global.client().and_then(|client| Ok(client.models()?)).unwrap_or_default();
+                    for view in resident.iter().filter(|view| view.tier == Tier::Device) {
+                        models.iter_mut().for_each(|model| model.is_on(&view.digest, &view.device));
+                    }
+                    models
                 }
             };
-            list(&models, &in_memory(global), known, json)
+            list(&models, known, json)
         }
         Command::Keep { name, warm, pin, idle, priority, share } => {
             keep(&here_only("keep")?, &name, Keep { warm, pinned: pin, idle_s: idle, priority, share })
@@ -178,7 +185,7 @@ fn verify(store: &ModelStore, names: Vec<ModelName>) -> anyhow::Result<()> {
         return Ok(());
     }
     bail!(
-        "{} of {all} damaged: {}; `hob models pull SOURCE --as NAME --check` gets again what is, SOURCE is in `hob models show`",
+        "{} of {all} damaged: {}; `hob models pull NAME --check` gets again what is",
         damaged.len(),
         damaged.join(", ")
     )
@@ -241,13 +248,7 @@ fn span(seconds: u64) -> String {
     }
 }
 
-/// Digests of the models that a running server has in memory, and the device; none, if no server runs.
-fn in_memory(global: &Global) -> Vec<(String, String)> {
-    let models = global.client().and_then(|client| Ok(client.models()?)).unwrap_or_default().into_iter();
-    models.filter(|model| model.tier == Tier::Device).map(|model| (model.digest, model.device)).collect()
-}
-
-fn list(here: &[StoredModel], in_memory: &[(String, String)], known: bool, json: bool) -> anyhow::Result<()> {
+fn list(here: &[StoredModel], known: bool, json: bool) -> anyhow::Result<()> {
     if json {
         println!("{}", serde_json::to_string_pretty(here)?);
         return Ok(());
@@ -259,16 +260,8 @@ fn list(here: &[StoredModel], in_memory: &[(String, String)], known: bool, json:
         return Ok(());
     }
     let row = |model: &StoredModel| {
-        let digest = model.digest.to_string();
-        let place = match in_memory.iter().find(|(known, _)| *known == digest) {
-            Some((_, device)) => format!("{} ({device})", Tier::Device),
-            None => match (model.tier, model.cached_percent) {
-                (Tier::Disk, Some(percent @ 1..)) => format!("{}, {percent} % in host memory", Tier::Disk),
-                (tier, _) => tier.to_string(),
-            },
-        };
-        let (name, digest) = (model.name.to_string(), digest[..19].to_owned());
-        [name, size(model.bytes), digest, model.summary(), place, ago(model.pulled_at)]
+        let digest = model.digest.to_string()[..19].to_owned();
+        [model.name.to_string(), size(model.bytes), digest, model.summary(), model.place(), ago(model.pulled_at)]
     };
     let mut rows: Vec<_> = here.iter().map(row).collect();
     let more = catalog::ENTRIES.iter().filter(|_| known);

@@ -124,7 +124,7 @@ async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
     eprintln!("Serving HTTP on {scheme}://{}/", server.address());
     tracing::info!(
         control = %control.address(), data = %host.data().root().display(), functions = functions.len(),
-        code_path = %engine.code_path(), activations = %engine.config().activations, kv = %engine.config().kv_type,
+        code_path = %engine.runs_on(), activations = %engine.config().activations, kv = %engine.config().kv_type,
         threads = engine.config().threads, workers, ready_ms = started.elapsed().as_millis() as u64, "hob is ready",
     );
     stop_signal().await?;

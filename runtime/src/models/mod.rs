@@ -3,7 +3,9 @@
 pub mod catalog;
 mod error;
 pub mod fetch;
+mod follow;
 mod from;
+mod joined;
 pub mod keep;
 mod plan;
 pub mod progress;

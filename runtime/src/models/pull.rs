@@ -5,25 +5,26 @@
 //! the next one goes on.
 
 use std::fs::{self, File};
-use std::io::{Read, Write as _};
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hob_gpu::FormatError;
-use tokio::sync::mpsc;
 
 use super::catalog::Entry;
 use super::fetch::http::{Web, WebError};
 use super::fetch::{Fetched, Fetcher, Remote, Show};
 use super::from::Finder;
+use super::joined::{Failed, Joined};
 use super::plan::{Content, Plan, Planned};
 use super::space::Space;
 use super::store::{Manifest, ModelFile, ModelStore, StoreError};
 use super::wanted::{Package, Wanted};
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 use crate::names::ModelName;
 
 pub use super::error::PullError;
+pub use super::follow::follow;
 pub use super::progress::{Progress, PullLine};
 pub use super::settings::{DEFAULT_INDEX, PullSettings};
 
@@ -86,8 +87,10 @@ impl<'a> Puller<'a> {
     /// # Errors
     /// See [`PullError`]; names mean what they did before then.
     pub fn pull(&self, request: &PullRequest, show: Show<'_>) -> Result<Pulled, PullError> {
-        let wanted = &request.wanted;
-        let name = request.name.clone().or_else(|| wanted.local_name()).ok_or_else(|| PullError::Choice {
+        let origin = self.origin(&request.wanted);
+        let wanted = origin.as_ref().unwrap_or(&request.wanted);
+        let usual = || request.wanted.local_name();
+        let name = request.name.clone().or_else(usual).ok_or_else(|| PullError::Choice {
             what: wanted.to_string(),
             why: "makes no name for a model; say one with --as".into(),
         })?;
@@ -134,6 +137,17 @@ impl<'a> Puller<'a> {
             tracing::warn!(model = %name, "what was fetched has gone; it is fetched again");
         }
         Err(StoreError::Damaged { name, why: "what is pulled is removed at once".into() }.into())
+    }
+
+    /// Where a model came from whose name is ours and not the catalogue's: it is got again from there.
+    fn origin(&self, wanted: &Wanted) -> Option<Wanted> {
+        let Wanted::Short(name) = wanted else { return None };
+        if Entry::find(name).is_some() {
+            return None;
+        }
+        let source = self.store.named(name).ok()?.source;
+        // Behind what was asked for may stand the digest of what came.
+        source.parse().ok().or_else(|| source.split(' ').next()?.parse().ok())
     }
 
     /// Whether all that is missing fits, as far as sizes are known.
@@ -324,85 +338,4 @@ fn is_sound(error: &FormatError) -> bool {
         FormatError::InFile { why, .. } => is_sound(why),
         _ => false,
     }
-}
-
-/// Which side failed.
-enum Failed {
-    Reading(std::io::Error),
-    Writing(std::io::Error),
-}
-
-/// A file that grows part by part.
-struct Joined {
-    file: tempfile::NamedTempFile,
-    hasher: Hasher,
-    bytes: u64,
-}
-
-impl Joined {
-    fn new(file: tempfile::NamedTempFile) -> Self {
-        Self { file, hasher: Hasher::default(), bytes: 0 }
-    }
-
-    /// Appends what there is, at most `most` bytes, and one more to show that there were more.
-    fn add(&mut self, from: impl Read, name: &str, most: u64, show: Show<'_>) -> Result<(), Failed> {
-        let mut from = from.take(most.saturating_add(1));
-        let mut buffer = vec![0; 1 << 18];
-        let mut done = 0;
-        loop {
-            let n = from.read(&mut buffer).map_err(Failed::Reading)?;
-            if n == 0 {
-                return Ok(());
-            }
-            self.hasher.update(&buffer[..n]);
-            self.file.write_all(&buffer[..n]).map_err(Failed::Writing)?;
-            done += n as u64;
-            self.bytes += n as u64;
-            show(&Progress::Unpacking { name, done: done.min(most), total: most });
-        }
-    }
-
-    fn keep(self, store: &ModelStore) -> std::io::Result<(Digest, u64)> {
-        let digest = self.hasher.finish();
-        store.data().keep(self.file, &store.blob(&digest))?;
-        Ok((digest, self.bytes))
-    }
-}
-
-/// Pulls a model, and tells how far it is line by line, as Ollama's clients read them; the last one says `success`, or has an
-/// `error`. Dropping the lines stops the pull.
-pub fn follow(store: ModelStore, request: PullRequest) -> mpsc::Receiver<PullLine> {
-    let (send, lines) = mpsc::channel(16);
-    tokio::task::spawn_blocking(move || {
-        let last = match tell(&store, &request, &send) {
-            Ok(()) => PullLine::success(),
-            Err(error) => {
-                tracing::warn!(model = %request.wanted, %error, "not pulled");
-                PullLine::error(&error)
-            }
-        };
-        let _ = send.blocking_send(last);
-    });
-    lines
-}
-
-fn tell(store: &ModelStore, request: &PullRequest, send: &mpsc::Sender<PullLine>) -> Result<(), PullError> {
-    let settings = PullSettings::from_environment()?;
-    let puller = Puller::new(store, &settings)?;
-    let stop = puller.stop();
-    let mut last = PullLine::default();
-    let pulled = puller.pull(request, &mut |progress| {
-        let line = PullLine::from(progress);
-        if send.is_closed() {
-            stop.store(true, Ordering::Relaxed);
-        } else if line.status == last.status && line.completed.is_some() && line.completed != line.total {
-            // Who reads slowly misses some of the numbers, and holds up nothing.
-            let _ = send.try_send(line.clone());
-        } else if line != last {
-            let _ = send.blocking_send(line.clone());
-        }
-        last = line;
-    })?;
-    tracing::info!(model = %pulled.manifest.name, from = pulled.manifest.source, "pulled");
-    Ok(())
 }

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::keep::Keep;
-use super::tier::Tier;
 use super::store::{Defaults, Manifest, ModelFile, ModelStore};
+use super::tier::Tier;
 use crate::digest::Digest;
 use crate::names::ModelName;
 
@@ -39,9 +39,12 @@ pub struct StoredModel {
     /// Why it cannot be run by this version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unsupported: Option<String>,
-    /// Where its files are, as the host knows it: whether a device has it is not looked at.
+    /// The nearest place that it can be had from.
     pub tier: Tier,
-    /// How much of them is in the host's memory, in percent, if that can be known.
+    /// The device, if it is in one's memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// How much of its files is in the host's memory, if that can be known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cached_percent: Option<u8>,
     /// How long it stays in memory.
@@ -57,8 +60,7 @@ impl StoredModel {
     pub fn of(store: &ModelStore, manifest: Manifest) -> Self {
         let info = store.path(&manifest).map_err(|error| error.to_string());
         let info = info.and_then(|path| hob_gpu::inspect(&path).map_err(|error| error.to_string()));
-        let blobs: Vec<_> = manifest.blobs().iter().map(|(digest, _)| store.blob(digest)).collect();
-        let (tier, cached_percent) = Tier::of_files(&blobs);
+        let (tier, cached_percent) = Tier::of_model(store, &manifest);
         let Manifest { name, digest, bytes, source, pulled_at, keep, files, defaults } = manifest;
         let mut model = Self {
             name,
@@ -73,6 +75,7 @@ impl StoredModel {
             context_tokens: None,
             unsupported: None,
             tier,
+            device: None,
             cached_percent,
             keep,
             defaults,
@@ -88,6 +91,22 @@ impl StoredModel {
             Err(why) => model.unsupported = Some(why),
         }
         model
+    }
+
+    /// Says that what has this digest is in the memory of a device.
+    pub fn is_on(&mut self, digest: &str, device: &str) {
+        if self.digest.to_string() == digest {
+            (self.tier, self.device) = (Tier::Device, Some(device.to_owned()));
+        }
+    }
+
+    /// Where it is, for people.
+    pub fn place(&self) -> String {
+        match (self.tier, self.cached_percent) {
+            (Tier::Device, _) => format!("{} ({})", Tier::Device, self.device.as_deref().unwrap_or("?")),
+            (Tier::Disk, Some(percent @ 1..)) => format!("{}, {percent} % in host memory", Tier::Disk),
+            (tier, _) => tier.to_string(),
+        }
     }
 
     /// One line for people.

@@ -23,7 +23,7 @@ use crate::report::{Measure, Report, quantile};
 const FUNCTIONS: usize = 500;
 
 pub fn run(report: &mut Report) -> Result<()> {
-    let mut hob = start()?;
+    let mut hob = start(&[])?;
     report.code_path(hob.client().status()?.code_path);
     warm_up(&hob)?;
     let (times, splits) = ask_each(&hob)?;
@@ -58,11 +58,19 @@ pub fn run(report: &mut Report) -> Result<()> {
     let mut mapped: Vec<f64> = times.iter().zip(&splits).map(join).collect();
     report.add(Measure::new("  a function that is mapped first, p50", quantile(&mut mapped, 0.5), "ms"));
     report.add(Measure::new("  a function that is mapped first, p99", quantile(&mut mapped, 0.99), "ms"));
+    drop(hob);
+    // One core of two is the requests'.
+    let hob = start(&["--threads", "1"])?;
+    warm_up(&hob)?;
+    let (times, splits) = ask_each(&hob)?;
+    let mut apart: Vec<f64> = times.iter().zip(&splits).map(join).collect();
+    report.add(Measure::new("  a new function, the engine with one thread, p50", quantile(&mut apart, 0.5), "ms"));
+    report.add(Measure::new("  a new function, the engine with one thread, p99", quantile(&mut apart, 0.99), "ms"));
     Ok(())
 }
 
 /// A server on which all functions were deployed just now. They have been compiled: what one compiles to is what all do.
-fn start() -> Result<Hob> {
+fn start(args: &[&str]) -> Result<Hob> {
     let home = tempfile::tempdir()?;
     let data = DataDir::open(Some(home.path()))?;
     let guest = std::fs::read(component("guest-infer"))?;
@@ -72,7 +80,8 @@ fn start() -> Result<Hob> {
     host.components().compile(&first)?;
     let engine = host.components().engine().compatibility().to_owned();
     drop(host);
-    let hob = Hob::on(home, ServeOptions { model: true, ..ServeOptions::default() });
+    let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+    let hob = Hob::on(home, ServeOptions { model: true, args, ..ServeOptions::default() });
     for n in 0..=FUNCTIONS {
         let bytes = distinct(&guest, &n.to_le_bytes());
         let digest = hob.client().upload(&bytes)?;

@@ -21,7 +21,7 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 #[derive(clap::Args)]
 #[command(after_help = SOURCES)]
 pub struct Args {
-    /// A short name from `hob models list --known`, or where the model lies
+    /// A short name from `hob models list --known`, where the model lies, or the name of one that is here, to get it again
     #[arg(required = true, value_name = "SOURCE")]
     source: Vec<String>,
     /// What to call it [default: what its place suggests]
@@ -203,7 +203,7 @@ impl Show {
             self.bar.reset();
             self.bar.set_style(style(match total {
                 Some(_) => {
-                    "{msg} {wide_bar:.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left"
+                    "{msg} {wide_bar:.cyan/dim} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left"
                 }
                 None => "{spinner:.cyan} {msg} {decimal_bytes} {decimal_bytes_per_sec}",
             }));

@@ -5,6 +5,8 @@
 //! breaks is made again for as long as bytes come now and then (`HOB_PULL_PATIENCE`). Progress is told by the thread that
 //! asked, some times a second.
 
+pub mod access;
+mod fill;
 pub mod http;
 pub(crate) mod partial;
 mod work;
@@ -22,7 +24,8 @@ use super::progress::Progress;
 use super::settings::PullSettings;
 use super::space::Space;
 use crate::digest::Digest;
-use http::{Access, Web};
+use access::Access;
+use http::Web;
 use partial::Partial;
 
 /// How often progress is told.

@@ -7,7 +7,8 @@ use url::Url;
 
 use super::Finder;
 use crate::models::error::PullError;
-use crate::models::fetch::http::{Access, Call, WebError, shown};
+use crate::models::fetch::access::Access;
+use crate::models::fetch::http::{Call, WebError, shown};
 use crate::models::fetch::{Expect, Remote};
 use crate::models::plan::{Content, Plan};
 use crate::models::store::FilePath;
