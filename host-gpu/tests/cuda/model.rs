@@ -1,5 +1,6 @@
 //! Whole models on the card against the processor's engine: logits, greedy text, batches, KV that changes hands.
 
+use super::shim;
 use super::support::{self, golden_path, ids, read, wait};
 use hob_gpu::{
     Activations, Ask, Engine, EngineConfig, EngineDevice, Finish, KvType, Model, ModelSource, Prompt, Quantize, TokenId,
@@ -19,6 +20,9 @@ const MODELS: &[&str] = &[
     "phi3-long",
     "phi3-short",
 ];
+
+/// Those that stand for the others where it would take long.
+const SOME: &[&str] = &["llama", "gemma3", "phi3"];
 
 fn config() -> EngineConfig {
     EngineConfig { threads: 1, kv_bytes: 1 << 20, kv_page_bytes: 1 << 13, huge_pages: false, ..EngineConfig::default() }
@@ -44,30 +48,42 @@ fn some_tokens(n: usize, len: usize) -> Vec<TokenId> {
     ids(&(0..len).map(|i| ((i * 7 + n * 13 + 3) % 60) as u32).collect::<Vec<_>>())
 }
 
-/// The largest difference of two log-probabilities that are above `floor`.
-fn apart(a: &[f32], b: &[f32], floor: f32) -> f32 {
-    let both = a.iter().zip(b).filter(|(a, b)| a.max(**b) > floor);
-    both.map(|(a, b)| (a - b).abs()).fold(0.0, |most, d| if d.is_nan() { f32::INFINITY } else { most.max(d) })
+/// The root of the mean square of the differences, over how far apart the values themselves are.
+fn apart(got: &[f32], want: &[f32]) -> f64 {
+    let mean = want.iter().map(|w| f64::from(*w)).sum::<f64>() / want.len() as f64;
+    let spread: f64 = want.iter().map(|w| (f64::from(*w) - mean).powi(2)).sum();
+    let error: f64 = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - f64::from(*w)).powi(2)).sum();
+    let apart = (error / spread).sqrt();
+    if apart.is_nan() { f64::INFINITY } else { apart }
 }
 
 #[test]
 fn every_architecture_gives_the_logits_of_the_processor() {
     // Floats as they are; bytes and nibbles, of which embedding and head are bytes.
-    for (quantize, most) in [(None, 5e-3), (Some(Quantize::Q8_0), 2e-2), (Some(Quantize::Q4_0), 2e-2)] {
+    for quantize in [None, Some(Quantize::Q8_0), Some(Quantize::Q4_0)] {
         for kv_type in [KvType::F16, KvType::Q8_0] {
+            // A byte that is rounded the other way is seen in models as small as these.
+            let exact = quantize.is_none() && kv_type == KvType::F16;
             let config = EngineConfig { quantize, kv_type, activations: Activations::Q8, ..config() };
             let Some(card) = on_card(config.clone()) else { return };
             let processor = start(config);
-            for name in MODELS {
-                let tokens = some_tokens(1, 70);
+            let few = shim::again() || !exact;
+            for name in if few { SOME } else { MODELS } {
+                let tokens = some_tokens(1, 36);
                 let want = load(&processor, name).score(&tokens, 64).unwrap();
                 let model = load(&card, name);
-                for chunk in [1, 7, 64] {
-                    let got = model.score(&tokens, chunk).unwrap();
+                // Longer than the windows of 16, shorter where each token is a step.
+                for (chunk, len) in [(1, 20), (7, 20), (64, 36)] {
+                    let got = model.score(&tokens[..len], chunk).unwrap();
                     let error =
-                        (0..tokens.len()).map(|n| apart(got.after(n), want.after(n), -12.0)).fold(0.0, f32::max);
+                        (0..len).map(|n| apart(got.after(n), want.after(n))).fold(0.0, f64::max);
                     println!("{name} {quantize:?} over {kv_type} in chunks of {chunk}: within {error:.1e}");
-                    let most = if kv_type == KvType::Q8_0 { 4.0 * most } else { most };
+                    // Together, tokens meet floats as halves.
+                    let most = match (exact, chunk) {
+                        (true, 1) => 1e-3,
+                        (true, _) => 6e-3,
+                        (false, _) => 4e-2,
+                    };
                     assert!(error < most, "{name} {quantize:?} over {kv_type} in chunks of {chunk}");
                 }
             }
@@ -141,7 +157,7 @@ fn what_the_card_cannot_have_is_a_sentence() {
     let device = EngineDevice::Cuda { ordinal: 0 };
     let refused = Engine::start(EngineConfig { device, kv_type: KvType::F32, ..config() }).err().unwrap().to_string();
     assert!(refused.contains("choose f16 or q8_0"), "{refused}");
-    let refused = Engine::start(EngineConfig { device, kv_bytes: 1 << 40, ..config() }).err().unwrap().to_string();
+    let refused = Engine::start(EngineConfig { device, kv_bytes: 2 << 30, ..config() }).err().unwrap().to_string();
     assert!(refused.contains("no room for"), "{refused}");
     drop(card);
 }
