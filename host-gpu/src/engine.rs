@@ -27,8 +27,8 @@ mod job;
 mod pace;
 mod worker;
 
-use door::Door;
 pub use device::EngineDevice;
+use door::Door;
 use job::Job;
 use worker::Worker;
 

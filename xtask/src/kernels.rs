@@ -6,10 +6,10 @@
 
 use crate::scripts::{Missing, Tools};
 use anyhow::{Context, Result, ensure};
+use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::Path;
 use std::process::Command;
-use std::fs;
 
 /// Where the kernels are.
 const FOLDER: &str = "host-gpu/kernels";
@@ -27,7 +27,9 @@ pub fn run(root: &Path, write: bool) -> Result<()> {
         return Ok(());
     }
     let requirements = folder.join("requirements.txt").to_string_lossy().into_owned();
-    let tools = match Tools::new(root).environment("cuda", &["--no-deps", "--require-hashes", "--requirement", &requirements]) {
+    let tools = match Tools::new(root)
+        .environment("cuda", &["--no-deps", "--require-hashes", "--requirement", &requirements])
+    {
         Ok(tools) => tools,
         Err(error) if error.is::<Missing>() && !write => {
             println!("kernels: SKIPPED, PTX is not checked: {error:#}");

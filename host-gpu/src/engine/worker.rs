@@ -53,7 +53,21 @@ impl Worker {
         let huge_pages = config.moves_weights();
         let largest_step = config.largest_step();
         let next = 0;
-        Self { compute, arena, card, buffers, scheduler, paces, jobs, next, inbox, counters, door, huge_pages, largest_step }
+        Self {
+            compute,
+            arena,
+            card,
+            buffers,
+            scheduler,
+            paces,
+            jobs,
+            next,
+            inbox,
+            counters,
+            door,
+            huge_pages,
+            largest_step,
+        }
     }
 
     pub(super) fn run(mut self) {

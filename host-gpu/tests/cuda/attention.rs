@@ -129,8 +129,7 @@ fn heads_turn_and_attend_over_pages_of_any_size() {
             device.write(arena.view(), &vec![0xff; arena.len()]).unwrap();
             let on_tables = device.put(&tables).unwrap();
             let vector = |noise: &mut Noise, n: usize| device.put(&noise.many(n)).unwrap();
-            let (bias, norms) =
-                (vector(&mut noise, all * head_dim), [(); 2].map(|()| vector(&mut noise, head_dim)));
+            let (bias, norms) = (vector(&mut noise, all * head_dim), [(); 2].map(|()| vector(&mut noise, head_dim)));
 
             // What each sequence has: all its tokens go through `turn`, the old ones first.
             let mut sequences = vec![(Vec::new(), Vec::new()); case.parts.len() * kv_heads];

@@ -60,8 +60,10 @@ fn products_of_every_type_are_those_of_double_precision() {
             let bytes: Vec<Vec<u8>> = sizes.iter().map(|rows| weights(&mut noise, quant, *rows, cols)).collect();
             let host: Vec<Matrix<'_>> =
                 bytes.iter().zip(sizes).map(|(bytes, rows)| Matrix { quant, rows, cols, bytes, copies: &[] }).collect();
-            let rows: Vec<Vec<f32>> =
-                host.iter().flat_map(|w| (0..w.rows).map(|row| reference::decode(w, row)).collect::<Vec<_>>()).collect();
+            let rows: Vec<Vec<f32>> = host
+                .iter()
+                .flat_map(|w| (0..w.rows).map(|row| reference::decode(w, row)).collect::<Vec<_>>())
+                .collect();
             let card: Vec<DeviceMatrix> = host.iter().map(|w| DeviceMatrix::upload(&device, w).unwrap()).collect();
             let x = noise.many(70 * cols);
             let seen = if is_float(quant) { x.clone() } else { reference::quantised(&x) };

@@ -56,9 +56,12 @@ fn norms_join_and_norm() {
     let mut noise = Noise(5);
     let eps = 1e-5;
     for (rows, width) in [(1, 32), (3, 96), (2, 1056)] {
-        for (joins, bias, post, picks) in
-            [(false, false, false, false), (true, false, false, false), (true, true, true, false), (true, false, true, true)]
-        {
+        for (joins, bias, post, picks) in [
+            (false, false, false, false),
+            (true, false, false, false),
+            (true, true, true, false),
+            (true, false, true, true),
+        ] {
             let (x, y) = (noise.many(rows * width), noise.many(rows * width));
             let [weight, b, p] = [(); 3].map(|()| noise.many(width));
             let input = Input::new(&device, rows, width).unwrap();
@@ -66,11 +69,8 @@ fn norms_join_and_norm() {
             let [on_weight, on_b, on_p] = [&weight, &b, &p].map(|v| device.put(v).unwrap());
             let picked: Vec<u32> = if picks { vec![rows as u32 - 1] } else { (0..rows as u32).collect() };
             let pick = device.put(&picked).unwrap();
-            let joined = joins.then(|| Joins {
-                y: on_y.view(),
-                bias: bias.then_some(&on_b),
-                norm: post.then_some(&on_p),
-            });
+            let joined =
+                joins.then(|| Joins { y: on_y.view(), bias: bias.then_some(&on_b), norm: post.then_some(&on_p) });
             let named = picks.then(|| pick.view());
             device.norm(on_x.view(), joined, &on_weight, eps, named, picked.len(), (&input, BOTH)).unwrap();
             let (mut after, mut want) = (doubles(&x), Vec::new());

@@ -10,7 +10,13 @@ fn program(name: &str, flags: &[&str]) -> Option<PathBuf> {
     let compiler = compiler()?;
     let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("sim-{name}{}", flags.concat()));
     let mut command = compile(&compiler);
-    command.args(flags).arg("-O1").arg(kernels().join(format!("sim/{name}.cpp"))).arg("-lpthread").arg("-o").arg(&built);
+    command
+        .args(flags)
+        .arg("-O1")
+        .arg(kernels().join(format!("sim/{name}.cpp")))
+        .arg("-lpthread")
+        .arg("-o")
+        .arg(&built);
     command.status().expect("the compiler starts").success().then_some(built)
 }
 

@@ -21,7 +21,7 @@ pub enum Flavour {
 impl Flavour {
     fn flags(self) -> &'static [&'static str] {
         match self {
-            Self::Plain => &["-O1"],
+            Self::Plain => &["-O2"],
             Self::Sanitized => &["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
         }
     }
@@ -61,15 +61,19 @@ fn sources() -> Vec<PathBuf> {
 /// The stand-in, built if need be; `None`, and a line that says so, without a compiler.
 pub fn stand_in(flavour: Flavour) -> Option<PathBuf> {
     let Some(compiler) = compiler() else {
-        println!("SKIPPED: the card's kernels are not tested, since there is no C++ compiler (g++ or clang++); install one");
+        println!(
+            "SKIPPED: the card's kernels are not tested, since there is no C++ compiler (g++ or clang++); install one"
+        );
         return None;
     };
     let mut hasher = DefaultHasher::new();
     (flavour.flags(), &compiler).hash(&mut hasher);
     let mut inputs = sources();
     for folder in [kernels(), kernels().join("sim")] {
-        let more = fs::read_dir(folder).expect("the kernels are in the repository").map(|file| file.expect("a file").path());
-        inputs.extend(more.filter(|path| path.extension().is_some_and(|end| end == "cuh" || end == "h" || end == "cpp")));
+        let more =
+            fs::read_dir(folder).expect("the kernels are in the repository").map(|file| file.expect("a file").path());
+        inputs
+            .extend(more.filter(|path| path.extension().is_some_and(|end| end == "cuh" || end == "h" || end == "cpp")));
     }
     inputs.sort();
     inputs.iter().for_each(|path| fs::read(path).expect("a source").hash(&mut hasher));

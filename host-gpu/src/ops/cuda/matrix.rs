@@ -181,7 +181,8 @@ impl Input {
     }
 
     pub(super) fn check(&self, tokens: usize, cols: usize) -> Result<(), CudaError> {
-        match cols.is_multiple_of(32) && tokens > 0 && tokens * cols <= self.tokens * self.cols && tokens <= self.tokens {
+        match cols.is_multiple_of(32) && tokens > 0 && tokens * cols <= self.tokens * self.cols && tokens <= self.tokens
+        {
             true => Ok(()),
             false => Err(shape(format!("{tokens} tokens of {cols} where {} of {} fit", self.tokens, self.cols))),
         }
