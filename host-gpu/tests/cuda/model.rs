@@ -161,7 +161,7 @@ fn what_the_card_cannot_have_is_a_sentence() {
     let device = EngineDevice::Cuda { ordinal: 0 };
     let refused = Engine::start(EngineConfig { device, kv_type: KvType::F32, ..config() }).err().unwrap().to_string();
     assert!(refused.contains("choose f16 or q8_0"), "{refused}");
-    let refused = Engine::start(EngineConfig { device, kv_bytes: 2 << 30, ..config() }).err().unwrap().to_string();
+    let refused = Engine::start(EngineConfig { device, kv_bytes: 1 << 42, ..config() }).err().unwrap().to_string();
     assert!(refused.contains("no room for"), "{refused}");
     drop(card);
 }
