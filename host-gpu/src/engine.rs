@@ -244,7 +244,9 @@ impl Engine {
         }
         let system = |what| move |reason| StartError::System { what, reason };
         let total_pages = total_pages as usize;
-        let arena = Arena::new(total_pages, page_bytes).map_err(system("kv memory"))?;
+        // A card has its own.
+        let here = if config.device == EngineDevice::Cpu { total_pages } else { 0 };
+        let arena = Arena::new(here, page_bytes).map_err(system("kv memory"))?;
         let on_card = |reason| StartError::Card { device: config.device, reason };
         let card = match config.device {
             EngineDevice::Cpu => None,
