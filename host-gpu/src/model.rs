@@ -30,8 +30,8 @@ pub mod architecture;
 pub(crate) mod card;
 pub mod checkpoint;
 pub mod config;
-pub(crate) mod forward;
 mod fallback;
+pub(crate) mod forward;
 mod opened;
 mod score;
 pub mod template;
@@ -153,7 +153,20 @@ impl Loaded {
         };
         let (template, forms) = (OnceLock::new(), OnceLock::new());
         let (template_source, settled) = (opened.template(), AtomicBool::new(false));
-        Ok(Self { name, info, key, config, weights, card, tokenizer, template_source, template, forms, page_tokens, settled })
+        Ok(Self {
+            name,
+            info,
+            key,
+            config,
+            weights,
+            card,
+            tokenizer,
+            template_source,
+            template,
+            forms,
+            page_tokens,
+            settled,
+        })
     }
 
     /// Sees to it that weights are read fast from now on; for who has answered somebody and expects to go on.

@@ -23,8 +23,8 @@ pub use exposition::{Gauges, Load, UsageCounts, exposition};
 pub use log::{Line, Log, Room};
 pub use metrics::{Codes, Metrics};
 pub use otlp::{Exporter, ExporterError};
-pub(crate) use timing::server_timing;
 pub use serving::Serving;
+pub(crate) use timing::server_timing;
 pub use trace::{TRACEPARENT, Trace};
 
 /// Functions that have metrics under their own name. Those called later, while so many are there, are counted together
