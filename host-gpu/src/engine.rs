@@ -4,6 +4,7 @@
 //! their tokens. Nothing here blocks: a full queue is a refusal.
 
 use crate::ask::{Ask, Refusal, TokenId};
+use crate::form::Guide;
 use crate::format::huge;
 use crate::format::quantize::Quantize;
 use crate::kv::{Arena, KvType};
@@ -14,7 +15,7 @@ use crate::model::{Loaded, Model, ModelSource, Room};
 use crate::ops::cpu::{Activations, CodePath, Cpu};
 use crate::ops::cuda::{CudaError, Device};
 use crate::ops::pool::Pool;
-use crate::residency::{EvictError, JoinError, Lease, Loading, ModelState, ModelStatus, Policy, Residency};
+use crate::residency::{EvictError, JoinError, Lease, Loading, ModelState, ModelStatus, Moves, Policy, Residency};
 use crate::terms::Terms;
 use crate::tokens::{Tokens, channel};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -214,9 +215,13 @@ pub struct Engine {
 pub(crate) struct Submission {
     pub(crate) loaded: Lease<Loaded>,
     pub(crate) prompt: Vec<TokenId>,
+    /// Who may find its KV, and whose it may find.
+    pub(crate) scope: u64,
     /// The rest of it; its own prompt has become `prompt`.
     pub(crate) ask: Ask,
     pub(crate) terms: Terms,
+    /// Where the answer stands in its form.
+    pub(crate) guide: Option<Guide>,
 }
 
 impl Engine {
@@ -336,6 +341,11 @@ impl Engine {
     /// All models but those that are absent, by name.
     pub fn models(&self) -> Vec<ModelStatus> {
         self.shared.residency.list()
+    }
+
+    /// How a model came and went, and how long that took; also of one that is absent.
+    pub fn moves(&self, digest: &str) -> Moves {
+        self.shared.residency.moves(digest)
     }
 
     /// Changes whenever a model's state does, or the progress of a load.

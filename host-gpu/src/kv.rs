@@ -107,6 +107,48 @@ mod tests {
     }
 
     #[test]
+    fn nobody_sees_what_another_wrote() {
+        const PAGES: usize = 12;
+        let (mut arena, mut pool) = (Arena::new(PAGES, 64).unwrap(), PagePool::new(PAGES));
+        let mut state = 7u64;
+        let mut random = |n: u64| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) % n
+        };
+        let mut tables: Vec<(u8, PageTable)> = Vec::new();
+        let mut moved = 0;
+        for _ in 0..20_000 {
+            if random(3) == 0 && !tables.is_empty() {
+                let (_, mut table) = tables.swap_remove(random(tables.len() as u64) as usize);
+                pool.release(&mut table);
+                continue;
+            }
+            let account = 1 + random(4) as u8;
+            let realm = Realm { model: 1, scope: account.into(), page_tokens: 4 };
+            let text: Vec<_> = (0..4 * (1 + random(3) as u32)).map(|n| crate::TokenId(n / 4 * 10)).collect();
+            let mut table = PageTable::new(realm);
+            if pool.open(&mut table, &text, text.len() / 4 + 1, 0).is_err() {
+                continue;
+            }
+            // Pages that were found are read, the others are written to.
+            for (n, page) in table.pages().to_vec().into_iter().enumerate() {
+                if n >= table.named_tokens() / 4 {
+                    moved += usize::from(arena.owners[page as usize].is_some_and(|owner| owner != u64::from(account)));
+                    arena.claim(page, u64::from(account));
+                    let bytes = arena.page_mut(page);
+                    assert!(bytes.iter().all(|byte| [0, account].contains(byte)), "{account} sees {bytes:?}");
+                    bytes[..40].fill(account);
+                } else {
+                    assert!(arena.page_mut(page)[..40].iter().all(|byte| *byte == account), "it finds its own");
+                }
+            }
+            pool.fill(&mut table, &text);
+            tables.push((account, table));
+        }
+        assert!(moved > 1000, "{moved} pages went from one account to another");
+    }
+
+    #[test]
     fn some_pages_are_ready_before_they_are_used() {
         let mut arena = Arena::new(READY + 4, 1 << 16).unwrap();
         assert!(!arena.make_ready(), "nobody has used any");

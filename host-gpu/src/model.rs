@@ -3,8 +3,9 @@
 //! [`Model`] is a lease: while one lives, the weights stay. What a model computes is in
 //! `forward`; when it computes is the engine's business.
 
-use crate::ask::{Ask, Message, Prompt, Refusal, TokenId};
+use crate::ask::{Ask, Conversation, Message, Prompt, Refusal, TokenId};
 use crate::engine::{Engine, Submission};
+use crate::form::Forms;
 use crate::format::FormatError;
 use crate::format::quantize::Quantize;
 use crate::kv::KvType;
@@ -29,6 +30,7 @@ pub mod architecture;
 pub(crate) mod card;
 pub mod checkpoint;
 pub mod config;
+mod fallback;
 pub(crate) mod forward;
 mod opened;
 mod score;
@@ -38,6 +40,14 @@ pub mod weights;
 
 pub use config::{Memory, ModelInfo};
 pub use score::Scores;
+
+/// The chat template of the model at `path`, if its file has one.
+///
+/// # Errors
+/// If it is no sound GGUF file or checkpoint.
+pub fn chat_template(path: &Path) -> Result<Option<String>, FormatError> {
+    Ok(Opened::open(path)?.template())
+}
 
 /// Where a model's bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +97,8 @@ pub(crate) struct Loaded {
     template_source: Option<String>,
     /// Compiled when first used: many callers bring raw prompts.
     template: OnceLock<Result<Template, Refusal>>,
+    /// Made when an answer is first to have a form.
+    forms: OnceLock<Result<Forms, Refusal>>,
     pub(crate) page_tokens: usize,
     /// Whether somebody has seen to [`Loaded::settle`].
     settled: AtomicBool,
@@ -139,8 +151,22 @@ impl Loaded {
             None => None,
             Some(device) => Some(OnCard::load(device, &weights, |_, _| ()).map_err(on_card)?),
         };
-        let (template_source, template, settled) = (opened.template(), OnceLock::new(), AtomicBool::new(false));
-        Ok(Self { name, info, key, config, weights, card, tokenizer, template_source, template, page_tokens, settled })
+        let (template, forms) = (OnceLock::new(), OnceLock::new());
+        let (template_source, settled) = (opened.template(), AtomicBool::new(false));
+        Ok(Self {
+            name,
+            info,
+            key,
+            config,
+            weights,
+            card,
+            tokenizer,
+            template_source,
+            template,
+            forms,
+            page_tokens,
+            settled,
+        })
     }
 
     /// Sees to it that weights are read fast from now on; for who has answered somebody and expects to go on.
@@ -157,17 +183,26 @@ impl Loaded {
     fn template(&self) -> Result<&Template, Refusal> {
         let compile = || match &self.template_source {
             Some(source) => Template::new(source, &self.tokenizer),
-            None => Err(Refusal::Invalid(format!("model {} has no chat template; give a raw prompt", self.name))),
+            None => match fallback::for_vocabulary(|mark| self.tokenizer.find_special(mark)) {
+                Some(source) => Template::new(source, &self.tokenizer),
+                None => Err(Refusal::Invalid(format!("model {} has no chat template; give a raw prompt", self.name))),
+            },
         };
         self.template.get_or_init(compile).as_ref().map_err(Clone::clone)
+    }
+
+    fn forms(&self) -> Result<&Forms, Refusal> {
+        let make = || Forms::new(&self.tokenizer, self.config.vocab);
+        self.forms.get_or_init(make).as_ref().map_err(Clone::clone)
     }
 
     fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<TokenId>, Refusal> {
         match prompt {
             Prompt::Raw(text) => Ok(self.tokenizer.encode(&text, true)),
-            Prompt::Chat(messages) => {
+            Prompt::Chat(messages) => self.prompt_tokens(Prompt::Conversation(Box::new(messages.into()))),
+            Prompt::Conversation(conversation) => {
                 let specials = self.tokenizer.special_texts();
-                let pieces = self.template()?.pieces(&messages, specials)?;
+                let pieces = self.template()?.pieces(&conversation, specials)?;
                 Ok(self.tokenizer.encode_spans(&template::spans(&pieces)))
             }
             Prompt::Tokens(ids) => match ids.iter().find(|id| id.0 as usize >= self.config.vocab) {
@@ -204,11 +239,23 @@ pub struct Model {
     engine: Engine,
     name: Arc<str>,
     loaded: Lease<Loaded>,
+    /// Whether prefixes are shared by all accounts.
+    shared: bool,
 }
+
+/// The scope of those who share prefixes with all others.
+const EVERYBODY: u64 = u64::MAX;
 
 impl Model {
     pub(crate) fn new(engine: Engine, name: &str, loaded: Lease<Loaded>) -> Self {
-        Self { engine, name: name.into(), loaded }
+        Self { engine, name: name.into(), loaded, shared: false }
+    }
+
+    /// The same, but for who shares prefixes: if `shared`, what is generated through this handle finds the KV of all others that are
+    /// shared so, whatever their account, and they find its own. By the time it takes, and by the count of cached tokens, each then
+    /// learns which prefixes others have sent.
+    pub fn sharing_prefixes(self, shared: bool) -> Self {
+        Self { shared, ..self }
     }
 
     /// The name under which it was joined.
@@ -255,7 +302,37 @@ impl Model {
     /// # Errors
     /// `Invalid` if there is no template or it refuses the messages.
     pub fn render(&self, messages: &[Message]) -> Result<String, Refusal> {
-        self.loaded.template()?.render(messages)
+        self.loaded.template()?.render(&messages.to_vec().into())
+    }
+
+    /// Whether the prompt of `conversation` ends where a thought begins: the answer then begins within it.
+    ///
+    /// # Errors
+    /// As [`Model::render`].
+    pub fn begins_thought(&self, conversation: &Conversation) -> Result<bool, Refusal> {
+        self.loaded.template()?.begins_thought(conversation)
+    }
+
+    /// The chat template that its file carries, if it does.
+    pub fn template_source(&self) -> Option<&str> {
+        self.loaded.template_source.as_deref()
+    }
+
+    /// Whether it has a chat template, of its own or one that its vocabulary tells.
+    pub fn can_chat(&self) -> bool {
+        self.loaded.template().is_ok()
+    }
+
+    /// How it writes what is not for people to read: its thoughts and its calls of tools.
+    pub fn marks(&self) -> template::Marks {
+        template::Marks::of(self.loaded.template_source.as_deref())
+    }
+
+    /// The bytes of one token; of a special one its text in the file.
+    pub fn token_bytes(&self, id: TokenId) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.loaded.tokenizer.decode_to(id, &mut bytes);
+        bytes
     }
 
     /// The tokens that `prompt` becomes.
@@ -286,6 +363,7 @@ impl Model {
         if ask.stop.iter().any(String::is_empty) {
             return Err(Refusal::Invalid("a stop text is empty; leave it out".into()));
         }
+        let guide = ask.form.take().map(|form| self.loaded.forms()?.compile(&form)).transpose()?;
         let prompt = std::mem::replace(&mut ask.prompt, Prompt::Tokens(Vec::new()));
         let prompt = self.loaded.prompt_tokens(prompt)?;
         if prompt.is_empty() {
@@ -301,7 +379,8 @@ impl Model {
             let pages = most.min(prompt.len() + more).div_ceil(self.loaded.page_tokens) as u64;
             budget.open(prompt.len() as u32, pages * self.engine.config().kv_page_bytes)?;
         }
-        self.engine.submit(Submission { loaded: self.loaded.clone(), prompt, ask, terms })
+        let scope = if self.shared { EVERYBODY } else { ask.account };
+        self.engine.submit(Submission { loaded: self.loaded.clone(), prompt, scope, ask, terms, guide })
     }
 
     /// The log-probabilities of what follows each of `tokens`, for evaluation and tests.

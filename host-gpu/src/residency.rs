@@ -18,10 +18,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 mod lease;
+mod moves;
 mod plan;
 mod status;
 
 pub(crate) use lease::Lease;
+use moves::AllMoves;
+pub use moves::Moves;
 pub use status::{ModelState, ModelStatus, Policy};
 
 /// Why a model cannot be joined.
@@ -116,6 +119,10 @@ pub enum EvictError {
     },
 }
 
+/// How long a load waits for room that others have: who has just got its answer is on the way out still.
+const ROOM_PATIENCE: Duration = Duration::from_millis(500);
+/// How often it looks.
+const ROOM_LOOK: Duration = Duration::from_millis(2);
 /// Who finds no room is told to try again after this.
 const ROOM_AGAIN: Duration = Duration::from_secs(1);
 /// A load that failed is tried again after this, then twice that, and so on.
@@ -168,12 +175,14 @@ pub(crate) struct Residency<T = Loaded> {
     budget: u64,
     /// Counts changes of state.
     changes: Arc<watch::Sender<u64>>,
+    moves: AllMoves,
 }
 
 impl<T> Clone for Residency<T> {
     fn clone(&self) -> Self {
-        let Self { entries, device, budget, changes } = self;
-        Self { entries: entries.clone(), device, budget: *budget, changes: changes.clone() }
+        let Self { entries, device, budget, changes, moves } = self;
+        let (entries, changes, moves) = (entries.clone(), changes.clone(), moves.clone());
+        Self { entries, device, budget: *budget, changes, moves }
     }
 }
 
@@ -204,7 +213,13 @@ impl<T> Loading<'_, T> {
 impl<T: Send + Sync + 'static> Residency<T> {
     /// No model yet, and `budget` bytes for those that come.
     pub(crate) fn new(device: &'static str, budget: u64) -> Self {
-        Self { entries: Arc::default(), device, budget, changes: Arc::new(watch::Sender::new(0)) }
+        Self {
+            entries: Arc::default(),
+            device,
+            budget,
+            changes: Arc::new(watch::Sender::new(0)),
+            moves: AllMoves::default(),
+        }
     }
 
     /// Leases the model. If it is absent it is loaded with `load`, and `policy` holds for it.
@@ -276,9 +291,13 @@ impl<T: Send + Sync + 'static> Residency<T> {
         let (tell, ended) = watch::channel(None);
         let (residency, failed) = (self.clone(), source.clone());
         let run = move || {
+            let started = Instant::now();
             let loading = Loading { residency: &residency, source: &source, progress: &progress };
             let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| load(&source, &loading)));
             let outcome = caught.unwrap_or_else(|_| Err(fault(&source, "the loader panicked")));
+            if outcome.is_ok() {
+                residency.moves.loaded(&source.digest, started.elapsed());
+            }
             let ended = residency.note(&source, outcome);
             tell.send_replace(Some(ended));
             residency.changed();
@@ -378,11 +397,17 @@ impl<T: Send + Sync + 'static> Residency<T> {
                 },
             };
             let (name, digest, bytes, policy) = (entry.name.clone(), digest.clone(), entry.bytes, entry.policy);
-            ModelStatus { name, digest, state, device: self.device, bytes, leases, unused, expires_in, policy }
+            let moves = self.moves.of(&digest);
+            ModelStatus { name, digest, state, device: self.device, bytes, leases, unused, expires_in, policy, moves }
         };
         let mut all: Vec<_> = self.lock().iter().map(describe).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
+    }
+
+    /// How models came and went, those that are absent now among them.
+    pub(crate) fn moves(&self, digest: &str) -> Moves {
+        self.moves.of(digest)
     }
 
     /// Says when states change.
@@ -400,8 +425,20 @@ impl<T> Residency<T> {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Reserves `bytes` for a model that is loading.
+    /// Reserves `bytes` for a model that is loading; waits a little for those who may be about to let go of theirs.
     fn reserve(&self, source: &ModelSource, bytes: u64) -> Result<(), JoinError> {
+        let until = Instant::now() + ROOM_PATIENCE;
+        loop {
+            match self.try_reserve(source, bytes) {
+                Err(JoinError::NoRoom { retry_after: Some(_), .. }) if Instant::now() < until => {
+                    std::thread::sleep(ROOM_LOOK);
+                }
+                reserved => return reserved,
+            }
+        }
+    }
+
+    fn try_reserve(&self, source: &ModelSource, bytes: u64) -> Result<(), JoinError> {
         let mut entries = self.lock();
         let priority = entries.get(&source.digest).map_or(0, |entry| entry.policy.priority);
         let mut digests = Vec::new();
@@ -459,8 +496,13 @@ impl<T> Going<T> {
             return;
         }
         residency.changed();
-        let (digests, models): (Vec<_>, Vec<_>) = self.models.into_iter().unzip();
-        drop(models);
+        let give_back = |(digest, model): (String, Arc<Leased<T>>)| {
+            let started = Instant::now();
+            drop(model);
+            residency.moves.evicted(&digest, started.elapsed());
+            digest
+        };
+        let digests: Vec<String> = self.models.into_iter().map(give_back).collect();
         let mut entries = residency.lock();
         digests.iter().for_each(|digest| drop(entries.remove(digest)));
         drop(entries);

@@ -65,7 +65,7 @@ fn add(report: &mut Report, state: &str, runs: &[Run]) {
 }
 
 /// Asks once, and leaves after the first token.
-fn ask(hob: &Hob) -> Result<Run> {
+pub fn ask(hob: &Hob) -> Result<Run> {
     // The engine is to be idle: the one that left before is noticed at the end of a step.
     std::thread::sleep(Duration::from_millis(50));
     let mut connection = Connection::open(hob.address());
@@ -81,8 +81,13 @@ fn ask(hob: &Hob) -> Result<Run> {
 }
 
 /// Gives the model's memory back; its last user may be on the way out still.
-fn evict(hob: &Hob) -> Result<()> {
-    let name = MODEL.parse()?;
+pub fn evict(hob: &Hob) -> Result<()> {
+    evict_model(hob, MODEL)
+}
+
+/// The same of any model.
+pub fn evict_model(hob: &Hob, model: &str) -> Result<()> {
+    let name = model.parse()?;
     let started = Instant::now();
     loop {
         match hob.client().evict(&name) {

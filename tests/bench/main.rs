@@ -1,24 +1,29 @@
-//! `cargo xtask bench [GROUP] [--json]`: measures, beside its peers where they are given.
+//! `cargo xtask bench [GROUP [ROW]] [--json]`: measures, beside its peers where they are given.
 //!
 //! Peers are named by environment variables: `HOB_PEER_WASMTIME` (the `wasmtime` command, version 48); llama.cpp's
 //! `HOB_PEER_LLAMA_BENCH`, `HOB_PEER_LLAMA_BATCHED` and `HOB_PEER_LLAMA_SERVER`; ik_llama.cpp's `HOB_PEER_IK_BENCH`.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person
 
+mod api;
 mod cold;
 mod demo;
 mod density;
 mod engine;
+mod fleet;
 mod host;
 mod load;
 mod peers;
 mod process;
 mod report;
+mod residency;
 mod stall;
 
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use report::Report;
+
+const GROUPS: [&str; 6] = ["host", "density", "cold", "engine", "residency", "api"];
 
 fn main() -> ExitCode {
     match run() {
@@ -35,10 +40,15 @@ fn run() -> Result<()> {
     let json = args.iter().position(|arg| arg == "--json").map(|at| args.remove(at)).is_some();
     let mut report = Report::new(json);
     let groups: Vec<&str> = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        [] => vec!["host", "density", "cold", "engine"],
+        [] => GROUPS.to_vec(),
         ["demo"] => return demo::run(&mut report),
+        ["residency", row] => {
+            residency::run(&mut report, Some(row))?;
+            report.print();
+            return Ok(());
+        }
         [group] => vec![*group],
-        _ => bail!("one group at a time: host, density, cold, engine"),
+        _ => bail!("one group at a time: {}", GROUPS.join(", ")),
     };
     for group in groups {
         match group {
@@ -46,7 +56,9 @@ fn run() -> Result<()> {
             "density" => density::run(&mut report)?,
             "cold" => cold::run(&mut report)?,
             "engine" => engine::run(&mut report)?,
-            other => bail!("no group is called `{other}`; there are host, density, cold, engine"),
+            "api" => api::run(&mut report)?,
+            "residency" => residency::run(&mut report, None)?,
+            other => bail!("no group is called `{other}`; there are {}", GROUPS.join(", ")),
         }
     }
     report.print();

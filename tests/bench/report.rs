@@ -20,6 +20,8 @@ enum Target {
     /// The value over the peer's.
     RatioAtLeast(f64),
     RatioAtMost(f64),
+    /// The value is the peer's.
+    Equal,
 }
 
 impl Measure {
@@ -58,6 +60,12 @@ impl Measure {
         self
     }
 
+    /// And that it ought to be the peer's, to the last digit.
+    pub fn equal(mut self) -> Self {
+        self.target = Some(Target::Equal);
+        self
+    }
+
     fn ratio(&self) -> Option<f64> {
         self.peer.as_ref().map(|(_, value)| self.value / value)
     }
@@ -69,6 +77,7 @@ impl Measure {
             Target::AtMost(most) => self.value <= most,
             Target::RatioAtLeast(least) => self.ratio()? >= least,
             Target::RatioAtMost(most) => self.ratio()? <= most,
+            Target::Equal => self.peer.as_ref().is_some_and(|(_, peer)| *peer == self.value),
         })
     }
 
@@ -78,6 +87,7 @@ impl Measure {
             Target::AtMost(most) => format!("<= {}", number(most)),
             Target::RatioAtLeast(least) => format!(">= {least:.2}x"),
             Target::RatioAtMost(most) => format!("<= {most:.2}x"),
+            Target::Equal => "the same".into(),
         })
     }
 }

@@ -154,6 +154,45 @@ fn a_tenant_has_a_quota_over_all_its_functions() {
 }
 
 #[test]
+fn a_minute_and_a_day_are_known_after_a_kill_but_for_a_second() {
+    let most = 1_000_000;
+    let mut hob = held_to(Budget { minute_tokens: most, day_tokens: most, ..Budget::default() });
+    assert_eq!(ask(&hob, "/infer?do=raw&max_tokens=1").0, 200, "the model is there");
+    let used = |hob: &Hob| {
+        let tenants = hob.client().tenants().expect("the server runs");
+        tenants.iter().find(|tenant| tenant.name.as_str() == "default").expect("it is there").used
+    };
+    let second = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    // All within one minute.
+    while second() % 60 > 50 {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    let (mut before, minute) = (0, second() / 60);
+    for round in 0..3 {
+        // One that ended, and one that runs as the host is killed: of that, what it had a second before.
+        assert_eq!(ask(&hob, "/infer?do=raw&max_tokens=40").0, 200);
+        let ended = used(&hob).day_tokens;
+        let mut stream = hob_tests::Connection::open(hob.address());
+        stream.get("/infer?do=stream&max_tokens=8000&text=1,%202,%203,%204,%205,%206,%207,%208,%209,");
+        assert_eq!(stream.head().status, 200);
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let early = used(&hob).day_tokens;
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        let late = used(&hob).day_tokens;
+        hob.kill();
+        hob.restart();
+        let after = used(&hob);
+        assert!(early > ended && ended > before, "{before}, {ended}, {early}");
+        // All of it was in this minute, too, if that still runs.
+        if second() / 60 == minute {
+            assert!((early..=late + 300).contains(&after.minute_tokens), "round {round}: {early} to {late}: {after:?}");
+        }
+        assert!((early..=late + 300).contains(&after.day_tokens), "round {round}: {early} to {late}: {after:?}");
+        before = after.day_tokens;
+    }
+}
+
+#[test]
 fn a_minute_is_bounded() {
     let hob = held_to(Budget { minute_tokens: 30, ..Budget::default() });
     let second = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() % 60;

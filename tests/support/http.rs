@@ -1,6 +1,6 @@
 //! HTTP as a client speaks it: whole answers, and a connection that reads piece by piece and can be cut.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -65,15 +65,31 @@ pub struct Connection {
 impl Connection {
     /// Connects.
     pub fn open(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).expect("the server listens");
-        stream.set_nodelay(true).expect("a socket can be set");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a socket can be set");
-        Self { stream: BufReader::with_capacity(1 << 16, stream), left: None }
+        Self::try_open(address).expect("the server listens")
+    }
+
+    /// The same, if the server lives. What begins with `try_` here is for who talks to one that may be killed meanwhile.
+    ///
+    /// # Errors
+    /// What the socket said, here and below.
+    pub fn try_open(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self { stream: BufReader::with_capacity(1 << 16, stream), left: None })
     }
 
     /// Sends a request without a body.
     pub fn get(&mut self, path: &str) {
-        self.send(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes());
+        self.try_get(path).expect("the server reads");
+    }
+
+    /// The same, if the server lives.
+    ///
+    /// # Errors
+    /// See [`Connection::try_open`].
+    pub fn try_get(&mut self, path: &str) -> io::Result<()> {
+        self.stream.get_mut().write_all(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes())
     }
 
     /// Sends a request with a body.
@@ -97,37 +113,71 @@ impl Connection {
 
     /// Reads the head of an answer.
     pub fn head(&mut self) -> Head {
-        let status = self.line();
+        self.try_head().expect("the server answers")
+    }
+
+    /// The same, if the server lives.
+    ///
+    /// # Errors
+    /// See [`Connection::try_open`].
+    pub fn try_head(&mut self) -> io::Result<Head> {
+        let status = self.line()?;
         let status = status.split(' ').nth(1).and_then(|status| status.parse().ok());
-        let mut head = Head { status: status.expect("an answer begins with a status"), headers: Vec::new() };
+        let mut head = Head { status: status.ok_or(io::ErrorKind::UnexpectedEof)?, headers: Vec::new() };
         loop {
-            let line = self.line();
+            let line = self.line()?;
             let Some((name, value)) = line.split_once(": ") else { break };
             head.headers.push((name.to_lowercase(), value.to_owned()));
         }
         self.left = head.header("content-length").and_then(|length| length.parse().ok());
-        head
+        Ok(head)
     }
 
     /// Reads the next piece of a chunked body; `None` at its end.
     pub fn chunk(&mut self) -> Option<String> {
-        let size = usize::from_str_radix(self.line().trim(), 16).expect("a chunk begins with its size");
+        self.try_chunk().expect("the chunk is whole")
+    }
+
+    /// The same, if the server lives.
+    ///
+    /// # Errors
+    /// See [`Connection::try_open`].
+    pub fn try_chunk(&mut self) -> io::Result<Option<String>> {
+        let size = usize::from_str_radix(self.line()?.trim(), 16).map_err(|_| io::ErrorKind::UnexpectedEof)?;
         let mut chunk = vec![0; size + 2];
-        self.stream.read_exact(&mut chunk).expect("the chunk is whole");
+        self.stream.read_exact(&mut chunk)?;
         chunk.truncate(size);
-        (size > 0).then(|| String::from_utf8_lossy(&chunk).into_owned())
+        Ok((size > 0).then(|| String::from_utf8_lossy(&chunk).into_owned()))
     }
 
     /// Reads the rest of the body.
     pub fn body(&mut self) -> String {
-        match self.left.take() {
-            Some(length) => {
-                let mut body = vec![0; length];
-                self.stream.read_exact(&mut body).expect("the body is whole");
-                String::from_utf8_lossy(&body).into_owned()
+        self.try_body().expect("the body is whole")
+    }
+
+    /// The same, if the server lives.
+    ///
+    /// # Errors
+    /// See [`Connection::try_open`].
+    pub fn try_body(&mut self) -> io::Result<String> {
+        let Some(length) = self.left.take() else {
+            let mut body = String::new();
+            while let Some(chunk) = self.try_chunk()? {
+                body.push_str(&chunk);
             }
-            None => std::iter::from_fn(|| self.chunk()).collect(),
-        }
+            return Ok(body);
+        };
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body)?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// From now on bytes are waited for no longer than this.
+    ///
+    /// # Errors
+    /// See [`Connection::try_open`].
+    pub fn limit(&mut self, most: Duration) -> io::Result<()> {
+        self.stream.get_ref().set_read_timeout(Some(most))
     }
 
     /// Whether bytes have come that were not read yet; does not wait.
@@ -146,9 +196,9 @@ impl Connection {
         }
     }
 
-    fn line(&mut self) -> String {
+    fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
-        self.stream.read_line(&mut line).expect("the server answers");
-        line.trim_end_matches(['\r', '\n']).to_owned()
+        self.stream.read_line(&mut line)?;
+        Ok(line.trim_end_matches(['\r', '\n']).to_owned())
     }
 }

@@ -4,17 +4,21 @@ mod client;
 mod collector;
 mod http;
 mod index;
+mod killed;
 mod neighbour;
 mod registry;
 mod server;
+mod shelf;
 
 pub use client::{Answer, Client, Trailers};
 pub use collector::Collector;
 pub use http::{Connection, Head, get, post, whole};
 pub use index::PackageIndex;
+pub use killed::{Deaths, kill_over_and_over};
 pub use neighbour::Neighbours;
 pub use registry::{Fault, Registry};
-pub use server::{Hob, ServeOptions, hob, refused};
+pub use server::{Hob, ServeOptions, hob, hob_with, refused};
+pub use shelf::{Asked, COMMIT, Shelf, Trouble};
 
 use std::path::{Path, PathBuf};
 
@@ -86,7 +90,7 @@ pub fn weights() -> PathBuf {
 /// The weights of a model of the catalogue, if it was pulled.
 pub fn weights_of(model: &str) -> Option<PathBuf> {
     let entry = Entry::find(&model.parse().expect("it is a name")).expect("it is in the catalogue");
-    let path = model_home().join("models/blobs").join(entry.digest().file_name());
+    let path = model_home().join("models/blobs").join(entry.digest()?.file_name());
     path.exists().then_some(path)
 }
 
@@ -99,18 +103,26 @@ pub fn lend_model(home: &Path) {
 pub fn lend_model_as(home: &Path, name: &str) {
     let store = ModelStore::new(DataDir::open(Some(home)).expect("a temporary directory can be written"));
     let entry = Entry::find(&MODEL.parse().expect("it is a name")).expect("it is in the catalogue");
-    let blob = store.blob(&entry.digest());
+    let (digest, bytes) = entry.digest().zip(entry.bytes).expect("it is pinned");
+    let blob = store.blob(&digest);
     if !blob.exists() && std::fs::hard_link(weights(), &blob).is_err() {
         std::os::unix::fs::symlink(weights(), &blob).expect("a link can be made");
     }
     let name = name.parse().expect("it is a name");
-    let manifest = Manifest {
-        name,
-        digest: entry.digest(),
-        bytes: entry.bytes,
-        source: "test".into(),
-        pulled_at: 0,
-        keep: Default::default(),
-    };
+    let manifest = Manifest::of_file(name, digest, bytes, "test");
+    store.name(&manifest).expect("a temporary directory can be written");
+}
+
+/// A second model: the weights of [`MODEL`] in another file, of which nobody knows that they are the same.
+pub const TWIN: &str = "twin:135m";
+
+/// Puts [`TWIN`] into a fresh data directory: a copy that differs in what no reader looks at.
+pub fn lend_twin(home: &Path) {
+    let store = ModelStore::new(DataDir::open(Some(home)).expect("a temporary directory can be written"));
+    let mut bytes = std::fs::read(weights()).expect("the weights can be read");
+    bytes.extend([0; 32]);
+    let digest = hob::digest::Digest::of(&bytes);
+    std::fs::write(store.blob(&digest), &bytes).expect("a temporary directory can be written");
+    let manifest = Manifest::of_file(TWIN.parse().expect("it is a name"), digest, bytes.len() as u64, "test");
     store.name(&manifest).expect("a temporary directory can be written");
 }

@@ -68,6 +68,34 @@ pub fn build(root: &Path, out: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Brings the clients of other people's APIs that the tests try, into `target/clients`; once for each list of them.
+///
+/// # Errors
+/// When the disk refuses. Where they cannot be had, a note says so, and their tests are skipped.
+pub fn clients(root: &Path) -> Result<()> {
+    let (source, folder) = (root.join("tests/clients"), root.join("target/clients"));
+    let lists = ["requirements.txt", "package.json", "package-lock.json"];
+    let lists: Vec<Vec<u8>> = lists.iter().map(|file| fs::read(source.join(file))).collect::<Result<_, _>>()?;
+    let (here, skipped) = (folder.join("here"), folder.join("skipped"));
+    if fs::read(&here).is_ok_and(|known| known == lists.concat()) {
+        return Ok(());
+    }
+    fs::create_dir_all(folder.join("js"))?;
+    let tools = Tools { root: root.to_owned(), folder: folder.clone() };
+    match tools.bring_clients(&source) {
+        Ok(()) => {
+            let _ = fs::remove_file(skipped);
+            fs::write(here, lists.concat())?;
+        }
+        Err(error) if error.is::<Missing>() => {
+            println!("clients: SKIPPED: {error:#}");
+            fs::write(skipped, format!("{error:#}"))?;
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
 /// A tool cannot be had on this machine: a reason to skip, not to fail.
 #[derive(Debug)]
 pub struct Missing(String);
@@ -122,6 +150,20 @@ impl Tools {
         componentize.arg("--python-path").arg(&copy).args(["app", "--output"]).arg(out);
         // Without it the machine's own packages would be looked at too.
         run(componentize.env("VIRTUAL_ENV", self.folder.join("py")))
+    }
+
+    fn bring_clients(&self, source: &Path) -> Result<()> {
+        self.environment("py", &["--requirement", &source.join("requirements.txt").to_string_lossy()])?;
+        let path = self.path_with_node()?;
+        let modules = self.folder.join("js");
+        for file in ["package.json", "package-lock.json"] {
+            fs::copy(source.join(file), modules.join(file))?;
+        }
+        let mut npm = Command::new("npm");
+        npm.args(["ci", "--no-audit", "--no-fund", "--silent", "--prefix"]).arg(&modules).env("PATH", &path);
+        get(&mut npm)?;
+        // The tests start it, whatever their own path is.
+        Ok(fs::write(self.folder.join("path"), path.as_encoded_bytes())?)
     }
 
     /// `PATH`, with a folder that has Node if there is none in it.

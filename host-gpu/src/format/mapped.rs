@@ -77,3 +77,48 @@ impl Mapped {
         }
     }
 }
+
+/// How many bytes of the file at `path` the system keeps in memory, and how many it has: what is not there is read from the disk when
+/// it is needed. `None` where that cannot be known.
+pub fn cached_bytes(path: &Path) -> Option<(u64, u64)> {
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 4096;
+        let mapped = Mapped::open(path).ok()?;
+        let bytes = mapped.bytes();
+        let mut pages = vec![0u8; POPULATE / PAGE];
+        let mut cached = 0;
+        for part in bytes.chunks(POPULATE) {
+            let pages = &mut pages[..part.len().div_ceil(PAGE)];
+            #[expect(unsafe_code, reason = "no library has this call")]
+            // SAFETY: the range is mapped for as long as `mapped` lives, begins at a page, and has a byte in `pages` for each of its own.
+            let told = unsafe { libc::mincore(part.as_ptr().cast_mut().cast(), part.len(), pages.as_mut_ptr()) };
+            if told != 0 {
+                return None;
+            }
+            cached += pages.iter().filter(|page| **page & 1 == 1).count() * PAGE;
+        }
+        Some(((cached as u64).min(bytes.len() as u64), bytes.len() as u64))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = path;
+        None
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_just_written_is_in_memory() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("weights");
+        std::fs::write(&path, vec![7; 3 * 4096 + 5]).unwrap();
+        assert_eq!(cached_bytes(&path), Some((3 * 4096 + 5, 3 * 4096 + 5)));
+        std::fs::write(&path, b"").unwrap();
+        assert!(cached_bytes(&path).is_none_or(|(cached, all)| cached == 0 && all == 0));
+        assert_eq!(cached_bytes(&home.path().join("absent")), None);
+    }
+}

@@ -189,9 +189,13 @@ impl Weights {
         if self.copied.swap(true, Ordering::Relaxed) {
             return;
         }
-        let (files, moves, settled) = (self.files.clone(), self.moves(), self.settled.clone());
+        let (files, moves, settled) = (self.files.clone(), self.moves(), Arc::downgrade(&self.settled));
         let copy = move || {
             for Move { file, part, rows } in &moves {
+                // The model has gone meanwhile: its memory is another's.
+                if settled.strong_count() == 0 {
+                    return;
+                }
                 let ranges: Vec<Range<usize>> = rows.iter().map(|rows| rows.range.clone()).collect();
                 let copy = |n: usize, from: &[u8], to: &mut [u8]| match rows[n].woven {
                     true => weave(rows[n].quant, rows[n].row_bytes, from, to),
@@ -203,7 +207,7 @@ impl Weights {
                 }
             }
             moves.iter().for_each(|Move { file, part, .. }| part.let_go(&files[*file]));
-            settled.store(true, Ordering::Relaxed);
+            settled.upgrade().iter().for_each(|settled| settled.store(true, Ordering::Relaxed));
         };
         if let Err(error) = std::thread::Builder::new().name("hob-huge-pages".into()).spawn(copy) {
             tracing::warn!(%error, "weights stay in small pages");

@@ -1,5 +1,6 @@
 //! What can be seen of models, and what can be wished for them.
 
+use super::Moves;
 use std::time::Duration;
 
 /// How long a model stays, and whom it makes room for.
@@ -72,4 +73,6 @@ pub struct ModelStatus {
     pub expires_in: Option<Duration>,
     /// What is wished for it.
     pub policy: Policy,
+    /// How it came here, and how it was before.
+    pub moves: Moves,
 }

@@ -12,6 +12,7 @@ mod models;
 mod observe;
 mod openapi;
 mod secure;
+mod store;
 mod tenants;
 mod usage;
 
@@ -39,6 +40,7 @@ use secure::SecureListener;
 pub use functions::TrafficRequest;
 pub use keys::{KeyStatus, NewKey};
 pub use models::ModelView;
+pub use store::{CopyCall, PullCall};
 
 /// Largest component that can be uploaded, in bytes.
 pub const MAX_COMPONENT_BYTES: usize = 256 << 20;

@@ -2,7 +2,7 @@
 //!
 //! They are kept where tokens are made: each sequence has a [`Purse`], which the engine asks before each token. One that is
 //! used up ends the generation there, with a reason of its own; a generation that would begin beyond it is refused as
-//! busy. Minutes and days are those of UTC; what was taken of a day is known again after a restart, from the meter.
+//! busy. Minutes and days are those of UTC; what was taken of them is known again after a restart, from the meter.
 //!
 //! A token of a prompt counts when its generation is queued, and goes back if that is cancelled before it begins; a token of an
 //! answer counts when it is made.
@@ -156,6 +156,15 @@ impl Budgets {
         }
     }
 
+    /// Takes up what was taken of the minute that began at `since`, in seconds since 1970, before this host started.
+    pub fn take_up_minute(&self, since: u64, taken: &[(Tenant, FunctionName, u64)]) {
+        let mut known = self.known();
+        for (tenant, function, tokens) in taken {
+            known.function(function).minute.add(*tokens, since);
+            known.tenant(tenant).counts.minute.add(*tokens, since);
+        }
+    }
+
     /// Takes up what was taken of the day before this host started, as the meter knows it.
     pub fn take_up(&self, today: &Report) {
         let (mut known, now) = (self.known(), now());
@@ -193,6 +202,12 @@ impl Known {
 pub fn today() -> u64 {
     let now = now();
     now - now % 86_400
+}
+
+/// When the minute that runs began, in seconds since 1970.
+pub fn this_minute() -> u64 {
+    let now = now();
+    now - now % 60
 }
 
 /// Seconds since 1970.

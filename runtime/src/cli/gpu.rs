@@ -74,7 +74,7 @@ fn check(card: &Card, store: &ModelStore) -> anyhow::Result<()> {
         .list()?
         .iter()
         .filter_map(|model| {
-            let info = hob_gpu::inspect(&store.blob(&model.digest)).ok()?;
+            let info = hob_gpu::inspect(&store.path(model).ok()?).ok()?;
             let fits = if info.weight_bytes < card.memory.1 { "yes" } else { "no" };
             let rate = EXPECTED * rates.within / info.weight_bytes as f64;
             Some([model.name.to_string(), size(info.weight_bytes), fits.into(), format!("{rate:.0}")])

@@ -62,9 +62,14 @@ impl Global {
         self.data.as_deref().filter(|path| !path.is_empty()).map(Path::new)
     }
 
+    /// Whether a server was named, rather than a directory.
+    fn is_elsewhere(&self) -> bool {
+        self.server.as_deref().is_some_and(|server| !server.is_empty())
+    }
+
     /// A client of the server that is meant.
     fn client(&self) -> anyhow::Result<Client> {
-        match self.server.as_deref().filter(|server| !server.is_empty()) {
+        match self.server.as_deref().filter(|_| self.is_elsewhere()) {
             Some(server) => {
                 let key = self.key.clone().context("give the key of that server in HOB_KEY, or with --key")?;
                 match self.ca.as_deref().filter(|path| !path.as_os_str().is_empty()) {
@@ -154,7 +159,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Run(args) => run::run(data()?, args),
         Command::Bench(args) => bench::run(data()?, args),
         Command::Gpu(command) => gpu::run(data()?, command),
-        Command::Models(command) => models::run(|| Ok(data()?), || global.client(), command),
+        Command::Models(command) => models::run(&global, command),
     }
 }
 

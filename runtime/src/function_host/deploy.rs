@@ -215,7 +215,20 @@ impl Host {
         let table = self.put(table.with(function), &name);
         self.sweep(&table, &dropped);
         let function = table.get(&name).expect("it was put there");
+        self.have_ready(function, id);
         Ok(Deployed { revision: id, function: self.status_of(function) })
+    }
+
+    /// Maps what was deployed: it is about to be called, and would be mapped and linked by its first request. Idle for some
+    /// minutes, it is let go of like all others.
+    fn have_ready(&self, function: &Function, id: RevisionId) {
+        if let Some(revision) = function.revisions.get(&id)
+            && revision.callable(self.components.clock()).is_none()
+            && let Err(why) = self.make(revision)
+        {
+            // Its first request tries again, and says why not.
+            tracing::debug!(function = %revision.function, why, "not mapped ahead");
+        }
     }
 
     /// What [`Host::deploy`] would refuse, without deploying. Blocks while it compiles.
@@ -229,6 +242,9 @@ impl Host {
     /// The component that is to be called, once nothing speaks against it.
     fn checked(&self, tenant: &Tenant, name: &FunctionName, request: &DeployRequest) -> Result<Digest, DeployError> {
         let mut mistakes = self.mistakes(&request.config, &request.secrets);
+        if name.as_str() == super::MODEL_API {
+            mistakes.push(format!("the model APIs are counted as `{name}`; choose another name"));
+        }
         if request.config.routes.is_empty() {
             mistakes.push("it has no route, so that nothing can reach it".into());
         }

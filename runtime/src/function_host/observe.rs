@@ -29,13 +29,13 @@ impl Host {
         }
         let gauges = || {
             let engine = self.services.library.engine();
-            Gauges { functions: table.functions().count(), models: engine.resident(), engine: engine.stats() }
+            Gauges { functions: table.functions().count(), models: engine.models(), engine: engine.stats() }
         };
         let mut tokens = self.usage.tokens();
         let seen = |name: &str| name.parse().map_or(tenant.is_none(), |name| sees(&name));
         tokens.retain(|(function, _), _| seen(function));
         let records = self.usage.billed_through().record;
-        let usage = UsageCounts { tokens, records, lost: self.usage.lost() };
+        let usage = UsageCounts { tokens, records, lost: self.usage.lost(), waiting: self.usage.waiting() };
         exposition(&self.telemetry, sees, &loads, usage, tenant.is_none().then(gauges))
     }
 

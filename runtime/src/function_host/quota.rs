@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::deploy::DeployError;
 use super::{Host, HostError};
-use crate::budget::{Budgets, QuotaUse, today};
+use crate::budget::{Budgets, QuotaUse, this_minute, today};
 use crate::config::Budget;
 use crate::names::Tenant;
 use crate::records::Records;
@@ -23,12 +23,14 @@ pub struct TenantStatus {
     pub used: QuotaUse,
 }
 
-/// Takes up what was set, and what was taken of the day that runs.
+/// Takes up what was set, and what was taken of the day and the minute that run.
 pub(super) fn take_up(budgets: &Budgets, records: &Records, usage: &Usage) -> Result<(), HostError> {
     for (tenant, quota) in records.quotas()? {
         budgets.set(&tenant, quota);
     }
     budgets.take_up(&usage.report(&Query { since: Some(today()), ..Query::default() })?);
+    let since = this_minute();
+    budgets.take_up_minute(since, &usage.tokens_since(since)?);
     Ok(())
 }
 

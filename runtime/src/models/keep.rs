@@ -23,6 +23,20 @@ pub struct Keep {
     pub idle_s: Option<u64>,
     /// Models of a higher priority do not go for it.
     pub priority: u8,
+    /// Whose prompts find what others have had computed.
+    pub share: Share,
+}
+
+/// Who shares the KV of prompts that begin alike. Who finds a prefix there is answered sooner, and told so by the count of cached tokens:
+/// whoever shares learns what others have sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Share {
+    /// A tenant's functions; under the default tenant each function shares with itself alone.
+    #[default]
+    Tenant,
+    /// All who use the model.
+    All,
 }
 
 impl Keep {
@@ -50,6 +64,9 @@ impl std::fmt::Display for Keep {
         }
         if self.priority > 0 {
             said.push(format!("priority {}", self.priority));
+        }
+        if self.share == Share::All {
+            said.push("prefixes shared by all tenants".into());
         }
         f.write_str(&said.join(", "))
     }

@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
-use hob_gpu::{EngineStats, ModelStatus};
+use hob_gpu::{EngineStats, ModelState, ModelStatus, Moves};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::metrics::{Histogram, REFUSALS};
+use super::serving::Told;
 use super::{Metrics, Telemetry};
 use crate::names::FunctionName;
 
@@ -29,7 +31,7 @@ pub struct Load {
 pub struct Gauges {
     /// Deployed functions.
     pub functions: usize,
-    /// Models in memory.
+    /// Models that are not absent.
     pub models: Vec<ModelStatus>,
     /// The inference engine.
     pub engine: EngineStats,
@@ -44,6 +46,8 @@ pub struct UsageCounts {
     pub records: u64,
     /// Records that were lost.
     pub lost: u64,
+    /// Records that wait, because the disk takes none now.
+    pub waiting: u64,
 }
 
 /// All numbers, in the OpenMetrics format. With `host` those of the whole host; without, the functions' that `sees`
@@ -74,9 +78,15 @@ pub fn exposition(
         lost.extend(telemetry.lost.seen());
     }
     let mut registry = Registry::with_prefix("hob");
+    let told = host.as_ref().map(|host| {
+        let (serving, engine, tokens) = (telemetry.serving.clone(), host.engine, usage.tokens.clone());
+        Told { serving, engine, tokens }
+    });
     registry.register_collector(Box::new(Scrape { functions, lost, usage, host }));
     let mut out = String::new();
-    text::encode(&mut out, &registry).expect("a string takes everything");
+    text::encode_registry(&mut out, &registry).expect("a string takes everything");
+    told.into_iter().for_each(|told| told.write(&mut out));
+    text::encode_eof(&mut out).expect("a string takes everything");
     out
 }
 
@@ -117,6 +127,7 @@ impl Scrape {
         if self.host.is_some() {
             out.counter("usage_records", "Number of the last usage record that is durable", self.usage.records)?;
             out.counter("usage_records_lost", "Usage records that the disk did not take", self.usage.lost)?;
+            out.gauge("usage_records_waiting", "Usage records that the disk does not take now", self.usage.waiting)?;
         }
         Ok(())
     }
@@ -202,16 +213,18 @@ impl Scrape {
 
 fn gauges(out: &mut Out<'_, '_>, host: &Gauges) -> fmt::Result {
     out.gauge("functions", "Deployed functions", host.functions as u64)?;
+    let resident: Vec<_> = host.models.iter().filter(|model| model.state == ModelState::Resident).collect();
     let mut bytes = out.family("model_resident_bytes", "Weights in memory", MetricType::Gauge)?;
-    for model in &host.models {
+    for model in &resident {
         bytes.encode_family(&[("model", model.name.as_str())])?.encode_gauge(&model.bytes)?;
     }
     let mut leases = out.family("model_leases", "Who holds a model that is in memory", MetricType::Gauge)?;
-    for model in &host.models {
+    for model in &resident {
         leases.encode_family(&[("model", model.name.as_str())])?.encode_gauge(&model.leases)?;
     }
+    moves(out, &host.models)?;
     let engine = &host.engine;
-    out.gauge("models_resident", "Models in memory", host.models.len() as u64)?;
+    out.gauge("models_resident", "Models in memory", resident.len() as u64)?;
     out.gauge("engine_sequences_running", "Sequences in the batch", engine.running as u64)?;
     out.gauge("engine_sequences_waiting", "Sequences that wait for it", engine.waiting as u64)?;
     out.gauge("engine_kv_pages", "All KV pages", engine.total_pages as u64)?;
@@ -222,6 +235,33 @@ fn gauges(out: &mut Out<'_, '_>, host: &Gauges) -> fmt::Result {
     out.counter("engine_tokens_prefilled", "Prompt tokens processed", engine.prefilled_tokens)?;
     out.counter("engine_tokens_cached", "Prompt tokens found in the KV pages", engine.cached_tokens)?;
     out.counter("engine_preemptions", "Sequences that gave their KV pages to an older one", engine.preemptions)
+}
+
+/// How models came and went. One that is absent is not told of: its name is not known here.
+fn moves(out: &mut Out<'_, '_>, models: &[ModelStatus]) -> fmt::Result {
+    for (name, help, count) in [
+        ("model_loads", "How often a model was brought into memory", (|moves| moves.loads) as fn(&Moves) -> u64),
+        ("model_evictions", "How often its memory was given back", |moves| moves.evictions),
+    ] {
+        let mut family = out.family(name, help, MetricType::Counter)?;
+        for model in models {
+            counter(&mut family, &[("model", model.name.as_str())], count(&model.moves))?;
+        }
+    }
+    for (name, help, time) in [
+        (
+            "model_last_load_seconds",
+            "How long that took the last time",
+            (|moves| moves.last_load) as fn(&Moves) -> Option<Duration>,
+        ),
+        ("model_last_eviction_seconds", "How long that took the last time", |moves| moves.last_eviction),
+    ] {
+        let mut family = out.family(name, help, MetricType::Gauge)?;
+        for (model, time) in models.iter().filter_map(|model| Some((model, time(&model.moves)?))) {
+            family.encode_family(&[("model", model.name.as_str())])?.encode_gauge(&time.as_secs_f64())?;
+        }
+    }
+    Ok(())
 }
 
 fn counter(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, count: u64) -> fmt::Result {

@@ -83,6 +83,19 @@ impl Clerk {
         }
         self.look(true);
         self.compact(true);
+        let lost = self.waiting();
+        if lost > 0 {
+            self.shared.lose(lost);
+            tracing::error!(
+                records = lost,
+                "the host stops, and the disk took no usage to the end: these records are lost"
+            );
+        }
+    }
+
+    /// Records that the disk did not take yet.
+    fn waiting(&self) -> u64 {
+        self.backlog.iter().map(|frame| frame.ended.len() as u64).sum()
     }
 
     /// Looks at all tabs, and writes. The last time also those that are not complete.
@@ -120,6 +133,7 @@ impl Clerk {
             self.keep_within_bounds();
             self.complain(&error);
         }
+        self.shared.keep_waiting(self.waiting());
     }
 
     /// Writes what waits to be written.
@@ -194,7 +208,7 @@ impl Clerk {
 
     fn complain(&mut self, error: &dyn std::error::Error) {
         if self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN) {
-            let waiting = self.backlog.iter().map(|frame| frame.ended.len()).sum::<usize>();
+            let waiting = self.waiting();
             tracing::error!(%error, waiting, "usage cannot be written down; is the disk full?");
             self.complained = Some(Instant::now());
         }
@@ -204,4 +218,82 @@ impl Clerk {
 /// Now, in milliseconds since 1970.
 pub(super) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::instance::Meter;
+    use crate::usage::books::Books;
+    use crate::usage::journal::Frames;
+    use crate::usage::tab::{End, Owner};
+
+    fn ended(number: u64) -> Arc<Tab> {
+        let owner =
+            Owner { function: "f".parse().unwrap(), revision: "r1".parse().unwrap(), tenant: "acme".parse().unwrap() };
+        let tab = Tab::new(owner.into(), number, Instant::now(), Arc::new(Meter::new(Instant::now())));
+        tab.close(End { outcome: "ok", wall: Duration::ZERO, queue: Duration::ZERO });
+        Arc::new(tab)
+    }
+
+    /// A clerk whose disk takes nothing until the folder that is given is made.
+    fn without_a_disk(home: &std::path::Path) -> (Clerk, mpsc::Sender<Arc<Tab>>, PathBuf) {
+        let folder = home.join("usage");
+        let books = Books::open(&home.join("books.redb")).unwrap();
+        let shared = Arc::new(Shared { books, state: Default::default() });
+        let (send, tabs) = mpsc::channel();
+        (Clerk::new(folder.clone(), tabs, shared, 1, 1, Journal::full(&folder)), send, folder)
+    }
+
+    #[test]
+    fn a_full_disk_loses_nothing_when_there_is_room_again() {
+        let home = tempfile::tempdir().unwrap();
+        let (mut clerk, tabs, folder) = without_a_disk(home.path());
+        for n in 1..=3 {
+            tabs.send(ended(n)).unwrap();
+            clerk.look(false);
+            let state = clerk.shared.state();
+            assert_eq!((state.billed.record, state.waiting, state.lost), (0, n, 0), "none of it is billed yet");
+        }
+        assert!(clerk.complained.is_some(), "the log says so");
+        std::fs::create_dir(&folder).unwrap();
+        tabs.send(ended(4)).unwrap();
+        clerk.look(false);
+        {
+            let state = clerk.shared.state();
+            assert_eq!((state.billed.record, state.waiting, state.lost), (4, 0, 0));
+        }
+        let frames = Frames::open(&folder.join("000000000001.journal")).unwrap();
+        assert_eq!(frames.map(|frame| frame.ended.len()).sum::<usize>(), 4);
+    }
+
+    #[test]
+    fn what_the_disk_never_took_is_counted_as_lost() {
+        let home = tempfile::tempdir().unwrap();
+        let (clerk, tabs, _) = without_a_disk(home.path());
+        let shared = clerk.shared.clone();
+        (1..=5).for_each(|n| tabs.send(ended(n)).unwrap());
+        let (stop, stopped) = mpsc::channel::<()>();
+        drop(stop);
+        clerk.run(&stopped);
+        assert_eq!((shared.state().billed.record, shared.state().lost), (0, 5));
+    }
+
+    #[test]
+    fn there_is_a_bound_to_what_waits() {
+        let home = tempfile::tempdir().unwrap();
+        let (mut clerk, tabs, _) = without_a_disk(home.path());
+        let beyond = 1000;
+        for n in 0..(BACKLOG + beyond) as u64 {
+            tabs.send(ended(n)).unwrap();
+            if n % 500 == 499 {
+                clerk.look(false);
+            }
+        }
+        clerk.look(false);
+        let state = clerk.shared.state();
+        assert_eq!((state.waiting, state.lost), (BACKLOG as u64, beyond as u64));
+    }
 }

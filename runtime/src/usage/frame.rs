@@ -47,7 +47,7 @@ pub(super) struct Row {
     models: Vec<ModelRow>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct ModelRow {
     model: u32,
     sequences: u64,
@@ -114,6 +114,11 @@ impl Frame {
 }
 
 impl Frame {
+    /// Whose a row is. `None` where it names nobody in the frame: it was not written by us.
+    pub fn owner(&self, row: &Row) -> Option<(&FunctionName, &Tenant)> {
+        self.owners.get(row.owner as usize).map(|(function, _, tenant)| (function, tenant))
+    }
+
     /// What those that ended have used together.
     pub fn sums(&self) -> Sums {
         let mut by_number: HashMap<(u32, u32, Option<u32>), Totals> = HashMap::new();
@@ -143,6 +148,11 @@ impl Frame {
 }
 
 impl Row {
+    /// Tokens of prompts and answers.
+    pub fn tokens(&self) -> u64 {
+        self.models.iter().map(|of| of.prompt_tokens.saturating_add(of.generated_tokens)).sum()
+    }
+
     fn totals(&self, failed: bool) -> Totals {
         Totals {
             invocations: 1,
@@ -199,6 +209,16 @@ impl FrameBuilder {
         } else {
             self.frame.ended.push(row);
         }
+    }
+
+    /// Adds one as if it had used so many tokens of a model.
+    #[cfg(test)]
+    pub fn add_with_tokens(&mut self, tab: &Tab, outcome: &str, tokens: u64) {
+        let model = self.word("m");
+        self.add(tab, Some(outcome));
+        let rows = if outcome == RUNNING { &mut self.frame.running } else { &mut self.frame.ended };
+        let row = rows.last_mut().expect("it was added");
+        row.models = vec![ModelRow { model, generated_tokens: tokens, ..ModelRow::default() }];
     }
 
     /// Adds one that another process left running, as read from its frame.

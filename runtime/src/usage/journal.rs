@@ -51,6 +51,13 @@ impl Journal {
         Ok(())
     }
 
+    /// One on a disk that is full; others would be begun in `folder`.
+    #[cfg(test)]
+    pub fn full(folder: &Path) -> Self {
+        let file = File::options().append(true).open("/dev/full").expect("the system has it");
+        Self { folder: folder.to_owned(), number: 1, file, bytes: 0 }
+    }
+
     /// How large the file is.
     pub fn bytes(&self) -> u64 {
         self.bytes

@@ -17,6 +17,7 @@ mod frame;
 mod journal;
 mod query;
 mod record;
+mod since;
 mod tab;
 pub mod when;
 
@@ -36,6 +37,7 @@ use self::record::Sums;
 pub use self::record::{Key, ModelUse, Record, Totals};
 pub use self::tab::{End, Owner, Tab};
 use crate::instance::Meter;
+use crate::names::{FunctionName, Tenant};
 
 /// Functions and models of which tokens are counted under their own names; beyond that they are counted as `(other)`.
 const MAX_COUNTED: usize = 4096;
@@ -85,6 +87,8 @@ struct State {
     /// Since the host started: prompt, cached and generated tokens, by function and model.
     tokens: BTreeMap<(String, String), [u64; 3]>,
     lost: u64,
+    /// Records that the disk did not take yet.
+    waiting: u64,
 }
 
 impl Usage {
@@ -209,6 +213,21 @@ impl Usage {
         self.shared.state().lost
     }
 
+    /// Records that wait, because the disk took none when it was tried last.
+    pub fn waiting(&self) -> u64 {
+        self.shared.state().waiting
+    }
+
+    /// Tokens of prompts and answers since a moment, in seconds since 1970, that is not long ago: of all that is in the journal, also by
+    /// what runs on or did when a process before was killed. Blocks while it reads.
+    ///
+    /// # Errors
+    /// `Journal`.
+    pub fn tokens_since(&self, since: u64) -> Result<Vec<(Tenant, FunctionName, u64)>, UsageError> {
+        let taken = since::tokens(&self.folder, since.saturating_mul(1000));
+        taken.map_err(|source| UsageError::Journal { path: self.folder.clone(), source })
+    }
+
     fn books_error(&self, source: redb::Error) -> UsageError {
         UsageError::Books { path: self.folder.clone(), source: Box::new(source) }
     }
@@ -256,6 +275,10 @@ impl Shared {
 
     fn lose(&self, records: u64) {
         self.state().lost += records;
+    }
+
+    fn keep_waiting(&self, records: u64) {
+        self.state().waiting = records;
     }
 }
 

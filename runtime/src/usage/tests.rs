@@ -145,3 +145,37 @@ fn a_killed_clerk_loses_no_record_that_was_billed_and_doubles_none() {
         stop.store(true, Ordering::Relaxed);
     });
 }
+
+#[test]
+fn tokens_of_the_minute_are_those_that_came_in_it() {
+    let home = tempfile::tempdir().unwrap();
+    let frame = |first: u64, at_s: u64, running: &[(u64, u64)], ended: &[(u64, u64)]| {
+        let mut builder = FrameBuilder::new(first, 1, at_s * 1000, Instant::now());
+        for (rows, outcome) in [(running, "running"), (ended, "ok")] {
+            for (number, tokens) in rows {
+                let meter = Arc::new(Meter::new(Instant::now()));
+                let tab = Tab::new(owner("acme", "f"), *number, Instant::now(), meter);
+                builder.add_with_tokens(&tab, outcome, *tokens);
+            }
+        }
+        builder.build()
+    };
+    // One began in the minute before, and had used forty by then.
+    let mut journal = Journal::begin(home.path(), &frame(1, 110, &[(1, 10)], &[])).unwrap();
+    journal.append(&frame(1, 118, &[(1, 40)], &[(2, 1000)])).unwrap();
+    journal.append(&frame(2, 121, &[(1, 45), (3, 7)], &[])).unwrap();
+    journal.append(&frame(2, 122, &[(3, 9)], &[(1, 50)])).unwrap();
+    // A frame that could not be written for sure is written again, in another file that says what runs.
+    let again = Frame { begins: true, ..frame(3, 123, &[(3, 9)], &[]) };
+    let mut journal = Journal::begin(home.path(), &again).unwrap();
+    journal.append(&frame(2, 123, &[], &[(1, 50)])).unwrap();
+    // Another process bills what ran when this one was killed.
+    let killed = Frame { begins: true, ..frame(3, 130, &[], &[(3, 9)]) };
+    Journal::begin(home.path(), &killed).unwrap();
+    let taken =
+        |since_s: u64| since::tokens(home.path(), since_s * 1000).unwrap().iter().map(|(_, _, n)| n).sum::<u64>();
+    assert_eq!(taken(120), 10 + 9);
+    assert_eq!(taken(122), 5 + 2);
+    assert_eq!(taken(100), 1050 + 9);
+    assert_eq!(taken(124), 0);
+}

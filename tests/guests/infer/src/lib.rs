@@ -44,6 +44,7 @@ async fn infer(Query(ask): Query<Ask>) -> Result<Response> {
         "empty" => json!(model.chat([]).text().await?),
         "too-long" => json!(model.raw("word ".repeat(100_000)).text().await?),
         "cancel" => cancel(&ask, &model).await?,
+        "leave" | "die" => leave(&ask, &model).await?,
         "many" => many(&ask, &model).await?,
         how => badly(how, &ask, &model).await?,
     })
@@ -65,6 +66,17 @@ async fn badly(how: &str, ask: &Ask, model: &Model) -> Result<Value> {
         other => return Err(Error::bad_request(format!("nothing is called {other:?}"))),
     }
     Ok(json!(answer))
+}
+
+/// Begins a generation, and after `n` milliseconds lets go of it, or dies.
+async fn leave(ask: &Ask, model: &Model) -> Result<Value> {
+    let tokens = ask.with_options(model.raw(&ask.text)).stream()?;
+    sleep(Duration::from_millis(ask.n as u64)).await;
+    assert!(ask.r#do != "die", "after {} ms", ask.n);
+    drop(tokens);
+    // It stays, so that nothing else than the drop can have ended the generation.
+    sleep(Duration::from_millis(500)).await;
+    Ok(json!({ "left_after_ms": ask.n }))
 }
 
 /// `n` generations at once: what each came to.
