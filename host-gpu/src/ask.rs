@@ -1,5 +1,6 @@
 //! What a caller asks of a model, and the answers that are not tokens.
 
+use crate::form::Form;
 use std::time::Duration;
 
 /// The number of a token in a model's vocabulary.
@@ -37,11 +38,50 @@ pub struct Message {
     pub content: String,
 }
 
+/// A conversation with all that chat templates can show: tools, calls of them, their answers, thoughts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Conversation {
+    /// Messages as OpenAI's API has them: objects with `role` and `content` (a text), and with `tool_calls`, `tool_call_id`,
+    /// `name` and `reasoning_content` where there are such. Special tokens in any of their texts mean nothing.
+    pub messages: Vec<serde_json::Value>,
+    /// Tools as OpenAI's API has them.
+    pub tools: Vec<serde_json::Value>,
+    /// Whether the model thinks before it answers, for models that can do both.
+    pub think: Option<bool>,
+    /// The beginning of the answer: the model goes on from there.
+    pub begun: Option<String>,
+}
+
+impl From<Vec<Message>> for Conversation {
+    fn from(messages: Vec<Message>) -> Self {
+        let one = |m: Message| serde_json::json!({ "role": m.role.name(), "content": m.content });
+        Self { messages: messages.into_iter().map(one).collect(), ..Self::default() }
+    }
+}
+
+impl Conversation {
+    /// Bytes of its texts, about.
+    pub fn bytes(&self) -> usize {
+        fn of(value: &serde_json::Value) -> usize {
+            match value {
+                serde_json::Value::String(text) => text.len(),
+                serde_json::Value::Array(list) => list.iter().map(of).sum(),
+                serde_json::Value::Object(object) => object.iter().map(|(key, value)| key.len() + of(value)).sum(),
+                _ => 1,
+            }
+        }
+        let begun = self.begun.as_ref().map_or(0, String::len);
+        self.messages.iter().chain(&self.tools).map(of).sum::<usize>() + begun
+    }
+}
+
 /// What the model continues.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prompt {
     /// A conversation, rendered with the model's own chat template.
     Chat(Vec<Message>),
+    /// A conversation with tools and whatever else templates know.
+    Conversation(Box<Conversation>),
     /// Text as it stands, in which special tokens are recognised.
     Raw(String),
     /// Tokens as they stand.
@@ -124,6 +164,8 @@ pub struct Ask {
     pub logit_bias: Vec<(TokenId, f32)>,
     /// Report the log-probability of each token chosen, and of this many of the likeliest; at most 20.
     pub logprobs: Option<u32>,
+    /// What the answer must be; it ends where nothing can follow.
+    pub form: Option<Form>,
     /// Generation ends before the first of these texts; they are never emitted.
     pub stop: Vec<String>,
     /// Whom this is for. Sequences of one account that begin alike share KV, and of several only where
@@ -140,6 +182,7 @@ impl Ask {
             sampling: Sampling::default(),
             logit_bias: Vec::new(),
             logprobs: None,
+            form: None,
             stop: Vec::new(),
             account: 0,
         }

@@ -4,13 +4,16 @@
 //! their tokens. Nothing here blocks: a full queue is a refusal.
 
 use crate::ask::{Ask, Refusal, TokenId};
+use crate::form::Guide;
 use crate::format::huge;
 use crate::format::quantize::Quantize;
 use crate::kv::{Arena, KvType};
 use crate::measure;
+use crate::model::card::{self, CardArena, OnCardState};
 use crate::model::forward::Compute;
 use crate::model::{Loaded, Model, ModelSource, Room};
 use crate::ops::cpu::{Activations, CodePath, Cpu};
+use crate::ops::cuda::{CudaError, Device};
 use crate::ops::pool::Pool;
 use crate::residency::{EvictError, JoinError, Lease, Loading, ModelState, ModelStatus, Moves, Policy, Residency};
 use crate::terms::Terms;
@@ -19,11 +22,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+mod device;
 mod door;
 mod job;
 mod pace;
 mod worker;
 
+pub use device::EngineDevice;
 use door::Door;
 use job::Job;
 use worker::Worker;
@@ -31,6 +36,8 @@ use worker::Worker;
 /// How large the engine is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
+    /// What computes; default the processor.
+    pub device: EngineDevice,
     /// Threads that compute; the default is one for each core that the process may use.
     pub threads: usize,
     /// Memory for models: weights, vocabularies and what a step computes. The default leaves a fifth of what the process
@@ -69,6 +76,7 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
+            device: EngineDevice::default(),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             model_bytes: None,
             kv_bytes: 1 << 30,
@@ -95,7 +103,7 @@ impl EngineConfig {
     /// Whether weights move to huge pages once a model has answered.
     pub(crate) fn moves_weights(&self) -> bool {
         // Only kernels for quantised activations read what is woven.
-        self.huge_pages && self.activations == Activations::Q8 && huge::available()
+        self.device == EngineDevice::Cpu && self.huge_pages && self.activations == Activations::Q8 && huge::available()
     }
 
     /// The tokens of the largest step that there can be, and how many of these give logits: what
@@ -123,6 +131,14 @@ pub enum StartError {
         budget: u64,
         /// A page.
         page: u64,
+    },
+    /// The card that was asked for cannot be had.
+    #[error("cannot start on {device}: {reason}")]
+    Card {
+        /// What was asked for.
+        device: EngineDevice,
+        /// Why not.
+        reason: CudaError,
     },
     /// The system gives no memory or no thread.
     #[error("cannot start {what}: {reason}; lower the engine's threads or kv budget")]
@@ -179,6 +195,7 @@ type Arrival = (Job, Vec<TokenId>);
 struct Shared {
     config: EngineConfig,
     cpu: Cpu,
+    card: Option<Device>,
     total_pages: usize,
     residency: Residency,
     next_key: AtomicU64,
@@ -203,6 +220,8 @@ pub(crate) struct Submission {
     /// The rest of it; its own prompt has become `prompt`.
     pub(crate) ask: Ask,
     pub(crate) terms: Terms,
+    /// Where the answer stands in its form.
+    pub(crate) guide: Option<Guide>,
 }
 
 impl Engine {
@@ -225,7 +244,22 @@ impl Engine {
         }
         let system = |what| move |reason| StartError::System { what, reason };
         let total_pages = total_pages as usize;
-        let arena = Arena::new(total_pages, page_bytes).map_err(system("kv memory"))?;
+        // A card has its own.
+        let here = if config.device == EngineDevice::Cpu { total_pages } else { 0 };
+        let arena = Arena::new(here, page_bytes).map_err(system("kv memory"))?;
+        let on_card = |reason| StartError::Card { device: config.device, reason };
+        let card = match config.device {
+            EngineDevice::Cpu => None,
+            EngineDevice::Cuda { ordinal } => Some(Device::open(ordinal, None).map_err(on_card)?),
+        };
+        let state = match &card {
+            None => None,
+            Some(card) => {
+                card::check_pages(config.kv_type, page_bytes).map_err(on_card)?;
+                let arena = CardArena::new(card, total_pages, page_bytes).map_err(on_card)?;
+                Some(OnCardState::new(card, arena, config.kv_type).map_err(on_card)?)
+            }
+        };
         let pool = Pool::new(config.threads).map_err(system("compute threads"))?;
         let counters = Arc::new(Counters::default());
         counters.free_pages.store(total_pages, Ordering::Relaxed);
@@ -234,7 +268,7 @@ impl Engine {
         let worker = Worker::new(
             &config,
             Compute { cpu, pool, kv_type: config.kv_type },
-            arena,
+            (arena, state),
             total_pages,
             inbox,
             counters.clone(),
@@ -244,9 +278,14 @@ impl Engine {
             .name("hob-engine".into())
             .spawn(move || worker.run())
             .map_err(system("the engine thread"))?;
-        let budget = config.model_bytes.unwrap_or_else(|| measure::memory_for_models(config.kv_bytes));
-        let (residency, next_key) = (Residency::new("cpu", budget), AtomicU64::new(0));
-        let shared = Shared { config, cpu, total_pages, residency, next_key, commands, door, counters };
+        // What is on a card is what its memory allows, KV and buffers taken off.
+        let (tier, most) = match &card {
+            None => ("cpu", measure::memory_for_models(config.kv_bytes)),
+            Some(card) => ("cuda", card.memory().0 - card.memory().1),
+        };
+        let budget = config.model_bytes.unwrap_or(most);
+        let (residency, next_key) = (Residency::new(tier, budget), AtomicU64::new(0));
+        let shared = Shared { config, cpu, card, total_pages, residency, next_key, commands, door, counters };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -267,9 +306,10 @@ impl Engine {
         let key = self.shared.next_key.fetch_add(1, Ordering::Relaxed);
         let config = &self.shared.config;
         let (kv_type, page_bytes, step) = (config.kv_type, config.kv_page_bytes as usize, config.largest_step());
-        let (room, quantize) = (Room { kv_type, page_bytes, step }, config.quantize);
+        let card = self.shared.card.clone();
+        let (room, quantize) = (Room { kv_type, page_bytes, step, card }, config.quantize);
         let load =
-            move |source: &ModelSource, loading: &Loading<'_>| Loaded::load(source, key, room, quantize, loading);
+            move |source: &ModelSource, loading: &Loading<'_>| Loaded::load(source, key, &room, quantize, loading);
         let loaded = self.shared.residency.join(source, policy, load).await?;
         Ok(Model::new(self.clone(), &source.name, loaded))
     }
@@ -328,6 +368,14 @@ impl Engine {
         self.shared.cpu.path()
     }
 
+    /// What computes, for people: a card by its name, or the processor by its instructions.
+    pub fn runs_on(&self) -> String {
+        match &self.shared.card {
+            Some(card) => format!("{} ({})", self.shared.config.device, card.card().name),
+            None => self.code_path().to_string(),
+        }
+    }
+
     /// The engine at a glance.
     pub fn stats(&self) -> EngineStats {
         let c = &self.shared.counters;
@@ -347,6 +395,11 @@ impl Engine {
 
     pub(crate) fn cpu(&self) -> Cpu {
         self.shared.cpu
+    }
+
+    /// The card that computes, if one does.
+    pub(crate) fn card(&self) -> Option<&Device> {
+        self.shared.card.as_ref()
     }
 
     pub(crate) fn kv_type(&self) -> KvType {

@@ -10,6 +10,7 @@
 
 mod ask;
 mod engine;
+mod form;
 pub mod format;
 mod kv;
 pub mod measure;
@@ -23,12 +24,13 @@ mod terms;
 mod tokens;
 mod turns;
 
-pub use ask::{Ask, Message, Penalties, Prompt, Refusal, Role, Sampling, TokenId};
-pub use engine::{Engine, EngineConfig, EngineStats, StartError};
+pub use ask::{Ask, Conversation, Message, Penalties, Prompt, Refusal, Role, Sampling, TokenId};
+pub use engine::{Engine, EngineConfig, EngineDevice, EngineStats, StartError};
+pub use form::Form;
 pub use format::FormatError;
 pub use format::quantize::Quantize;
 pub use kv::KvType;
-pub use model::{Memory, Model, ModelInfo, ModelSource, Scores, inspect};
+pub use model::{Memory, Model, ModelInfo, ModelSource, Scores, chat_template, inspect};
 pub use ops::cpu::{Activations, CodePath};
 pub use residency::{EvictError, JoinError, ModelState, ModelStatus, Moves, Policy};
 pub use terms::{Bill, Billed, Budget, Grant, Priority, Terms, WEIGHT};

@@ -3,17 +3,20 @@
 //! [`Model`] is a lease: while one lives, the weights stay. What a model computes is in
 //! `forward`; when it computes is the engine's business.
 
-use crate::ask::{Ask, Message, Prompt, Refusal, TokenId};
+use crate::ask::{Ask, Conversation, Message, Prompt, Refusal, TokenId};
 use crate::engine::{Engine, Submission};
+use crate::form::Forms;
 use crate::format::FormatError;
 use crate::format::quantize::Quantize;
 use crate::kv::KvType;
 use crate::measure;
 use crate::ops::cpu::CodePath;
+use crate::ops::cuda::Device;
 use crate::residency::{JoinError, Lease, Loading};
 use crate::schedule::RESERVE_TOKENS;
 use crate::terms::Terms;
 use crate::tokens::Tokens;
+use card::OnCard;
 use config::Config;
 use opened::Opened;
 use std::path::{Path, PathBuf};
@@ -24,8 +27,10 @@ use tokenizer::Tokenizer;
 use weights::Weights;
 
 pub mod architecture;
+pub(crate) mod card;
 pub mod checkpoint;
 pub mod config;
+mod fallback;
 pub(crate) mod forward;
 mod opened;
 mod score;
@@ -35,6 +40,14 @@ pub mod weights;
 
 pub use config::{Memory, ModelInfo};
 pub use score::Scores;
+
+/// The chat template of the model at `path`, if its file has one.
+///
+/// # Errors
+/// If it is no sound GGUF file or checkpoint.
+pub fn chat_template(path: &Path) -> Result<Option<String>, FormatError> {
+    Ok(Opened::open(path)?.template())
+}
 
 /// Where a model's bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,13 +70,15 @@ pub fn inspect(path: &Path) -> Result<ModelInfo, FormatError> {
 }
 
 /// What an engine has for each of its models.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Room {
     pub(crate) kv_type: KvType,
     /// Bytes of a KV page.
     pub(crate) page_bytes: usize,
     /// Tokens of the largest step, and how many of these give logits.
     pub(crate) step: (usize, usize),
+    /// The card that is to have it.
+    pub(crate) card: Option<Device>,
 }
 
 /// About what a tokenizer takes for each entry of a vocabulary: its text, its place in tables, and merges.
@@ -76,10 +91,14 @@ pub(crate) struct Loaded {
     pub(crate) key: u64,
     pub(crate) config: Config,
     pub(crate) weights: Weights,
+    /// The weights on the card, if one computes.
+    pub(crate) card: Option<OnCard>,
     pub(crate) tokenizer: Tokenizer,
     template_source: Option<String>,
     /// Compiled when first used: many callers bring raw prompts.
     template: OnceLock<Result<Template, Refusal>>,
+    /// Made when an answer is first to have a form.
+    forms: OnceLock<Result<Forms, Refusal>>,
     pub(crate) page_tokens: usize,
     /// Whether somebody has seen to [`Loaded::settle`].
     settled: AtomicBool,
@@ -91,7 +110,7 @@ impl Loaded {
     pub(crate) fn load(
         source: &ModelSource,
         key: u64,
-        room: Room,
+        room: &Room,
         quantize: Option<Quantize>,
         loading: &Loading<'_>,
     ) -> Result<Self, JoinError> {
@@ -105,8 +124,14 @@ impl Loaded {
             let (needed, page) = (config.kv_shape().token_bytes(room.kv_type) as u64, room.page_bytes as u64);
             return Err(JoinError::KvPage { name, needed, page });
         }
-        let needed = config.memory().activations(room.step);
-        if let Some(available) = measure::available_memory().filter(|available| *available < needed) {
+        let on_card = |source| JoinError::Card { name: name.clone(), source };
+        let needed = match &room.card {
+            None => config.memory().activations(room.step),
+            Some(_) => card::step_bytes(&config, room.step),
+        };
+        if room.card.is_some() {
+            card::check(&config, room.kv_type, room.page_bytes).map_err(on_card)?;
+        } else if let Some(available) = measure::available_memory().filter(|available| *available < needed) {
             return Err(JoinError::Activations { name, needed, available });
         }
         // Maps files; what it allocates are norms and biases.
@@ -122,8 +147,26 @@ impl Loaded {
         let tokenizer = tokenizer.map_err(format)?;
         info.weight_bytes = weights.bytes();
         info.quantization = weights.main_type().into();
-        let (template_source, template, settled) = (opened.template(), OnceLock::new(), AtomicBool::new(false));
-        Ok(Self { name, info, key, config, weights, tokenizer, template_source, template, page_tokens, settled })
+        let card = match &room.card {
+            None => None,
+            Some(device) => Some(OnCard::load(device, &weights, |_, _| ()).map_err(on_card)?),
+        };
+        let (template, forms) = (OnceLock::new(), OnceLock::new());
+        let (template_source, settled) = (opened.template(), AtomicBool::new(false));
+        Ok(Self {
+            name,
+            info,
+            key,
+            config,
+            weights,
+            card,
+            tokenizer,
+            template_source,
+            template,
+            forms,
+            page_tokens,
+            settled,
+        })
     }
 
     /// Sees to it that weights are read fast from now on; for who has answered somebody and expects to go on.
@@ -140,17 +183,26 @@ impl Loaded {
     fn template(&self) -> Result<&Template, Refusal> {
         let compile = || match &self.template_source {
             Some(source) => Template::new(source, &self.tokenizer),
-            None => Err(Refusal::Invalid(format!("model {} has no chat template; give a raw prompt", self.name))),
+            None => match fallback::for_vocabulary(|mark| self.tokenizer.find_special(mark)) {
+                Some(source) => Template::new(source, &self.tokenizer),
+                None => Err(Refusal::Invalid(format!("model {} has no chat template; give a raw prompt", self.name))),
+            },
         };
         self.template.get_or_init(compile).as_ref().map_err(Clone::clone)
+    }
+
+    fn forms(&self) -> Result<&Forms, Refusal> {
+        let make = || Forms::new(&self.tokenizer, self.config.vocab);
+        self.forms.get_or_init(make).as_ref().map_err(Clone::clone)
     }
 
     fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<TokenId>, Refusal> {
         match prompt {
             Prompt::Raw(text) => Ok(self.tokenizer.encode(&text, true)),
-            Prompt::Chat(messages) => {
+            Prompt::Chat(messages) => self.prompt_tokens(Prompt::Conversation(Box::new(messages.into()))),
+            Prompt::Conversation(conversation) => {
                 let specials = self.tokenizer.special_texts();
-                let pieces = self.template()?.pieces(&messages, specials)?;
+                let pieces = self.template()?.pieces(&conversation, specials)?;
                 Ok(self.tokenizer.encode_spans(&template::spans(&pieces)))
             }
             Prompt::Tokens(ids) => match ids.iter().find(|id| id.0 as usize >= self.config.vocab) {
@@ -250,7 +302,37 @@ impl Model {
     /// # Errors
     /// `Invalid` if there is no template or it refuses the messages.
     pub fn render(&self, messages: &[Message]) -> Result<String, Refusal> {
-        self.loaded.template()?.render(messages)
+        self.loaded.template()?.render(&messages.to_vec().into())
+    }
+
+    /// Whether the prompt of `conversation` ends where a thought begins: the answer then begins within it.
+    ///
+    /// # Errors
+    /// As [`Model::render`].
+    pub fn begins_thought(&self, conversation: &Conversation) -> Result<bool, Refusal> {
+        self.loaded.template()?.begins_thought(conversation)
+    }
+
+    /// The chat template that its file carries, if it does.
+    pub fn template_source(&self) -> Option<&str> {
+        self.loaded.template_source.as_deref()
+    }
+
+    /// Whether it has a chat template, of its own or one that its vocabulary tells.
+    pub fn can_chat(&self) -> bool {
+        self.loaded.template().is_ok()
+    }
+
+    /// How it writes what is not for people to read: its thoughts and its calls of tools.
+    pub fn marks(&self) -> template::Marks {
+        template::Marks::of(self.loaded.template_source.as_deref())
+    }
+
+    /// The bytes of one token; of a special one its text in the file.
+    pub fn token_bytes(&self, id: TokenId) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.loaded.tokenizer.decode_to(id, &mut bytes);
+        bytes
     }
 
     /// The tokens that `prompt` becomes.
@@ -281,6 +363,7 @@ impl Model {
         if ask.stop.iter().any(String::is_empty) {
             return Err(Refusal::Invalid("a stop text is empty; leave it out".into()));
         }
+        let guide = ask.form.take().map(|form| self.loaded.forms()?.compile(&form)).transpose()?;
         let prompt = std::mem::replace(&mut ask.prompt, Prompt::Tokens(Vec::new()));
         let prompt = self.loaded.prompt_tokens(prompt)?;
         if prompt.is_empty() {
@@ -297,7 +380,7 @@ impl Model {
             budget.open(prompt.len() as u32, pages * self.engine.config().kv_page_bytes)?;
         }
         let scope = if self.shared { EVERYBODY } else { ask.account };
-        self.engine.submit(Submission { loaded: self.loaded.clone(), prompt, scope, ask, terms })
+        self.engine.submit(Submission { loaded: self.loaded.clone(), prompt, scope, ask, terms, guide })
     }
 
     /// The log-probabilities of what follows each of `tokens`, for evaluation and tests.
@@ -308,6 +391,9 @@ impl Model {
     /// # Errors
     /// `TooLong` beyond the model's context, `Invalid` for an empty list or unknown tokens.
     pub fn score(&self, tokens: &[TokenId], chunk: usize) -> Result<Scores, Refusal> {
+        if let (Some(device), Some(weights)) = (self.engine.card(), &self.loaded.card) {
+            return score::score_on_card(&self.loaded, (device, weights), self.engine.kv_type(), tokens, chunk);
+        }
         score::score(&self.loaded, self.engine.cpu(), self.engine.kv_type(), self.engine.threads(), tokens, chunk)
     }
 }

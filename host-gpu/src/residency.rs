@@ -8,6 +8,7 @@
 
 use crate::format::FormatError;
 use crate::model::{Loaded, ModelSource};
+use crate::ops::cuda::CudaError;
 use lease::Leased;
 use plan::{Kept, NoRoom};
 use std::collections::HashMap;
@@ -37,6 +38,14 @@ pub enum JoinError {
         name: String,
         /// What is wrong with its file.
         source: FormatError,
+    },
+    /// It cannot be brought to the card.
+    #[error("model {name}: {source}")]
+    Card {
+        /// The model.
+        name: String,
+        /// Why not.
+        source: CudaError,
     },
     /// One token's keys and values are larger than a KV page.
     #[error("model {name} needs {needed} bytes of KV for a token and a page has {page}; raise the page size")]

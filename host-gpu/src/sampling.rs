@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use crate::ask::{Ask, Penalties, Sampling, TokenId};
+use crate::form::Guide;
 use crate::tokens::Logprob;
 
 /// Chooses the tokens of one sequence.
@@ -40,11 +41,26 @@ impl Sampler {
         }
     }
 
+    /// Whether it takes the likeliest token, whatever that is, and tells nothing about it.
+    pub(crate) fn takes_likeliest(&self) -> bool {
+        let plain = self.options.penalties == Penalties::default() && self.bias.is_empty();
+        plain && self.options.temperature == 0.0 && self.logprobs.is_none()
+    }
+
     /// The next token, given one logit for each token of the vocabulary.
+    #[cfg(test)]
     pub(crate) fn choose(&mut self, logits: &[f32]) -> TokenId {
+        self.choose_in(logits, None)
+    }
+
+    /// The same, within what `guide` allows.
+    pub(crate) fn choose_in(&mut self, logits: &[f32], guide: Option<&mut Guide>) -> TokenId {
         let penalised = self.options.penalties != Penalties::default();
-        let logits = if penalised || !self.bias.is_empty() {
+        let logits = if penalised || !self.bias.is_empty() || guide.is_some() {
             self.adjust(logits);
+            if let Some(guide) = guide {
+                guide.apply(&mut self.adjusted);
+            }
             &self.adjusted
         } else {
             logits

@@ -131,6 +131,14 @@ impl Tokens {
         std::mem::take(&mut self.channel.lock().logprobs)
     }
 
+    /// How it ended, if it did, whether the rest was read or not.
+    pub fn finish(&self) -> Option<Finish> {
+        match self.channel.lock().end {
+            Some(Event::Finished(finish)) => Some(finish),
+            _ => None,
+        }
+    }
+
     /// What was computed so far.
     pub fn usage(&self) -> Usage {
         self.channel.lock().usage

@@ -11,11 +11,13 @@ use ureq::http::Response;
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
-use crate::api::{ControlFile, KeyStatus, ModelView, NewKey, Status, TrafficRequest};
+use crate::api::{ControlFile, CopyCall, KeyStatus, ModelView, NewKey, PullCall, Status, TrafficRequest};
 use crate::config::Budget;
 use crate::data::DataDir;
 use crate::digest::Digest;
 use crate::function_host::{DeployRequest, Deployed, FunctionStatus, RevisionStatus, TenantStatus};
+use crate::models::Freed;
+use crate::models::view::StoredModel;
 use crate::names::{FunctionName, ModelName, Tenant};
 use crate::request::Summary;
 use crate::traffic::Traffic;
@@ -324,6 +326,64 @@ impl Client {
     /// `Refused` if somebody does.
     pub fn evict(&self, model: &ModelName) -> Result<(), ClientError> {
         self.delete(&format!("models/resident/{model}"))
+    }
+
+    /// Models on the server's disk.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn stored_models(&self) -> Result<Vec<StoredModel>, ClientError> {
+        self.get("models/stored")
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// `Refused` if there is none of this name.
+    pub fn stored_model(&self, model: &ModelName) -> Result<StoredModel, ClientError> {
+        self.get(&format!("models/stored/{model}"))
+    }
+
+    /// Has the server get a model: a line of JSON for each step, as [`crate::models::progress::PullLine`].
+    ///
+    /// # Errors
+    /// `Refused` if what is asked for cannot be understood; what goes wrong later is in the lines.
+    pub fn pull_model(&self, call: &PullCall) -> Result<BufReader<ureq::BodyReader<'static>>, ClientError> {
+        let post = self.agent.post(self.url("models/pull")).header("authorization", self.bearer());
+        // A large model takes hours.
+        let answer = post.config().timeout_global(None).build().send_json(call);
+        Ok(BufReader::new(self.check(answer)?.into_body().into_reader()))
+    }
+
+    /// Removes a model's name, and what no other name needs.
+    ///
+    /// # Errors
+    /// `Refused` if there is none of this name.
+    pub fn remove_model(&self, model: &ModelName) -> Result<Freed, ClientError> {
+        self.read(
+            self.agent
+                .delete(self.url(&format!("models/stored/{model}")))
+                .header("authorization", self.bearer())
+                .call(),
+        )
+    }
+
+    /// Gives another name to a model.
+    ///
+    /// # Errors
+    /// `Refused` if there is no such model, or the name is taken.
+    pub fn copy_model(&self, from: &ModelName, to: &ModelName) -> Result<(), ClientError> {
+        let call = self.agent.post(self.url(&format!("models/stored/{from}/copy")));
+        let call = call.header("authorization", self.bearer());
+        self.check(call.send_json(CopyCall { to: to.clone() })).map(drop)
+    }
+
+    /// Removes files that no model needs.
+    ///
+    /// # Errors
+    /// `Refused` while a model is pulled.
+    pub fn collect_models(&self) -> Result<Freed, ClientError> {
+        self.post("models/gc")
     }
 
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

@@ -5,7 +5,9 @@
 //! components/sha256-<hex>.wasm      components, as uploaded
 //! compiled/<engine>/sha256-<hex>.cwasm   what they compiled to, for one build of the engine
 //! models/blobs/sha256-<hex>         weights
-//! models/names/<name>.json          which blob a model name means
+//! models/names/<name>.json          which blob a model name means, or which several
+//! models/trees/sha256-<hex>/        the files of a model that has several: links to blobs, under their names
+//! models/partial/                   files that are on their way, and how far they are
 //! control.json                      where the running server listens for commands, and its key
 //! audit.jsonl, audit.<n>.jsonl      who changed what over the control API, and before
 //! usage/                            what each invocation used, see [`crate::usage`]
@@ -57,7 +59,8 @@ impl DataDir {
             None => default_root().ok_or(DataError::Unnamed)?,
         };
         let dir = Self { root };
-        for folder in [dir.root.clone(), dir.tmp(), dir.components(), dir.model_blobs(), dir.model_names()] {
+        let models = [dir.model_blobs(), dir.model_names(), dir.model_trees(), dir.model_partials()];
+        for folder in [dir.root.clone(), dir.tmp(), dir.components()].into_iter().chain(models) {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -152,6 +155,36 @@ impl DataDir {
         self.model_blobs().join(digest.file_name())
     }
 
+    /// All weights that are kept.
+    pub fn kept_model_blobs(&self) -> Vec<(PathBuf, Digest)> {
+        named_by_digest(&self.model_blobs())
+    }
+
+    /// The files of a model that has several.
+    pub fn model_tree(&self, digest: &Digest) -> PathBuf {
+        self.model_trees().join(digest.file_name())
+    }
+
+    /// The folder of models that have several files.
+    pub fn model_trees(&self) -> PathBuf {
+        self.root.join("models/trees")
+    }
+
+    /// The folder of files that are on their way.
+    pub fn model_partials(&self) -> PathBuf {
+        self.root.join("models/partial")
+    }
+
+    /// Held while a name gets another meaning, or blobs that nothing means go.
+    pub fn model_names_lock(&self) -> PathBuf {
+        self.root.join("models/names.lock")
+    }
+
+    /// Held by each pull, so that nothing of it goes.
+    pub fn model_pulls_lock(&self) -> PathBuf {
+        self.root.join("models/pulls.lock")
+    }
+
     /// The folder of model names.
     pub fn model_names(&self) -> PathBuf {
         self.root.join("models/names")
@@ -171,7 +204,9 @@ impl DataDir {
                 .metadata()
                 .and_then(|meta| meta.modified())
                 .is_ok_and(|at| at.elapsed().is_ok_and(|age| age.as_secs() > 3600));
-            if old && let Err(error) = fs::remove_file(entry.path()) {
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let remove = || if is_folder { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
+            if old && let Err(error) = remove() {
                 tracing::warn!(path = %entry.path().display(), %error, "left-over file could not be removed");
             }
         }
@@ -215,7 +250,8 @@ impl DataDir {
         self.root.join("secrets")
     }
 
-    fn model_blobs(&self) -> PathBuf {
+    /// The folder of weights.
+    pub fn model_blobs(&self) -> PathBuf {
         self.root.join("models/blobs")
     }
 }

@@ -54,7 +54,7 @@ impl Digest {
 }
 
 /// A digest being computed piece by piece.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Hasher(Sha256);
 
 impl Hasher {

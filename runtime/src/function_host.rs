@@ -2,6 +2,7 @@
 //!
 //! [`deploy`] changes it, [`table`] finds what answers a request, [`function`] is what is found.
 
+mod called;
 pub mod deploy;
 mod drain;
 mod embed;
@@ -44,6 +45,7 @@ use crate::request::{self, Body, BoxError, Callable, Invocation, Recent, Request
 use crate::telemetry::{Collector, Exporter, ExporterError, TRACEPARENT, Telemetry, Trace, server_timing};
 use crate::usage::{Usage, UsageError};
 
+pub use called::{Called, MODEL_API};
 pub use deploy::{DeployError, DeployRequest, Deployed};
 pub use embed::{FunctionService, HostBuilder};
 use function::{Function, Revision};
@@ -124,6 +126,8 @@ pub struct Host {
     usage: Usage,
     /// No more requests are taken.
     draining: AtomicBool,
+    /// Held by each call that no guest sees.
+    calls: Arc<()>,
     telemetry: Arc<Telemetry>,
     hide_timing: bool,
     exporter: Option<Arc<Exporter>>,
@@ -179,6 +183,7 @@ impl Host {
             recent,
             usage,
             draining: AtomicBool::new(false),
+            calls: Arc::default(),
             telemetry: Arc::default(),
             hide_timing: config.hide_timing,
             exporter,

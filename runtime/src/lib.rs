@@ -38,6 +38,7 @@ pub mod function_host;
 pub mod host;
 pub mod instance;
 pub mod keys;
+pub mod model_api;
 pub mod models;
 pub mod names;
 pub mod records;
@@ -51,6 +52,7 @@ pub mod usage;
 pub use data::DataDir;
 pub use function_host::{CallError, FunctionService, Host, HostBuilder, HostConfig, Plugin};
 pub use host::State;
+pub use model_api::{ModelApi, ModelApiConfig};
 pub use server::{Server, ServerConfig, ServerTls};
 /// The version that plugins are called with.
 pub use wasmtime;

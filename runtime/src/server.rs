@@ -24,7 +24,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 pub(crate) use self::tls::Wire;
 pub use self::tls::{ServerTls, ServerTlsError};
 use crate::function_host::Host;
-use crate::request::Secure;
+use crate::model_api::{ModelApi, ModelApiConfig};
+use crate::request::{Body, Secure};
 
 /// Longest wait for the head of a request, and for the first one of a connection: a client that drips bytes, or sends
 /// none, holds a connection no longer.
@@ -49,13 +50,17 @@ pub struct ServerConfig {
     pub connections: usize,
     /// Speak TLS.
     pub tls: Option<ServerTls>,
+    /// Answer the model APIs here.
+    pub models: Option<ModelApiConfig>,
+    /// Call no functions here.
+    pub models_only: bool,
 }
 
 impl ServerConfig {
-    /// Listens on `listen`, with a thread for each core and without TLS.
+    /// Listens on `listen`, with a thread for each core, without TLS, and for functions only.
     pub fn new(listen: SocketAddr) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { listen, threads, connections: 10_000, tls: None }
+        Self { listen, threads, connections: 10_000, tls: None, models: None, models_only: false }
     }
 }
 
@@ -78,13 +83,20 @@ impl Server {
     pub async fn start(host: Arc<Host>, config: ServerConfig) -> io::Result<Self> {
         let listener = TcpListener::bind(config.listen).await?;
         let address = listener.local_addr()?;
+        let models = config.models.map(|models| Arc::new(ModelApi::new(host.clone(), models, address.ip())));
         let (stop, stopped) = watch::channel(None);
         let mut senders = Vec::new();
         let mut workers = Vec::new();
         for n in 0..config.threads.max(1) {
             let (send, connections) = mpsc::unbounded_channel();
             senders.push(send);
-            let serving = Serving { host: host.clone(), tls: config.tls.clone(), stopped: stopped.clone() };
+            let serving = Serving {
+                host: host.clone(),
+                models: models.clone(),
+                models_only: config.models_only,
+                tls: config.tls.clone(),
+                stopped: stopped.clone(),
+            };
             workers.push(worker(n, serving, connections)?);
         }
         let acceptor = tokio::spawn(accept(listener, config.connections, senders, stopped));
@@ -143,6 +155,8 @@ async fn accept(
 #[derive(Clone)]
 struct Serving {
     host: Arc<Host>,
+    models: Option<Arc<ModelApi>>,
+    models_only: bool,
     tls: Option<ServerTls>,
     stopped: watch::Receiver<Option<Duration>>,
 }
@@ -187,7 +201,7 @@ impl Serving {
             None => Wire::Plain(connection),
         };
         let secure = self.tls.is_some();
-        let host = self.host.clone();
+        let (host, models, models_only) = (self.host.clone(), self.models.clone(), self.models_only);
         let asked = Arc::new(AtomicBool::new(false));
         let service = {
             let asked = asked.clone();
@@ -196,8 +210,14 @@ impl Serving {
                 if secure {
                     request.extensions_mut().insert(Secure);
                 }
-                let host = host.clone();
-                async move { Ok::<_, std::convert::Infallible>(host.handle(request).await) }
+                let (host, models) = (host.clone(), models.clone());
+                async move {
+                    let response = match models {
+                        Some(models) => answer(&host, &models, models_only, request).await,
+                        None => host.handle(request).await,
+                    };
+                    Ok::<_, std::convert::Infallible>(response)
+                }
             })
         };
         let builder = protocols();
@@ -219,6 +239,20 @@ impl Serving {
         connection.as_mut().graceful_shutdown();
         connection.await
     }
+}
+
+/// The answer of a function, or of the model APIs if the request is theirs.
+async fn answer(
+    host: &Host,
+    models: &Arc<ModelApi>,
+    models_only: bool,
+    request: hyper::Request<Incoming>,
+) -> hyper::Response<Body> {
+    let (parts, body) = request.into_parts();
+    let theirs = models_only || models.takes(&parts);
+    let request = hyper::Request::from_parts(parts, body);
+    // In a box: a future that is large is copied with each request, also with those of functions.
+    if theirs { Box::pin(models.answer(request)).await } else { host.handle(request).await }
 }
 
 fn protocols() -> auto::Builder<TokioExecutor> {

@@ -4,6 +4,7 @@
 //! `HOB_PEER_LLAMA_BENCH`, `HOB_PEER_LLAMA_BATCHED` and `HOB_PEER_LLAMA_SERVER`; ik_llama.cpp's `HOB_PEER_IK_BENCH`.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person
 
+mod api;
 mod cold;
 mod demo;
 mod density;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use report::Report;
 
-const GROUPS: [&str; 5] = ["host", "density", "cold", "engine", "residency"];
+const GROUPS: [&str; 6] = ["host", "density", "cold", "engine", "residency", "api"];
 
 fn main() -> ExitCode {
     match run() {
@@ -55,6 +56,7 @@ fn run() -> Result<()> {
             "density" => density::run(&mut report)?,
             "cold" => cold::run(&mut report)?,
             "engine" => engine::run(&mut report)?,
+            "api" => api::run(&mut report)?,
             "residency" => residency::run(&mut report, None)?,
             other => bail!("no group is called `{other}`; there are {}", GROUPS.join(", ")),
         }

@@ -100,7 +100,7 @@ fn peak_bytes(process: &Child) -> Option<u64> {
 }
 
 /// A llama-server.
-struct Server {
+pub struct Server {
     process: Killed,
     address: SocketAddr,
     started: Instant,
@@ -108,9 +108,19 @@ struct Server {
 
 impl Server {
     fn start(peer: &Peer, model: &Path, threads: usize) -> Result<Self> {
+        Self::start_for(peer, model, threads, CONTEXT, "1")
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Starts one with so many tokens of context, shared by so many sequences.
+    pub fn start_for(peer: &Peer, model: &Path, threads: usize, context: &str, sequences: &str) -> Result<Self> {
         let address = free_address()?;
         let (threads, port) = (threads.to_string(), address.port().to_string());
-        let sizes = ["-fit", "off", "-t", &threads, "-tb", &threads, "-c", CONTEXT, "-np", "1"];
+        let sizes = ["-fit", "off", "-t", &threads, "-tb", &threads, "-c", context, "-np", sequences];
         let plain = ["--no-warmup", "--no-ui", "--offline", "--cache-ram", "0", "--no-cache-prompt"];
         let listen = ["--host", "127.0.0.1", "--port", &port];
         let started = Instant::now();

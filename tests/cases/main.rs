@@ -2,12 +2,14 @@
 
 mod budgets;
 mod cancel;
+mod clients;
 mod control;
 mod data;
 mod deploy;
 mod egress;
 mod embed;
 mod examples;
+mod gpu;
 mod guests;
 mod hostile;
 mod killed;
@@ -15,7 +17,10 @@ mod manifest;
 mod middleware;
 mod models;
 mod observe;
+mod ollama;
+mod openai;
 mod otel;
+mod pull;
 mod registry;
 mod rollout;
 mod scripts;

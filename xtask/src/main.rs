@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person
 
 mod guests;
+mod kernels;
 mod scripts;
 
 use std::path::{Path, PathBuf};
@@ -15,12 +16,13 @@ usage: cargo xtask COMMAND
 
   demo            a real model answers through a sandboxed function, with the times it took
   test            all that must hold: format, lints, docs, guests, tests
-  bench [GROUP]   measure (host, density, cold, engine, residency; all without a GROUP); --json for one object a line
+  bench [GROUP]   measure (host, density, cold, engine, residency, api; all without a GROUP); --json for one object a line
   guests          build the examples and test guests into target/guests/out
+  kernels         check the PTX of the card's kernels with NVIDIA's compiler; --write renews it
   fuzz TARGET [S] feed hostile files to a reader (gguf, checkpoint, tokenizer) for S seconds, 60 by default
 
 Each brings what it lacks, once: the compiler's wasm targets, a model (98 MB), and for the tests a second one (253 MB)
-and what builds guests in JavaScript and Python (450 MB; needs python3, and skips them without).";
+what builds guests in JavaScript and Python, and clients of the model APIs (800 MB; needs python3, and skips them without).";
 
 /// What is built and tested. Always all of them: cargo chooses features of dependencies for the packages at hand, and
 /// builds these anew when they change.
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
         ["fuzz", target] => fuzz(target, "60"),
         ["fuzz", target, seconds] => fuzz(target, seconds),
         ["guests"] => all_guests(),
+        ["kernels"] => kernels::run(root(), false),
+        ["kernels", "--write"] => kernels::run(root(), true),
         ["help" | "--help" | "-h"] | [] => {
             println!("{USAGE}");
             Ok(())
@@ -75,9 +79,13 @@ fn test() -> Result<()> {
     step("lints", cargo().args(lints))?;
     let docs = ["doc", "--release", "--no-deps", "--quiet", "-p", "hob", "-p", "hob-gpu", "-p", "hob-sdk"];
     step("docs", cargo().args(docs).env("RUSTDOCFLAGS", "-D warnings"))?;
+    say("the card's kernels");
+    kernels::run(root(), false)?;
     prepare()?;
     say("building the guests in JavaScript and Python");
     scripts::build(root(), &guests::out(root()))?;
+    say("bringing the clients of OpenAI's, Ollama's and Anthropic's APIs");
+    scripts::clients(root())?;
     pull(SECOND_MODEL)?;
     step("tests", cargo().args(["test", "--release"]).args(PACKAGES).env("HOB_TEST_DATA", data()))?;
     say(&format!("all good, in {} s", started.elapsed().as_secs()));

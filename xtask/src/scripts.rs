@@ -45,7 +45,7 @@ const SCRIPTS: [Script; 2] = [
 /// # Errors
 /// A guest whose tools are here does not build.
 pub fn build(root: &Path, out: &Path) -> Result<()> {
-    let tools = Tools { root: root.to_owned(), folder: root.join("target/guests/tools") };
+    let tools = Tools::new(root);
     let kept = root.join("target/guests/scripts");
     fs::create_dir_all(&kept)?;
     for script in &SCRIPTS {
@@ -68,9 +68,37 @@ pub fn build(root: &Path, out: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Brings the clients of other people's APIs that the tests try, into `target/clients`; once for each list of them.
+///
+/// # Errors
+/// When the disk refuses. Where they cannot be had, a note says so, and their tests are skipped.
+pub fn clients(root: &Path) -> Result<()> {
+    let (source, folder) = (root.join("tests/clients"), root.join("target/clients"));
+    let lists = ["requirements.txt", "package.json", "package-lock.json"];
+    let lists: Vec<Vec<u8>> = lists.iter().map(|file| fs::read(source.join(file))).collect::<Result<_, _>>()?;
+    let (here, skipped) = (folder.join("here"), folder.join("skipped"));
+    if fs::read(&here).is_ok_and(|known| known == lists.concat()) {
+        return Ok(());
+    }
+    fs::create_dir_all(folder.join("js"))?;
+    let tools = Tools { root: root.to_owned(), folder: folder.clone() };
+    match tools.bring_clients(&source) {
+        Ok(()) => {
+            let _ = fs::remove_file(skipped);
+            fs::write(here, lists.concat())?;
+        }
+        Err(error) if error.is::<Missing>() => {
+            println!("clients: SKIPPED: {error:#}");
+            fs::write(skipped, format!("{error:#}"))?;
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
 /// A tool cannot be had on this machine: a reason to skip, not to fail.
 #[derive(Debug)]
-struct Missing(String);
+pub struct Missing(String);
 
 impl std::fmt::Display for Missing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -81,12 +109,17 @@ impl std::fmt::Display for Missing {
 impl std::error::Error for Missing {}
 
 /// Where the languages' tools are kept.
-struct Tools {
+pub struct Tools {
     root: PathBuf,
     folder: PathBuf,
 }
 
 impl Tools {
+    /// Those of the repository at `root`.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), folder: root.join("target/guests/tools") }
+    }
+
     fn javascript(&self, source: &Path, out: &Path) -> Result<()> {
         let path = self.path_with_node()?;
         let modules = self.folder.join("js");
@@ -119,6 +152,20 @@ impl Tools {
         run(componentize.env("VIRTUAL_ENV", self.folder.join("py")))
     }
 
+    fn bring_clients(&self, source: &Path) -> Result<()> {
+        self.environment("py", &["--requirement", &source.join("requirements.txt").to_string_lossy()])?;
+        let path = self.path_with_node()?;
+        let modules = self.folder.join("js");
+        for file in ["package.json", "package-lock.json"] {
+            fs::copy(source.join(file), modules.join(file))?;
+        }
+        let mut npm = Command::new("npm");
+        npm.args(["ci", "--no-audit", "--no-fund", "--silent", "--prefix"]).arg(&modules).env("PATH", &path);
+        get(&mut npm)?;
+        // The tests start it, whatever their own path is.
+        Ok(fs::write(self.folder.join("path"), path.as_encoded_bytes())?)
+    }
+
     /// `PATH`, with a folder that has Node if there is none in it.
     fn path_with_node(&self) -> Result<std::ffi::OsString> {
         let path = env::var_os("PATH").unwrap_or_default();
@@ -131,7 +178,10 @@ impl Tools {
     }
 
     /// An environment of Python with packages installed; the folder of its programs.
-    fn environment(&self, name: &str, packages: &[&str]) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// `Missing` where Python or the packages cannot be had.
+    pub fn environment(&self, name: &str, packages: &[&str]) -> Result<PathBuf> {
         let folder = self.folder.join(name);
         let programs = folder.join("bin");
         if !quiet(Command::new("python3").arg("--version")) {

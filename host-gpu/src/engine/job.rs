@@ -2,6 +2,7 @@
 
 use super::Submission;
 use crate::ask::TokenId;
+use crate::form::Guide;
 use crate::kv::Realm;
 use crate::model::Loaded;
 use crate::model::tokenizer::Utf8;
@@ -23,6 +24,7 @@ pub(super) struct Job {
     prompt: usize,
     writer: Writer,
     sampler: Sampler,
+    guide: Option<Guide>,
     utf8: Utf8,
     stop: StopFilter,
     usage: Usage,
@@ -44,6 +46,7 @@ impl Job {
             prompt: s.prompt.len(),
             sampler: Sampler::new(&s.ask, &s.prompt, RandomState::new().hash_one(0u8)),
             loaded: s.loaded,
+            guide: s.guide,
             account: s.ask.account,
             scope: s.scope,
             weight: s.terms.weight.max(1),
@@ -150,9 +153,14 @@ impl Job {
         }
     }
 
+    /// Whether [`Self::choose`] would take the likeliest token and do nothing else.
+    pub(super) fn takes_likeliest(&self) -> bool {
+        self.guide.is_none() && self.sampler.takes_likeliest()
+    }
+
     /// Chooses the next token, and reports its probability if that was asked for.
     pub(super) fn choose(&mut self, logits: &[f32]) -> TokenId {
-        let id = self.sampler.choose(logits);
+        let id = self.sampler.choose_in(logits, self.guide.as_mut());
         if let Some(logprob) = self.sampler.logprob(logits, id) {
             self.writer.logprob(logprob);
         }
@@ -166,6 +174,7 @@ impl Job {
         self.timing.decode = now - first;
         self.usage.generated_tokens += 1;
         self.bill_progress();
+        let complete = self.guide.as_mut().is_some_and(|guide| guide.take(id));
         let tokenizer = &self.loaded.tokenizer;
         let (text, stopped) = if tokenizer.is_end(id) {
             (String::new(), true)
@@ -179,7 +188,7 @@ impl Job {
         if stopped && !tokenizer.is_end(id) {
             self.utf8 = Utf8::default(); // what follows a stop text is not wanted
         }
-        stopped.then_some(Finish::Stop)
+        (stopped || complete).then_some(Finish::Stop)
     }
 
     /// Lets go of its bill and its budget: before its reader is told of the end, and may begin another on the same.
@@ -189,6 +198,11 @@ impl Job {
 
     /// Emits what was held back and ends the tokens.
     pub(super) fn finish(mut self, finish: Finish) {
+        if let Some(why) = self.guide.as_ref().and_then(Guide::failed) {
+            let why = format!("the form of an answer was lost: {why}");
+            tracing::error!(why, "a sequence failed");
+            return self.fault(&why);
+        }
         let (mut text, stopped) = self.stop.push(&self.utf8.finish());
         if !stopped {
             text.push_str(&self.stop.finish());

@@ -9,6 +9,7 @@ use super::pace::{Paces, Work};
 use super::{Arrival, Counters, EngineConfig};
 use crate::ask::TokenId;
 use crate::kv::Arena;
+use crate::model::card::{Given, OnCardState, Wanted};
 use crate::model::forward::{self, Buffers, Compute, Part};
 use crate::schedule::{Admitted, Allowance, Change, Item, ModelKey, Scheduler, SeqId};
 use crate::terms::Grant;
@@ -23,6 +24,8 @@ use std::time::Instant;
 pub(super) struct Worker {
     compute: Compute,
     arena: Arena,
+    /// Where a card computes.
+    card: Option<OnCardState>,
     buffers: Buffers,
     scheduler: Scheduler,
     paces: Paces,
@@ -39,7 +42,7 @@ impl Worker {
     pub(super) fn new(
         config: &EngineConfig,
         compute: Compute,
-        arena: Arena,
+        (arena, card): (Arena, Option<OnCardState>),
         pages: usize,
         inbox: Receiver<Arrival>,
         counters: Arc<Counters>,
@@ -50,7 +53,21 @@ impl Worker {
         let huge_pages = config.moves_weights();
         let largest_step = config.largest_step();
         let next = 0;
-        Self { compute, arena, buffers, scheduler, paces, jobs, next, inbox, counters, door, huge_pages, largest_step }
+        Self {
+            compute,
+            arena,
+            card,
+            buffers,
+            scheduler,
+            paces,
+            jobs,
+            next,
+            inbox,
+            counters,
+            door,
+            huge_pages,
+            largest_step,
+        }
     }
 
     pub(super) fn run(mut self) {
@@ -157,20 +174,39 @@ impl Worker {
         let Some(loaded) = items.first().and_then(|i| self.jobs.get(&i.id)).map(|j| j.loaded.clone()) else {
             return;
         };
-        if let Err(error) = self.buffers.reserve(&loaded.config, self.largest_step) {
-            return self.fail(&items, Some(&error.to_string()));
+        let reserved = match &mut self.card {
+            None => self.buffers.reserve(&loaded.config, self.largest_step).map_err(|error| error.to_string()),
+            Some(card) => card.reserve(&loaded.config, self.largest_step).map_err(|error| error.to_string()),
+        };
+        if let Err(why) = reserved {
+            return self.fail(&items, Some(&why));
         }
         let parts: Vec<Part<'_>> = items.iter().map(|item| part(&self.jobs, &self.scheduler, item)).collect();
         let (c, w) = (&loaded.config, &loaded.weights);
         let (compute, arena, buffers) = (&mut self.compute, &mut self.arena, &mut self.buffers);
-        let run = AssertUnwindSafe(|| forward::step(c, w, compute, arena, &parts, buffers).len());
+        let likeliest = |item: &Item| self.jobs.get(&item.id).is_none_or(Job::takes_likeliest);
+        let wanted = match items.iter().filter(|item| item.gives_token).all(likeliest) {
+            true => Wanted::Likeliest,
+            false => Wanted::Logits,
+        };
+        let (card, weights) = (&mut self.card, loaded.card.as_ref());
+        let run = AssertUnwindSafe(|| match (card, weights) {
+            (Some(card), Some(weights)) => card.step(c, weights, &parts, wanted).map_err(|error| error.to_string()),
+            _ => {
+                forward::step(c, w, compute, arena, &parts, buffers);
+                Ok(())
+            }
+        });
         let started = Instant::now();
         let result = catch_unwind(run);
         drop(parts);
-        if let Err(panic) = result {
-            self.buffers = Buffers::default();
-            self.fail(&items, panic.downcast_ref::<&str>().copied());
-            return;
+        match result {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => return self.fail(&items, Some(&why)),
+            Err(panic) => {
+                self.buffers = Buffers::default();
+                return self.fail(&items, panic.downcast_ref::<&str>().copied());
+            }
         }
         let decoding = items.iter().filter(|item| item.decodes).count();
         let prompts = items.iter().filter(|item| !item.decodes).map(|item| item.tokens).sum();
@@ -182,18 +218,19 @@ impl Worker {
                 job.computed(took.mul_f64(item.tokens as f64 / tokens as f64));
             }
         }
-        let buffers = std::mem::take(&mut self.buffers);
-        self.finish_step(&items, buffers.logits(), c.vocab);
-        self.buffers = buffers;
+        let (buffers, card) = (std::mem::take(&mut self.buffers), self.card.take());
+        let given = card.as_ref().map_or(Given::Logits(buffers.logits()), OnCardState::given);
+        self.finish_step(&items, given, c.vocab);
+        (self.buffers, self.card) = (buffers, card);
         if self.huge_pages && items.iter().any(|item| item.gives_token) {
             loaded.settle();
         }
     }
 
     /// Hands each sequence what the step gave it.
-    fn finish_step(&mut self, items: &[Item], logits: &[f32], vocab: usize) {
+    fn finish_step(&mut self, items: &[Item], given: Given<'_>, vocab: usize) {
         let now = Instant::now();
-        let mut chosen = self.choose(items, logits, vocab).into_iter();
+        let mut chosen = self.choose(items, given, vocab).into_iter();
         for item in items {
             self.scheduler.done(item);
             let Some(job) = self.jobs.get_mut(&item.id) else { continue };
@@ -224,7 +261,7 @@ impl Worker {
 
     /// The next token of each item that gives one, in order, and whether its budget says that this is the last one;
     /// `None` if that allows none. Vocabularies are large: threads share the work.
-    fn choose(&mut self, items: &[Item], logits: &[f32], vocab: usize) -> Vec<Option<(TokenId, bool)>> {
+    fn choose(&mut self, items: &[Item], given: Given<'_>, vocab: usize) -> Vec<Option<(TokenId, bool)>> {
         let giving = items.iter().filter(|item| item.gives_token);
         let rows: HashMap<SeqId, usize> = giving.enumerate().map(|(row, item)| (item.id, row)).collect();
         let mut jobs: Vec<(usize, &mut Job, Grant, TokenId)> = Vec::with_capacity(rows.len());
@@ -237,7 +274,10 @@ impl Worker {
         }
         self.compute.pool.rows(&mut jobs, 1, |_, one| {
             let (row, job, _, token) = &mut one[0];
-            *token = job.choose(&logits[*row * vocab..][..vocab]);
+            *token = match given {
+                Given::Logits(logits) => job.choose(&logits[*row * vocab..][..vocab]),
+                Given::Likeliest(ids) => TokenId(ids[*row]),
+            };
         });
         let mut tokens = vec![None; rows.len()];
         for (row, _, grant, token) in jobs {

@@ -96,8 +96,8 @@ fn reserve<T>(buffer: &mut Vec<T>, len: usize) -> Result<(), TryReserveError> {
 }
 
 /// One token of the flattened batch.
-struct Slot<'a> {
-    position: usize,
+pub(super) struct Slot<'a> {
+    pub(super) position: usize,
     pages: &'a [PageId],
 }
 
@@ -244,7 +244,7 @@ pub(crate) fn step<'b>(
     &mut b.logits
 }
 
-fn flatten<'a>(parts: &[Part<'a>]) -> Vec<Slot<'a>> {
+pub(super) fn flatten<'a>(parts: &[Part<'a>]) -> Vec<Slot<'a>> {
     let each = |p: &Part<'a>| {
         let (from, pages) = (p.position, p.pages);
         (from..from + p.tokens.len()).map(move |position| Slot { position, pages })
@@ -293,7 +293,7 @@ fn claim(parts: &[Part<'_>], kv: &KvLayout, arena: &mut Arena) {
 }
 
 /// (cos, sin) of `position * base^(-2i / rope_dims)`, stretched, for pair `i` of each token.
-fn turns(c: &Config, rope: &Rope, factors: Option<&[f32]>, slots: &[Slot<'_>], out: &mut Vec<[f32; 2]>) {
+pub(super) fn turns(c: &Config, rope: &Rope, factors: Option<&[f32]>, slots: &[Slot<'_>], out: &mut Vec<[f32; 2]>) {
     let pairs = c.rope_dims / 2;
     let factor = |i: usize| factors.map_or(1.0, |factors| f64::from(factors[i]));
     let rate = |i: usize| rope.base.powf(-2.0 * i as f64 / c.rope_dims as f64) / (rope.stretch * factor(i));

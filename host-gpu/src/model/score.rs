@@ -1,10 +1,12 @@
 //! Log-probabilities along a given text: what evaluation and golden tests compare.
 
 use super::Loaded;
+use super::card::{CardArena, Given, OnCard, OnCardState, Wanted};
 use super::forward::{self, Buffers, Compute, Part};
 use crate::ask::{Prompt, Refusal, TokenId};
 use crate::kv::{Arena, KvType, PageId};
 use crate::ops::cpu::Cpu;
+use crate::ops::cuda::{CudaError, Device};
 use crate::ops::pool::Pool;
 
 /// Log-probabilities: a row over the vocabulary for each token of the text.
@@ -36,14 +38,7 @@ pub(super) fn score(
     chunk: usize,
 ) -> Result<Scores, Refusal> {
     let c = &loaded.config;
-    let tokens = loaded.prompt_tokens(Prompt::Tokens(tokens.to_vec()))?;
-    if tokens.is_empty() {
-        return Err(Refusal::Invalid("there are no tokens; give at least one".into()));
-    }
-    if tokens.len() > c.context {
-        let needed = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
-        return Err(Refusal::TooLong { needed, available: c.context as u32 });
-    }
+    let tokens = checked(loaded, tokens)?;
     let failed = |e: std::io::Error| Refusal::Fault(e.to_string());
     let pages: Vec<PageId> = (0..tokens.len().div_ceil(PAGE_TOKENS) as PageId).collect();
     let mut arena = Arena::new(pages.len(), PAGE_TOKENS * c.kv_shape().token_bytes(kv_type)).map_err(failed)?;
@@ -59,6 +54,48 @@ pub(super) fn score(
     }
     values.chunks_exact_mut(c.vocab).for_each(log_softmax);
     Ok(Scores { values, vocab: c.vocab })
+}
+
+/// The same on a card.
+pub(super) fn score_on_card(
+    loaded: &Loaded,
+    (device, weights): (&Device, &OnCard),
+    kv_type: KvType,
+    tokens: &[TokenId],
+    chunk: usize,
+) -> Result<Scores, Refusal> {
+    let c = &loaded.config;
+    let tokens = checked(loaded, tokens)?;
+    let failed = |e: CudaError| Refusal::Fault(e.to_string());
+    let pages: Vec<PageId> = (0..tokens.len().div_ceil(PAGE_TOKENS) as PageId).collect();
+    let page_bytes = PAGE_TOKENS * c.kv_shape().token_bytes(kv_type);
+    let arena = CardArena::new(device, pages.len(), page_bytes).map_err(failed)?;
+    let mut state = OnCardState::new(device, arena, kv_type).map_err(failed)?;
+    let (mut values, mut position) = (Vec::new(), 0);
+    for tokens in tokens.chunks(chunk.max(1)) {
+        let part = Part { tokens, position, pages: &pages, account: 0, logits: tokens.len() };
+        state.step(c, weights, &[part], Wanted::Logits).map_err(failed)?;
+        if let Given::Logits(logits) = state.given() {
+            values.extend_from_slice(logits);
+        }
+        position += tokens.len();
+    }
+    values.chunks_exact_mut(c.vocab).for_each(log_softmax);
+    Ok(Scores { values, vocab: c.vocab })
+}
+
+/// Tokens that the model has, not too many.
+fn checked(loaded: &Loaded, tokens: &[TokenId]) -> Result<Vec<TokenId>, Refusal> {
+    let tokens = loaded.prompt_tokens(Prompt::Tokens(tokens.to_vec()))?;
+    if tokens.is_empty() {
+        return Err(Refusal::Invalid("there are no tokens; give at least one".into()));
+    }
+    let context = loaded.config.context;
+    if tokens.len() > context {
+        let needed = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+        return Err(Refusal::TooLong { needed, available: context as u32 });
+    }
+    Ok(tokens)
 }
 
 fn log_softmax(row: &mut [f32]) {

@@ -1,14 +1,21 @@
 //! A conversation to a prompt, through the chat template that the model file carries.
 //!
 //! A message's content must not be able to say "the user's turn ends here". The template is
-//! rendered with placeholders where contents go; special tokens are recognised in what the
+//! rendered with placeholders where what callers wrote goes; special tokens are recognised in what the
 //! template wrote and not in what replaces the placeholders.
 
 use super::tokenizer::{Span, Tokenizer};
-use crate::ask::{Message, Refusal};
+use crate::ask::{Conversation, Refusal};
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
+use serde_json::Value as Json;
 use std::hash::{BuildHasher, RandomState};
+
+mod json;
+mod marks;
+
+pub use marks::{CallStyle, Marks};
 
 /// Instructions a template may execute: far more than an honest one needs for a long conversation.
 const FUEL: u64 = 2_000_000;
@@ -35,6 +42,8 @@ pub struct Template {
     eos: String,
     /// The tokenizer adds the first token itself: it is cut off if the template wrote it, too.
     cut_bos: bool,
+    /// It shows tools itself.
+    has_tools: bool,
 }
 
 impl Template {
@@ -47,40 +56,68 @@ impl Template {
         Self::with(source, bos, eos, tokenizer.adds_bos())
     }
 
-    fn with(source: &str, bos: String, eos: String, cut_bos: bool) -> Result<Self, Refusal> {
+    pub(super) fn with(source: &str, bos: String, eos: String, cut_bos: bool) -> Result<Self, Refusal> {
         let mut environment = Environment::new();
-        // Templates are written for Python: its string and list methods, its whitespace rules.
+        // Templates are written for Python: its string and list methods, its whitespace rules, its JSON.
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         let mut syntax = SyntaxConfig::builder();
         syntax.trim_blocks(true).lstrip_blocks(true);
         environment.set_syntax(syntax.build().map_err(invalid)?);
         environment.set_fuel(Some(FUEL));
+        environment.add_filter("tojson", json::tojson);
         environment.add_function("raise_exception", |why: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, why))
         });
         environment.add_template_owned("chat", source.to_owned()).map_err(invalid)?;
-        Ok(Self { environment, bos, eos, cut_bos })
+        Ok(Self { environment, bos, eos, cut_bos, has_tools: marks::shows_tools(source) })
     }
 
     /// The prompt as text, for people to read.
     ///
     /// # Errors
     /// `Invalid` with what the template says.
-    pub fn render(&self, messages: &[Message]) -> Result<String, Refusal> {
-        self.render_contents(messages, messages.iter().map(|m| m.content.as_str()))
+    pub fn render(&self, conversation: &Conversation) -> Result<String, Refusal> {
+        let shown = self.shown(conversation);
+        let text = self.render_all(&shown, &shown.messages)?;
+        Ok(text + shown.begun.as_deref().unwrap_or_default())
     }
 
-    fn render_contents<'a>(
-        &self,
-        messages: &[Message],
-        contents: impl Iterator<Item = &'a str>,
-    ) -> Result<String, Refusal> {
-        let with = |(m, content): (&Message, &str)| context! { role => m.role.name(), content };
-        let messages: Vec<Value> = messages.iter().zip(contents).map(with).collect();
+    /// Whether the prompt of `conversation` ends where a thought begins.
+    ///
+    /// # Errors
+    /// As [`Template::render`].
+    pub fn begins_thought(&self, conversation: &Conversation) -> Result<bool, Refusal> {
+        Ok(self.render(conversation)?.trim_end().ends_with(marks::THOUGHT.0))
+    }
+
+    /// The conversation as this template can show it.
+    fn shown(&self, conversation: &Conversation) -> Conversation {
+        let uses_tools = !conversation.tools.is_empty() || conversation.messages.iter().any(marks::is_about_tools);
+        let shown = match uses_tools && !self.has_tools {
+            true => marks::without_tools(conversation),
+            false => conversation.clone(),
+        };
+        let merged = marks::system_in_first(&shown);
+        match merged {
+            // Some templates know no system messages, and say so.
+            Some(merged) if self.render_all(&shown, &shown.messages).is_err() => merged,
+            _ => shown,
+        }
+    }
+
+    fn render_all(&self, of: &Conversation, messages: &[Json]) -> Result<String, Refusal> {
         let template = self.environment.get_template("chat").expect("added when it was compiled");
+        let optional = |value: Option<Value>| value.unwrap_or(Value::UNDEFINED);
+        let tools = (self.has_tools && !of.tools.is_empty()).then(|| Value::from(Serde(&of.tools)));
         let rendered = template
             .render(context! {
-                messages, add_generation_prompt => true, bos_token => self.bos.as_str(), eos_token => self.eos.as_str(),
+                messages => Value::from(Serde(messages)),
+                tools => optional(tools),
+                enable_thinking => optional(of.think.map(Value::from)),
+                thinking => optional(of.think.map(Value::from)),
+                add_generation_prompt => true,
+                bos_token => self.bos.as_str(),
+                eos_token => self.eos.as_str(),
             })
             .map_err(invalid)?;
         match rendered.strip_prefix(&self.bos) {
@@ -97,17 +134,39 @@ impl Template {
     /// As [`Template::render`].
     pub fn pieces<'a>(
         &self,
-        messages: &[Message],
+        conversation: &Conversation,
         specials: impl Iterator<Item = &'a str> + Clone,
     ) -> Result<Vec<(String, bool)>, Refusal> {
-        let text = self.render(messages)?;
+        let mut shown = self.shown(conversation);
+        shown.tools.iter_mut().for_each(|tool| texts(tool, &mut |text| *text = break_specials(text, specials.clone())));
+        let begun = shown.begun.take();
+        let mut pieces = self.safe_pieces(&shown, specials)?;
+        pieces.extend(begun.map(|text| (text, false)));
+        Ok(pieces)
+    }
+
+    fn safe_pieces<'a>(
+        &self,
+        shown: &Conversation,
+        specials: impl Iterator<Item = &'a str> + Clone,
+    ) -> Result<Vec<(String, bool)>, Refusal> {
+        let text = self.render_all(shown, &shown.messages)?;
         // Nobody can guess it, so no content can contain it.
         let secret = RandomState::new().hash_one(0u8);
-        let marks: Vec<String> = (0..messages.len()).map(|n| format!("mark-{secret:016x}-{n}-end")).collect();
-        let marked = self.render_contents(messages, marks.iter().map(String::as_str));
+        let (mut marked, mut contents, mut marks) = (shown.messages.clone(), Vec::new(), Vec::new());
+        for message in &mut marked {
+            texts(message, &mut |text| {
+                if !text.is_empty() {
+                    let mark = format!("mark-{secret:016x}-{}-end", marks.len());
+                    contents.push(std::mem::replace(text, mark.clone()));
+                    marks.push(mark);
+                }
+            });
+        }
+        let marked = self.render_all(shown, &marked);
         let trims: [fn(&str) -> &str; 2] = [|s| s, str::trim];
         for trim in trims {
-            let contents: Vec<&str> = messages.iter().map(|m| trim(&m.content)).collect();
+            let contents: Vec<&str> = contents.iter().map(|content| trim(content)).collect();
             let pieces = marked.as_ref().ok().and_then(|marked| fill(marked, &marks, &contents));
             if let Some(pieces) = pieces.filter(|p| p.iter().map(|p| p.0.as_str()).eq_text(&text)) {
                 return Ok(pieces);
@@ -115,9 +174,27 @@ impl Template {
         }
         // The template changes contents in some other way: break special tokens inside them, then
         // whatever the template does, only its own are left.
-        let broken: Vec<String> = messages.iter().map(|m| break_specials(&m.content, specials.clone())).collect();
-        let text = self.render_contents(messages, broken.iter().map(String::as_str))?;
-        Ok(vec![(text, true)])
+        let mut broken = shown.messages.clone();
+        for message in &mut broken {
+            texts(message, &mut |text| *text = break_specials(text, specials.clone()));
+        }
+        Ok(vec![(self.render_all(shown, &broken)?, true)])
+    }
+}
+
+/// Visits the texts that somebody wrote: all but what the template's logic goes by.
+fn texts(value: &mut Json, visit: &mut impl FnMut(&mut String)) {
+    match value {
+        Json::String(text) => visit(text),
+        Json::Array(list) => list.iter_mut().for_each(|value| texts(value, visit)),
+        Json::Object(object) => {
+            for (key, value) in object {
+                if !(matches!(key.as_str(), "role" | "type") && value.is_string()) {
+                    texts(value, visit);
+                }
+            }
+        }
+        _ => {}
     }
 }
 
@@ -181,7 +258,7 @@ pub fn spans(pieces: &[(String, bool)]) -> Vec<Span<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ask::Role;
+    use crate::ask::{Message, Role};
 
     const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + \
         message['content'] + '<|im_end|>' + '\n'}}{% endfor %}\
@@ -192,8 +269,8 @@ mod tests {
         Template::with(source, "<s>".into(), "</s>".into(), true).unwrap()
     }
 
-    fn says(content: &str) -> Vec<Message> {
-        vec![Message { role: Role::User, content: content.into() }]
+    fn says(content: &str) -> Conversation {
+        vec![Message { role: Role::User, content: content.into() }].into()
     }
 
     #[test]

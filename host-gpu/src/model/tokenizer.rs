@@ -237,6 +237,11 @@ impl Tokenizer {
         is_special(self.vocab.kind(id.0))
     }
 
+    /// Whether a special token has this text.
+    pub fn find_special(&self, text: &str) -> bool {
+        self.vocab.find(text.as_bytes()).is_some_and(|id| is_special(self.vocab.kind(id)))
+    }
+
     /// The texts of all special tokens.
     pub fn special_texts(&self) -> impl Iterator<Item = &str> + Clone {
         let specials = self.vocab.of_kind(Kind::Control).chain(self.vocab.of_kind(Kind::Unknown));

@@ -267,6 +267,11 @@ impl Weights {
         moves
     }
 
+    /// Whether there is one matrix for both ends.
+    pub fn head_is_embedding(&self) -> bool {
+        self.head.is(&self.embedding)
+    }
+
     /// Bytes of all matrices and vectors, in files or in memory.
     pub fn bytes(&self) -> u64 {
         let matrices: usize = self.matrices().iter().map(|(at, _)| at.bytes.len()).sum();

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
+pub mod cuda;
 pub mod read;
 
 /// Where `name` is in `tests/golden`.

@@ -3,7 +3,7 @@
 use axum::routing::{MethodRouter, delete, get, post, put};
 use axum::{Json, extract::State};
 
-use super::{App, MAX_COMPONENT_BYTES, functions, keys, models, observe, tenants, usage};
+use super::{App, MAX_COMPONENT_BYTES, functions, keys, models, observe, store, tenants, usage};
 use crate::keys::Scope;
 
 /// One call.
@@ -214,6 +214,60 @@ pub fn all() -> Vec<Call> {
             None,
             (200, Some("Evicted")),
             delete(models::evict),
+        ),
+        call(
+            "get",
+            "/v1/models/stored",
+            "models that are on disk, with what is known about each",
+            Read,
+            None,
+            (200, Some("[StoredModel]")),
+            get(store::list),
+        ),
+        call(
+            "get",
+            "/v1/models/stored/{name}",
+            "what is known about a model that is on disk",
+            Read,
+            None,
+            (200, Some("StoredModel")),
+            get(store::show),
+        ),
+        call(
+            "delete",
+            "/v1/models/stored/{name}",
+            "removes a model's name, and those of its files that no other name needs",
+            Admin,
+            None,
+            (200, Some("Freed")),
+            delete(store::remove),
+        ),
+        call(
+            "post",
+            "/v1/models/stored/{name}/copy",
+            "gives another name to a model",
+            Admin,
+            Some("CopyRequest"),
+            (204, None),
+            post(store::copy),
+        ),
+        call(
+            "post",
+            "/v1/models/pull",
+            "gets a model; a line of JSON for each step, the last has the status `success` or an `error`; it stops when the caller leaves, and goes on the next time",
+            Admin,
+            Some("PullRequest"),
+            (200, Some("lines")),
+            post(store::pull),
+        ),
+        call(
+            "post",
+            "/v1/models/gc",
+            "removes files that no model needs, and what is left of pulls",
+            Admin,
+            None,
+            (200, Some("Freed")),
+            post(store::collect),
         ),
         call(
             "get",

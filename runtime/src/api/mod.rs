@@ -12,6 +12,7 @@ mod models;
 mod observe;
 mod openapi;
 mod secure;
+mod store;
 mod tenants;
 mod usage;
 
@@ -39,6 +40,7 @@ use secure::SecureListener;
 pub use functions::TrafficRequest;
 pub use keys::{KeyStatus, NewKey};
 pub use models::ModelView;
+pub use store::{CopyCall, PullCall};
 
 /// Largest component that can be uploaded, in bytes.
 pub const MAX_COMPONENT_BYTES: usize = 256 << 20;
@@ -120,7 +122,7 @@ impl Control {
         let status = Status {
             version: env!("CARGO_PKG_VERSION").into(),
             listen: data_listener,
-            code_path: host.library().engine().code_path().to_string(),
+            code_path: host.library().engine().runs_on(),
         };
         let router = router(App { host, status, key: key.into(), audit });
         match (config.tls, local) {

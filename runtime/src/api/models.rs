@@ -139,7 +139,7 @@ fn all(library: &Library) -> Vec<ModelView> {
     let mut views = views(library);
     for stored in library.store().list().unwrap_or_default() {
         let digest = stored.digest.to_string();
-        let (tier, cached_percent) = Tier::of_file(&library.store().blob(&stored.digest));
+        let (tier, cached_percent) = Tier::of_model(library.store(), &stored);
         match views.iter_mut().find(|view| view.digest == digest && view.name == stored.name.as_str()) {
             Some(view) => view.cached_percent = cached_percent,
             None => {
@@ -153,7 +153,7 @@ fn all(library: &Library) -> Vec<ModelView> {
     }
     for entry in catalog::ENTRIES {
         if !views.iter().any(|view| view.name == entry.name) {
-            let digest = entry.digest().to_string();
+            let digest = entry.digest().map_or(String::new(), |digest| digest.to_string());
             views.push(ModelView::absent(entry.name.into(), digest, Tier::Pullable, Moves::default()));
         }
     }

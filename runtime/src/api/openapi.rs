@@ -163,6 +163,30 @@ fn schemas() -> Value {
             "Model",
             json!({ "type": "object", "required": ["name", "digest", "state", "tier", "device", "bytes", "leases", "unused_s"] }),
         ),
+        // What is known of a model depends on what its file says.
+        (
+            "StoredModel",
+            json!({ "type": "object", "required": ["name", "digest", "bytes", "source", "pulled_at", "tier"] }),
+        ),
+        (
+            "PullRequest",
+            object(
+                &["source"],
+                json!({
+                    "source": text("a short name, or where a model lies, as `hob models pull` takes it; no file of the host"),
+                    "name": text("what to call it; what its place suggests, unless said"),
+                    "check": { "type": "boolean", "default": false, "description": "read what is here already, and get what is damaged" },
+                }),
+            ),
+        ),
+        ("CopyRequest", object(&["to"], json!({ "to": text("the other name") }))),
+        (
+            "Freed",
+            object(
+                &["files", "bytes"],
+                json!({ "files": number("that were removed"), "bytes": number("that they had") }),
+            ),
+        ),
         ("UsageReport", usage_report()),
         (
             "Tenant",

@@ -110,7 +110,7 @@ fn row(model: &Model, engine: &Engine, test: &Test, rates: &[f64]) -> [String; 1
         info.quantization.clone(),
         size(info.weight_bytes),
         format!("{:.1} M", info.parameters as f64 / 1e6),
-        engine.code_path().to_string(),
+        engine.runs_on(),
         config.activations.to_string(),
         config.kv_type.to_string(),
         config.threads.to_string(),
@@ -125,7 +125,7 @@ fn object(model: &Model, engine: &Engine, test: &Test, rates: &[f64]) -> serde_j
     json!({
         "model": model.name(), "architecture": info.architecture, "type": info.quantization,
         "bytes": info.weight_bytes, "parameters": info.parameters,
-        "code_path": engine.code_path().to_string(), "activations": config.activations.to_string(),
+        "code_path": engine.runs_on(), "activations": config.activations.to_string(),
         "kv": config.kv_type.to_string(), "threads": config.threads,
         "test": test.name, "sequences": test.sequences, "prompt": test.prompt, "generate": test.generate.unwrap_or(0),
         "tokens_per_second": mean, "deviation": deviation, "runs": rates,

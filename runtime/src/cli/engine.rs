@@ -2,13 +2,16 @@
 
 use std::fmt::Display;
 
-use hob_gpu::{Activations, CodePath, EngineConfig, KvType, Quantize};
+use hob_gpu::{Activations, CodePath, EngineConfig, EngineDevice, KvType, Quantize};
 
 const KV_TYPES: &[KvType] = &[KvType::F16, KvType::Q8_0, KvType::F32];
 const ACTIVATIONS: &[Activations] = &[Activations::Q8, Activations::F32];
 
 #[derive(clap::Args)]
 pub struct EngineArgs {
+    /// What computes: cpu, cuda or cuda:1 (NVIDIA cards, as `hob gpu check` numbers them)
+    #[arg(long, env = "HOB_DEVICE", value_name = "DEVICE", default_value_t)]
+    device: EngineDevice,
     /// Threads for inference [default: one a core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -34,6 +37,7 @@ impl EngineArgs {
     pub fn config(&self) -> EngineConfig {
         let default = EngineConfig::default();
         EngineConfig {
+            device: self.device,
             threads: self.threads.unwrap_or(default.threads),
             model_bytes: self.model_memory,
             code_path: self.code_path,

@@ -6,6 +6,7 @@ mod command;
 mod deploy;
 mod engine;
 mod functions;
+mod gpu;
 mod keys;
 mod logs;
 mod models;
@@ -61,9 +62,14 @@ impl Global {
         self.data.as_deref().filter(|path| !path.is_empty()).map(Path::new)
     }
 
+    /// Whether a server was named, rather than a directory.
+    fn is_elsewhere(&self) -> bool {
+        self.server.as_deref().is_some_and(|server| !server.is_empty())
+    }
+
     /// A client of the server that is meant.
     fn client(&self) -> anyhow::Result<Client> {
-        match self.server.as_deref().filter(|server| !server.is_empty()) {
+        match self.server.as_deref().filter(|_| self.is_elsewhere()) {
             Some(server) => {
                 let key = self.key.clone().context("give the key of that server in HOB_KEY, or with --key")?;
                 match self.ca.as_deref().filter(|path| !path.as_os_str().is_empty()) {
@@ -108,6 +114,9 @@ enum Command {
     Run(run::Args),
     /// Measure how fast a model is on this machine
     Bench(bench::Args),
+    /// See what this machine's NVIDIA cards can do
+    #[command(subcommand)]
+    Gpu(gpu::Command),
     /// Get models, and see which are here
     #[command(subcommand)]
     Models(models::Command),
@@ -149,7 +158,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tenants(command) => tenants::run(&global.client()?, command),
         Command::Run(args) => run::run(data()?, args),
         Command::Bench(args) => bench::run(data()?, args),
-        Command::Models(command) => models::run(|| Ok(data()?), || global.client(), command),
+        Command::Gpu(command) => gpu::run(data()?, command),
+        Command::Models(command) => models::run(&global, command),
     }
 }
 

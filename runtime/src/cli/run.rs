@@ -100,6 +100,6 @@ fn report(tokens: &Tokens, library: &Library) {
         usage.generated_tokens,
         rate(usage.generated_tokens.saturating_sub(1), timing.decode),
         timing.first_token.unwrap_or_default().as_secs_f64() * 1e3,
-        library.engine().code_path(),
+        library.engine().runs_on(),
     );
 }

@@ -12,6 +12,7 @@ use crate::api::{Control, ControlConfig};
 use crate::data::DataDir;
 use crate::function_host::{Host, HostConfig};
 use crate::instance::engine::PoolConfig;
+use crate::model_api::{KeyRule, ModelApiConfig};
 use crate::server::{Server, ServerConfig, ServerTls};
 use crate::telemetry::Collector;
 
@@ -58,10 +59,46 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     otlp_service: Option<String>,
     #[command(flatten)]
+    models: ModelArgs,
+    #[command(flatten)]
     engine: EngineArgs,
     /// Instances that can live at once
     #[arg(long, default_value_t = PoolConfig::default().instances, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     instances: u32,
+}
+
+/// The APIs of OpenAI, Ollama and Anthropic.
+#[derive(clap::Args)]
+struct ModelArgs {
+    /// Leave the paths of the model APIs (/v1/..., /api/...) to functions
+    #[arg(long)]
+    no_model_api: bool,
+    /// Answer the model APIs there, and not where functions are called
+    #[arg(long, value_name = "ADDR", conflicts_with = "no_model_api")]
+    model_listen: Option<SocketAddr>,
+    /// Answer the model APIs for this host only; functions have their paths on all others
+    #[arg(long, value_name = "HOST", conflicts_with = "no_model_api")]
+    model_host: Option<String>,
+    /// Whether the model APIs need a key: required, optional, or auto: required unless only this machine reaches them
+    #[arg(long, value_name = "RULE", default_value = "auto")]
+    model_keys: KeyRule,
+    /// Web pages from there may call the model APIs, as in https://chat.example.com; `*` for all [default: this machine's]
+    #[arg(long, value_name = "ORIGIN")]
+    model_origin: Vec<String>,
+    /// Largest request that the model APIs take, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = ModelApiConfig::default().body_bytes)]
+    model_request_bytes: usize,
+}
+
+impl ModelArgs {
+    fn config(&self) -> Option<ModelApiConfig> {
+        (!self.no_model_api).then(|| ModelApiConfig {
+            host: self.model_host.clone(),
+            keys: self.model_keys,
+            origins: self.model_origin.clone(),
+            body_bytes: self.model_request_bytes,
+        })
+    }
 }
 
 pub fn run(data: DataDir, args: Args) -> anyhow::Result<()> {
@@ -77,6 +114,7 @@ async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
     let server = Server::start(host.clone(), config)
         .await
         .with_context(|| format!("cannot listen on {}; choose another address with --listen", args.listen))?;
+    let models = models_server(&host, &args).await?;
     let control = Control::start(host.clone(), control_config(&args)?, server.address())
         .await
         .with_context(|| format!("cannot listen on {}; choose another address with --control", args.control))?;
@@ -86,11 +124,11 @@ async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
     eprintln!("Serving HTTP on {scheme}://{}/", server.address());
     tracing::info!(
         control = %control.address(), data = %host.data().root().display(), functions = functions.len(),
-        code_path = %engine.code_path(), activations = %engine.config().activations, kv = %engine.config().kv_type,
+        code_path = %engine.runs_on(), activations = %engine.config().activations, kv = %engine.config().kv_type,
         threads = engine.config().threads, workers, ready_ms = started.elapsed().as_millis() as u64, "hob is ready",
     );
     stop_signal().await?;
-    stop(&host, server, Duration::from_secs(args.drain.into())).await?;
+    stop(&host, [Some(server), models], Duration::from_secs(args.drain.into())).await?;
     drop(control);
     // Here, and not when the last who holds the host lets go of it: what was used is on disk when the process ends.
     tokio::task::spawn_blocking(move || host.usage().stop()).await?;
@@ -98,7 +136,7 @@ async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
 }
 
 /// Takes no more work, and lets what runs end: for `patience` at most, or until a second signal.
-async fn stop(host: &Host, server: Server, patience: Duration) -> anyhow::Result<()> {
+async fn stop(host: &Host, servers: [Option<Server>; 2], patience: Duration) -> anyhow::Result<()> {
     tracing::info!(patience_s = patience.as_secs(), "stopping: new requests are refused, those that run may end");
     host.drain();
     let running = tokio::select! {
@@ -108,10 +146,13 @@ async fn stop(host: &Host, server: Server, patience: Duration) -> anyhow::Result
     if running > 0 {
         tracing::warn!(running, "what still runs is cut off");
         host.give_up();
-        server.stop_within(Duration::ZERO).await;
-    } else {
-        // The rest of the answers, on its way to those who read slowly.
-        server.stop().await;
+    }
+    for server in servers.into_iter().flatten() {
+        match running {
+            // The rest of the answers, on its way to those who read slowly.
+            0 => server.stop().await,
+            _ => server.stop_within(Duration::ZERO).await,
+        }
     }
     Ok(())
 }
@@ -128,10 +169,21 @@ fn server_config(args: &Args) -> anyhow::Result<ServerConfig> {
     let mut config = ServerConfig::new(args.listen);
     config.threads = args.workers.unwrap_or(config.threads);
     config.connections = args.connections as usize;
+    config.models = args.models.config().filter(|_| args.models.model_listen.is_none());
     if let (Some(cert), Some(key)) = (&args.tls_cert, &args.tls_key) {
         config.tls = Some(ServerTls::open(cert, key)?);
     }
     Ok(config)
+}
+
+/// The model APIs' own listener, if they are to have one.
+async fn models_server(host: &Arc<Host>, args: &Args) -> anyhow::Result<Option<Server>> {
+    let Some(listen) = args.models.model_listen else { return Ok(None) };
+    let config = ServerConfig { listen, models: args.models.config(), models_only: true, ..server_config(args)? };
+    let server = Server::start(host.clone(), config).await;
+    let server = server.with_context(|| format!("cannot listen on {listen}; choose another with --model-listen"))?;
+    tracing::info!(listen = %server.address(), "the model APIs have a listener of their own");
+    Ok(Some(server))
 }
 
 async fn open(data: DataDir, args: &Args) -> anyhow::Result<Arc<Host>> {

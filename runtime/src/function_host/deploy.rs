@@ -242,6 +242,9 @@ impl Host {
     /// The component that is to be called, once nothing speaks against it.
     fn checked(&self, tenant: &Tenant, name: &FunctionName, request: &DeployRequest) -> Result<Digest, DeployError> {
         let mut mistakes = self.mistakes(&request.config, &request.secrets);
+        if name.as_str() == super::MODEL_API {
+            mistakes.push(format!("the model APIs are counted as `{name}`; choose another name"));
+        }
         if request.config.routes.is_empty() {
             mistakes.push("it has no route, so that nothing can reach it".into());
         }

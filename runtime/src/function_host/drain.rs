@@ -35,9 +35,14 @@ impl Host {
         self.recent.stop();
     }
 
+    /// Whether no more requests are taken.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
     /// The refusal of a request, if none is taken any more.
     pub(super) fn refuse<B>(&self, request: &Request<B>) -> Option<Response<Body>> {
-        if !self.draining.load(Ordering::Relaxed) {
+        if !self.is_draining() {
             return None;
         }
         let mut response = self.lost(&RequestError::Stopping);
@@ -52,6 +57,7 @@ impl Host {
     fn running(&self) -> u64 {
         let table = self.table.load();
         let loads = table.functions().flat_map(|function| function.revisions.values()).map(|revision| revision.load());
-        loads.map(|load| load.running + load.queued).sum()
+        let calls = std::sync::Arc::strong_count(&self.calls) as u64 - 1;
+        loads.map(|load| load.running + load.queued).sum::<u64>() + calls
     }
 }

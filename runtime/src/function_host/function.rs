@@ -293,11 +293,16 @@ pub enum RevisionState {
 
 /// Whom a function's tokens are counted for: its tenant; under the default tenant each function stands for itself.
 pub(super) fn account(function: &FunctionRecord) -> u64 {
+    account_of(&function.name, &function.tenant)
+}
+
+/// The same of what is no function, but counts as one.
+pub(super) fn account_of(name: &FunctionName, tenant: &Tenant) -> u64 {
     use std::hash::{Hash as _, Hasher as _};
     let mut hasher = std::collections::hash_map::DefaultHasher::new();
-    match function.tenant == Tenant::default() {
-        true => function.name.as_str().hash(&mut hasher),
-        false => ("tenant", function.tenant.as_str()).hash(&mut hasher),
+    match *tenant == Tenant::default() {
+        true => name.as_str().hash(&mut hasher),
+        false => ("tenant", tenant.as_str()).hash(&mut hasher),
     }
     hasher.finish()
 }

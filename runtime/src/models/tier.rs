@@ -4,6 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::store::{Manifest, ModelStore};
+
 /// The nearest place that a model can be had from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -19,9 +21,23 @@ pub enum Tier {
 }
 
 impl Tier {
+    /// Where the files of a model of the store are, all of them together.
+    pub fn of_model(store: &ModelStore, model: &Manifest) -> (Self, Option<u8>) {
+        let files = model.blobs().into_iter().map(|(digest, _)| store.blob(&digest));
+        let counts: Option<Vec<_>> = files.map(|path| hob_gpu::format::mapped::cached_bytes(&path)).collect();
+        let Some(counts) = counts else { return (Self::Disk, None) };
+        Self::of_bytes(counts.iter().map(|count| count.0).sum(), counts.iter().map(|count| count.1).sum())
+    }
+
     /// Where a file is, and how much of it is in the host's memory, in percent, if that can be known.
     pub fn of_file(path: &Path) -> (Self, Option<u8>) {
-        let Some((cached, all)) = hob_gpu::format::mapped::cached_bytes(path) else { return (Self::Disk, None) };
+        match hob_gpu::format::mapped::cached_bytes(path) {
+            Some((cached, all)) => Self::of_bytes(cached, all),
+            None => (Self::Disk, None),
+        }
+    }
+
+    fn of_bytes(cached: u64, all: u64) -> (Self, Option<u8>) {
         let percent = (cached * 100).checked_div(all).unwrap_or(0) as u8;
         (if all > 0 && cached >= all { Self::HostMemory } else { Self::Disk }, Some(percent))
     }

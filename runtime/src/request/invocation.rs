@@ -199,6 +199,14 @@ impl Invocation {
         });
     }
 
+    /// Notes what became of a generation, once it is over, however that came.
+    pub fn over(&self, tokens: &Tokens) {
+        self.used(tokens.usage());
+        if let Some(watched) = &self.watched {
+            watched.serving.see(tokens.timing(), tokens.usage(), tokens.finish());
+        }
+    }
+
     /// Notes what a generation has used, once it is over, however that came.
     pub fn used(&self, usage: Usage) {
         self.mark(|marks| {

@@ -100,7 +100,7 @@ fn docker_login(text: &str, registry: &str) -> Option<String> {
     hosts.iter().find_map(|host| Some(config["auths"][host]["auth"].as_str()?.to_owned()))
 }
 
-fn base64(bytes: &[u8]) -> String {
+pub(crate) fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for three in bytes.chunks(3) {

@@ -3,7 +3,7 @@
 //! What is fetched is checked before anyone sees it: against the digest that a person wrote, or those that a registry's
 //! manifest names. Nothing is kept of what is wrong.
 
-mod auth;
+pub(crate) mod auth;
 mod reference;
 pub mod registry;
 
@@ -231,11 +231,12 @@ fn refused(url: &str, answer: &mut ureq::http::Response<ureq::Body>) -> SourceEr
 }
 
 /// `: what it said`, as registries say it or as it stands there; nothing if it said nothing.
-fn detail(answer: &mut ureq::http::Response<ureq::Body>) -> String {
+pub(crate) fn detail(answer: &mut ureq::http::Response<ureq::Body>) -> String {
     let text = answer.body_mut().with_config().limit(1 << 16).read_to_string().unwrap_or_default();
     let told = serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|body| {
         let error = &body["errors"][0];
         let message = error["message"].as_str().filter(|message| !message.is_empty()).or(error["code"].as_str());
+        let message = message.or(body["error"].as_str());
         message.map(str::to_owned)
     });
     let plain = || text.lines().next().unwrap_or_default().trim().to_owned();

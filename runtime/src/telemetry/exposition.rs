@@ -13,6 +13,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::metrics::{Histogram, REFUSALS};
+use super::serving::Told;
 use super::{Metrics, Telemetry};
 use crate::names::FunctionName;
 
@@ -77,9 +78,15 @@ pub fn exposition(
         lost.extend(telemetry.lost.seen());
     }
     let mut registry = Registry::with_prefix("hob");
+    let told = host.as_ref().map(|host| {
+        let (serving, engine, tokens) = (telemetry.serving.clone(), host.engine, usage.tokens.clone());
+        Told { serving, engine, tokens }
+    });
     registry.register_collector(Box::new(Scrape { functions, lost, usage, host }));
     let mut out = String::new();
-    text::encode(&mut out, &registry).expect("a string takes everything");
+    text::encode_registry(&mut out, &registry).expect("a string takes everything");
+    told.into_iter().for_each(|told| told.write(&mut out));
+    text::encode_eof(&mut out).expect("a string takes everything");
     out
 }
 

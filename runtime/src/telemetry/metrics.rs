@@ -51,7 +51,7 @@ impl Codes {
 }
 
 /// Upper bounds of a histogram's buckets; one without a bound follows.
-type Bounds = [u64; 12];
+pub(super) type Bounds = [u64; 12];
 
 /// How often a value was in which bucket. Values are whole numbers of microseconds or bytes.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    const fn new(bounds: &'static Bounds) -> Self {
+    pub(super) const fn new(bounds: &'static Bounds) -> Self {
         Self { bounds, counts: [const { AtomicU64::new(0) }; 13], sum: AtomicU64::new(0) }
     }
 
@@ -72,8 +72,16 @@ impl Histogram {
         self.sum.fetch_add(value, Relaxed);
     }
 
-    fn see_time(&self, time: Duration) {
+    pub(super) fn see_time(&self, time: Duration) {
         self.see(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// The same time, so often.
+    pub(super) fn see_times(&self, time: Duration, times: u64) {
+        let value = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let at = self.bounds.partition_point(|bound| *bound < value);
+        self.counts[at].fetch_add(times, Relaxed);
+        self.sum.fetch_add(value.saturating_mul(times), Relaxed);
     }
 
     /// The sum, and the buckets with what is in each alone; `unit` is what a value of one means.
@@ -85,7 +93,7 @@ impl Histogram {
 }
 
 /// Microseconds: from a no-op's to the longest that people wait.
-const TIMES: Bounds =
+pub(super) const TIMES: Bounds =
     [100, 250, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 500_000, 1_000_000, 10_000_000, 60_000_000];
 /// Microseconds: an instance takes tens of them.
 const STARTS: Bounds = [5, 10, 20, 50, 100, 200, 500, 1_000, 5_000, 20_000, 100_000, 1_000_000];

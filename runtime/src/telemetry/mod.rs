@@ -8,6 +8,7 @@ mod exposition;
 mod log;
 mod metrics;
 mod otlp;
+mod serving;
 mod timing;
 mod trace;
 
@@ -22,6 +23,7 @@ pub use exposition::{Gauges, Load, UsageCounts, exposition};
 pub use log::{Line, Log, Room};
 pub use metrics::{Codes, Metrics};
 pub use otlp::{Exporter, ExporterError};
+pub use serving::Serving;
 pub(crate) use timing::server_timing;
 pub use trace::{TRACEPARENT, Trace};
 
@@ -36,6 +38,8 @@ pub struct Telemetry {
     other: Arc<Metrics>,
     /// Requests that led to no function.
     pub lost: Codes,
+    /// What became of generations.
+    pub serving: Arc<Serving>,
     room: Arc<Room>,
 }
 
@@ -54,6 +58,8 @@ pub struct Watched {
     pub metrics: Arc<Metrics>,
     /// What it printed last.
     pub log: Log,
+    /// What became of generations, all functions'.
+    pub serving: Arc<Serving>,
     named: bool,
 }
 
@@ -67,7 +73,8 @@ impl Telemetry {
         let named = functions.named < MAX_NAMED;
         functions.named += usize::from(named);
         let metrics = if named { Arc::default() } else { self.other.clone() };
-        let watched = Watched { function: function.clone(), metrics, log: Log::new(self.room.clone()), named };
+        let (log, serving) = (Log::new(self.room.clone()), self.serving.clone());
+        let watched = Watched { function: function.clone(), metrics, log, serving, named };
         let watched = Arc::new(watched);
         functions.watched.insert(function.clone(), watched.clone());
         watched

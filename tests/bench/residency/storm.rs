@@ -70,7 +70,7 @@ pub fn run(report: &mut Report) -> Result<()> {
 fn cut_one(address: SocketAddr, n: usize) {
     let random = (n as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
     // 1 to about 700 tokens of prompt.
-    let prompt = "and%20so%20on%20".repeat(if random % 4 == 0 { (random >> 4) as usize % 170 } else { 2 });
+    let prompt = "and%20so%20on%20".repeat(if random.is_multiple_of(4) { (random >> 4) as usize % 170 } else { 2 });
     let mut connection = Connection::open(address);
     connection.get(&format!("/guest-infer?do=stream&max_tokens=2000&text=Stream%20{n}%20{prompt}"));
     let pieces = match random % 3 {

@@ -1,0 +1,4 @@
+// BF16 weights: decode, prefill and embeddings. See float.cuh.
+#include "float.cuh"
+
+HOB_FLOAT_TYPE(BF16, bf16)

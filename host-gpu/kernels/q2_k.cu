@@ -1,0 +1,4 @@
+// Q2_K weights: decode, prefill and embeddings. The equations are in matvec.cuh and matmul.cuh.
+#include "matmul.cuh"
+
+HOB_TYPE(Q2_K, q2_k)

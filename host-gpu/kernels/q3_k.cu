@@ -1,0 +1,4 @@
+// Q3_K weights: decode, prefill and embeddings. The equations are in matvec.cuh and matmul.cuh.
+#include "matmul.cuh"
+
+HOB_TYPE(Q3_K, q3_k)

@@ -1,0 +1,4 @@
+// Q4_0 weights: decode, prefill and embeddings. The equations are in matvec.cuh and matmul.cuh.
+#include "matmul.cuh"
+
+HOB_TYPE(Q4_0, q4_0)

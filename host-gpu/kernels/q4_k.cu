@@ -1,0 +1,4 @@
+// Q4_K weights: decode, prefill and embeddings. The equations are in matvec.cuh and matmul.cuh.
+#include "matmul.cuh"
+
+HOB_TYPE(Q4_K, q4_k)

@@ -1,0 +1,4 @@
+// Q5_1 weights: decode, prefill and embeddings. The equations are in matvec.cuh and matmul.cuh.
+#include "matmul.cuh"
+
+HOB_TYPE(Q5_1, q5_1)

@@ -1,0 +1,4 @@
+// Q5_K weights: decode, prefill and embeddings. The equations are in matvec.cuh and matmul.cuh.
+#include "matmul.cuh"
+
+HOB_TYPE(Q5_K, q5_k)

@@ -1,0 +1,514 @@
+//! A model on an NVIDIA card: its weights, and the forward pass over a batch.
+//!
+//! The equations are those of `forward`, in the same order; operations are fused where a card gains from it: what joins the residual
+//! stream is normed for the next product in the same launch. All that a step needs to know goes to the card in one copy, and
+//! logits come back in one.
+
+use super::config::Config;
+use super::forward::{Part, Slot, flatten, turns};
+use super::weights::{Layer, MatrixAt, Out, Weights};
+use crate::kv::{KvType, PageId};
+use crate::ops::cuda::matrix::{DeviceMatrix, Input};
+use crate::ops::cuda::pages::{PageLayout, Scoring, Together, Tokens, Turn, part_len, splits};
+use crate::ops::cuda::rows::{Forms, Joins};
+use crate::ops::cuda::{Buffer, CudaError, Device, Pinned, View};
+use bytemuck::Pod;
+use std::ops::Range;
+
+/// Whether the kernels have what a model needs.
+///
+/// # Errors
+/// `Shape`, with what they have.
+pub(crate) fn check(c: &Config, kv_type: KvType, page_bytes: usize) -> Result<(), CudaError> {
+    layout(c, kv_type, page_bytes).check()
+}
+
+/// Whether the kernels have such pages for any model.
+///
+/// # Errors
+/// `Shape`, with what they have.
+pub(crate) fn check_pages(kind: KvType, page_bytes: usize) -> Result<(), CudaError> {
+    PageLayout { kind, layers: 0, kv_heads: 1, head_dim: 64, page_tokens: 1, page_bytes }.check()
+}
+
+/// Bytes of the buffers for a step of so many tokens, of which some give logits.
+pub(crate) fn step_bytes(c: &Config, (tokens, logits): (usize, usize)) -> u64 {
+    let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+    let widest = c.width.max(q).max(c.ff);
+    // An input is there as floats, bytes with their scales, and halves.
+    let input = tokens.max(2 * logits) * widest * (4 + 1 + 1 + 2);
+    let floats = tokens * (2 * c.width + q + 2 * kv + 2 * c.ff) + 2 * logits * c.vocab;
+    (input + 4 * floats) as u64
+}
+
+fn layout(c: &Config, kind: KvType, page_bytes: usize) -> PageLayout {
+    let Config { layers, kv_heads, head_dim, .. } = *c;
+    let page_tokens = c.kv_shape().page_tokens(kind, page_bytes);
+    PageLayout { kind, layers, kv_heads, head_dim, page_tokens, page_bytes }
+}
+
+/// What brings a result back to the residual stream.
+struct CardOut {
+    w: DeviceMatrix,
+    bias: Option<Buffer<f32>>,
+    norm: Option<Buffer<f32>>,
+}
+
+struct CardLayer {
+    attn_norm: Buffer<f32>,
+    q: DeviceMatrix,
+    k: DeviceMatrix,
+    v: DeviceMatrix,
+    qkv_bias: Option<Buffer<f32>>,
+    head_norms: Option<[Buffer<f32>; 2]>,
+    o: CardOut,
+    ff_norm: Buffer<f32>,
+    gate: DeviceMatrix,
+    up: DeviceMatrix,
+    down: CardOut,
+}
+
+/// All tensors of a model on a card.
+pub(crate) struct OnCard {
+    embedding: DeviceMatrix,
+    layers: Vec<CardLayer>,
+    final_norm: Buffer<f32>,
+    /// `None` where it is the embedding.
+    head: Option<DeviceMatrix>,
+    fine_head: bool,
+    rope_factors: Option<Vec<f32>>,
+}
+
+impl OnCard {
+    /// Copies weights to the card; `done` is told how many matrices are there, of how many.
+    ///
+    /// # Errors
+    /// `NoMemory`
+    pub(crate) fn load(device: &Device, w: &Weights, mut done: impl FnMut(u64, u64)) -> Result<Self, CudaError> {
+        let total = w.layers.len() as u64 + 1;
+        let matrix = |at: &MatrixAt| DeviceMatrix::upload(device, &w.matrix(at));
+        let vector = |v: &Option<Vec<f32>>| v.as_ref().map(|v| device.put(v)).transpose();
+        let out = |out: &Out| -> Result<CardOut, CudaError> {
+            Ok(CardOut { w: matrix(&out.w)?, bias: vector(&out.bias)?, norm: vector(&out.norm)? })
+        };
+        let mut layers = Vec::with_capacity(w.layers.len());
+        for layer in &w.layers {
+            let Layer { attn_norm, q, k, v, qkv_bias, head_norms, o, ff_norm, gate, up, down } = layer;
+            layers.push(CardLayer {
+                attn_norm: device.put(attn_norm)?,
+                q: matrix(q)?,
+                k: matrix(k)?,
+                v: matrix(v)?,
+                qkv_bias: vector(qkv_bias)?,
+                head_norms: match head_norms {
+                    Some([q, k]) => Some([device.put(q)?, device.put(k)?]),
+                    None => None,
+                },
+                o: out(o)?,
+                ff_norm: device.put(ff_norm)?,
+                gate: matrix(gate)?,
+                up: matrix(up)?,
+                down: out(down)?,
+            });
+            done(layers.len() as u64, total);
+        }
+        let loaded = Self {
+            embedding: matrix(&w.embedding)?,
+            layers,
+            final_norm: device.put(&w.final_norm)?,
+            head: if w.head_is_embedding() { None } else { Some(matrix(&w.head)?) },
+            fine_head: w.fine_head,
+            rope_factors: w.rope_factors.clone(),
+        };
+        device.wait()?;
+        done(total, total);
+        Ok(loaded)
+    }
+
+    fn head(&self) -> &DeviceMatrix {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+}
+
+/// The pages of a card.
+pub(crate) struct CardArena {
+    memory: Buffer<u8>,
+    page_bytes: usize,
+    /// Whose data a page has, if it was ever written.
+    owners: Vec<Option<u64>>,
+}
+
+impl CardArena {
+    /// # Errors
+    /// `NoMemory`
+    pub(crate) fn new(device: &Device, pages: usize, page_bytes: usize) -> Result<Self, CudaError> {
+        Ok(Self { memory: device.buffer(pages * page_bytes)?, page_bytes, owners: vec![None; pages] })
+    }
+
+    /// Makes `page` `account`'s, cleared if it was another's. Call before its first write.
+    fn claim(&mut self, device: &Device, page: PageId, account: u64) -> Result<(), CudaError> {
+        let owner = &mut self.owners[page as usize];
+        let strange = owner.is_some_and(|owner| owner != account);
+        *owner = Some(account);
+        if strange {
+            device.clear(self.memory.part(page as usize * self.page_bytes..(page as usize + 1) * self.page_bytes))?;
+        }
+        Ok(())
+    }
+}
+
+/// The buffers of a step, kept for the next one; they grow to what the largest model needs.
+struct Buffers {
+    /// (tokens, width): the residual stream
+    x: Buffer<f32>,
+    /// (tokens, width): what joins it
+    y: Buffer<f32>,
+    /// (tokens, (heads + 2 * kv_heads) * head_dim)
+    qkv: Buffer<f32>,
+    /// (tokens, 2 * ff)
+    gates: Buffer<f32>,
+    /// (tokens, the widest)
+    input: Input,
+    /// What comes into the next product, of so many tokens and columns.
+    input_size: (usize, usize),
+    /// (tokens that need logits, and what is left of them; vocab)
+    logits: Buffer<f32>,
+    /// What a step must know.
+    words: Buffer<u32>,
+    /// Scratch of attention.
+    part: Buffer<f32>,
+    /// (tokens that need logits): the likeliest of each, and its logit
+    likeliest: (Buffer<u32>, Buffer<f32>),
+}
+
+/// What is wanted of a step's logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// All of them.
+    Logits,
+    /// The likeliest token of each row: nothing else is copied from the card.
+    Likeliest,
+}
+
+/// What a step gave, for each token that needs logits, in order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Given<'a> {
+    /// (tokens, vocab)
+    Logits(&'a [f32]),
+    /// (tokens)
+    Likeliest(&'a [u32]),
+}
+
+/// All that a step needs but weights: a card, its pages and buffers.
+pub(crate) struct OnCardState {
+    device: Device,
+    arena: CardArena,
+    kv_type: KvType,
+    buffers: Buffers,
+    /// The words of the step, as they are put together.
+    words: Vec<u32>,
+    turns: Vec<[f32; 2]>,
+    /// What the last step gave, in memory that the card copies to at full speed.
+    logits: Pinned,
+    /// How many logits those are, if they were wanted.
+    given: usize,
+    /// Otherwise these were.
+    ids: Vec<u32>,
+    wanted: Wanted,
+}
+
+/// Makes `buffer` at least so long. What was in it is gone.
+fn grow<T: Pod>(device: &Device, buffer: &mut Buffer<T>, len: usize) -> Result<(), CudaError> {
+    if buffer.len() < len {
+        *buffer = device.buffer(0)?;
+        *buffer = device.buffer(len)?;
+    }
+    Ok(())
+}
+
+impl OnCardState {
+    /// # Errors
+    /// `NoMemory`
+    pub(crate) fn new(device: &Device, arena: CardArena, kv_type: KvType) -> Result<Self, CudaError> {
+        let buffers = Buffers {
+            x: device.buffer(0)?,
+            y: device.buffer(0)?,
+            qkv: device.buffer(0)?,
+            gates: device.buffer(0)?,
+            input: Input::new(device, 1, 32)?,
+            input_size: (1, 32),
+            logits: device.buffer(0)?,
+            words: device.buffer(0)?,
+            part: device.buffer(0)?,
+            likeliest: (device.buffer(0)?, device.buffer(0)?),
+        };
+        let (words, turns, logits) = (Vec::new(), Vec::new(), device.pinned(0)?);
+        let (device, given, ids, wanted) = (device.clone(), 0, Vec::new(), Wanted::Logits);
+        Ok(Self { device, arena, kv_type, buffers, words, turns, logits, given, ids, wanted })
+    }
+
+    /// Room for steps of so many tokens, of which some give logits: smaller ones then allocate nothing but scratch of attention,
+    /// which grows with the longest sequence.
+    ///
+    /// # Errors
+    /// `NoMemory`
+    pub(crate) fn reserve(&mut self, c: &Config, (tokens, logits): (usize, usize)) -> Result<(), CudaError> {
+        let (device, b) = (&self.device, &mut self.buffers);
+        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        grow(device, &mut b.x, tokens * c.width)?;
+        grow(device, &mut b.y, tokens * c.width)?;
+        grow(device, &mut b.qkv, tokens * (q + 2 * kv))?;
+        grow(device, &mut b.gates, tokens * 2 * c.ff)?;
+        grow(device, &mut b.logits, 2 * logits * c.vocab)?;
+        grow(device, &mut b.likeliest.0, logits)?;
+        grow(device, &mut b.likeliest.1, logits)?;
+        let bytes = logits * c.vocab * size_of::<f32>();
+        if self.logits.bytes().len() < bytes {
+            self.logits = device.pinned(bytes)?;
+        }
+        let wanted = (tokens.max(2 * logits), c.width.max(q).max(c.ff));
+        let size = (b.input_size.0.max(wanted.0), b.input_size.1.max(wanted.1));
+        if size != b.input_size {
+            b.input = Input::new(device, 1, 32)?;
+            b.input_size = (1, 32);
+            b.input = Input::new(device, size.0, size.1)?;
+            b.input_size = size;
+        }
+        Ok(())
+    }
+
+    /// What the last step gave.
+    pub(crate) fn given(&self) -> Given<'_> {
+        match self.wanted {
+            Wanted::Logits => Given::Logits(&bytemuck::cast_slice(self.logits.bytes())[..self.given]),
+            Wanted::Likeliest => Given::Likeliest(&self.ids),
+        }
+    }
+
+    /// Processes `parts`, writing their keys and values to pages. [`Self::given`] then has what is wanted of the
+    /// logits asked for, in the order of the parts.
+    ///
+    /// # Errors
+    /// `Shape` for a model that the kernels do not have; what the driver says, after which the card is lost.
+    pub(crate) fn step(
+        &mut self,
+        c: &Config,
+        m: &OnCard,
+        parts: &[Part<'_>],
+        of_logits: Wanted,
+    ) -> Result<(), CudaError> {
+        let slots = flatten(parts);
+        let (n, wanted) = (slots.len(), parts.iter().map(|part| part.logits).sum::<usize>());
+        self.reserve(c, (n, wanted))?;
+        let layout = layout(c, self.kv_type, self.arena.page_bytes);
+        layout.check()?;
+        let plan = self.plan(c, m, &layout, parts, &slots)?;
+        let device = &self.device;
+        let b = &mut self.buffers;
+        let part = part_len(plan.rows.len(), c.heads, plan.splits, c.head_dim);
+        if part > b.part.len() {
+            grow(device, &mut b.part, part.next_power_of_two())?;
+        }
+        let words = |range: &Range<usize>| b.words.part(range.clone());
+        let tokens = Tokens {
+            arena: self.arena.memory.view(),
+            positions: words(&plan.positions),
+            table_at: words(&plan.table_at),
+            tables: words(&plan.tables),
+        };
+        let q_width = c.heads * c.head_dim;
+        let forms = |weights: &[&DeviceMatrix]| Forms {
+            floats: weights.iter().any(|w| !w.takes_bytes()),
+            bytes: weights.iter().any(|w| w.takes_bytes()),
+        };
+        let (x, y, qkv) = (b.x.part(0..n * c.width), b.y.part(0..n * c.width), b.qkv.view());
+
+        // x = embedding[token], scaled
+        device.embed(&m.embedding, words(&plan.ids), c.embedding_scale, x)?;
+        let mut last: Option<&CardOut> = None;
+        for (number, layer) in m.layers.iter().enumerate() {
+            // x += what the layer before gave;  q, k, v = W_q h, W_k h, W_v h  where  h = norm(x)
+            let weights = [&layer.q, &layer.k, &layer.v];
+            let to = (&b.input, forms(&weights));
+            device.norm(x, last.map(|out| joins(y, out)), &layer.attn_norm, c.norm_eps, None, n, to)?;
+            device.product(&weights, &b.input, n, qkv)?;
+
+            // q, k are normed and turn with their position; k, v go to the pages
+            let window = c.window_of(number);
+            let turns = if window.is_some() && c.local_rope.is_some() { &plan.local_turns } else { &plan.turns };
+            let how = Turn {
+                bias: layer.qkv_bias.as_ref(),
+                norms: layer.head_norms.as_ref().map(|[q, k]| [q, k]),
+                turns: words(turns).cast(),
+                pairs: c.rope_dims / 2,
+                kind: c.architecture.pairs,
+                eps: c.norm_eps,
+            };
+            device.turn(&layout, number, &tokens, c.heads, qkv, &how)?;
+
+            // y = W_o attention(q, k, v)
+            let scoring = Scoring { heads: c.heads, scale: c.score_scale, cap: c.score_cap, window };
+            let attended = b.input.floats.view();
+            if !plan.rows.is_empty() {
+                let (rows, part) = (words(&plan.rows), b.part.view());
+                device.decode(&layout, number, &tokens, rows, (qkv, &scoring), plan.splits, part, attended)?;
+            }
+            if !plan.first.is_empty() {
+                let tiles = Together { first: words(&plan.first), count: words(&plan.count) };
+                device.prefill(&layout, number, &tokens, &tiles, (qkv, &scoring), attended)?;
+            }
+            if layer.o.w.takes_bytes() {
+                device.quantise(attended, q_width, n, false, &b.input)?;
+            }
+            device.product(&[&layer.o.w], &b.input, n, y)?;
+
+            // x += y;  y = W_down (act(W_gate h) * W_up h)  where  h = norm(x)
+            let weights = [&layer.gate, &layer.up];
+            let to = (&b.input, forms(&weights));
+            device.norm(x, Some(joins(y, &layer.o)), &layer.ff_norm, c.norm_eps, None, n, to)?;
+            device.product(&weights, &b.input, n, b.gates.view())?;
+            let to = (&b.input, forms(&[&layer.down.w]));
+            device.gate(b.gates.view(), c.ff, n, c.architecture.gate, to)?;
+            device.product(&[&layer.down.w], &b.input, n, y)?;
+            last = Some(&layer.down);
+        }
+        self.given = wanted * c.vocab;
+        self.wanted = of_logits;
+        self.ids.resize(wanted, 0);
+        if wanted == 0 {
+            return Ok(());
+        }
+        // logits = W_head norm(x + y), for the tokens that need them
+        let head = m.head();
+        let fine = m.fine_head && head.takes_bytes();
+        let to = (&b.input, if fine { Forms { floats: true, bytes: false } } else { forms(&[head]) });
+        let pick = Some(words(&plan.pick));
+        device.norm(x, last.map(|out| joins(y, out)), &m.final_norm, c.norm_eps, pick, wanted, to)?;
+        if fine {
+            device.quantise(b.input.floats.view(), c.width, wanted, true, &b.input)?;
+        }
+        let all = if fine { 2 * wanted } else { wanted };
+        device.product(&[head], &b.input, all, b.logits.view())?;
+        let (whole, rest) = (0..wanted * c.vocab, wanted * c.vocab..2 * wanted * c.vocab);
+        let logits = b.logits.part(whole);
+        if fine || c.logit_cap.is_some() {
+            device.finish_logits(logits, fine.then(|| b.logits.part(rest)), c.logit_cap)?;
+        }
+        if of_logits == Wanted::Likeliest {
+            let (ids, values) = (b.likeliest.0.part(0..wanted), b.likeliest.1.part(0..wanted));
+            device.likeliest(logits, c.vocab, values, ids)?;
+            return device.read(ids, &mut self.ids);
+        }
+        let to = bytemuck::cast_slice_mut(self.logits.bytes_mut()?);
+        device.read(logits, &mut to[..self.given])
+    }
+
+    /// Puts together what the card must know of a step, and sends it.
+    ///
+    /// Here is the only place where numbers become addresses on the card: tokens, positions and pages are checked.
+    fn plan(
+        &mut self,
+        c: &Config,
+        m: &OnCard,
+        layout: &PageLayout,
+        parts: &[Part<'_>],
+        slots: &[Slot<'_>],
+    ) -> Result<Plan, CudaError> {
+        let wrong = |what: &str| CudaError::Shape { what: what.into() };
+        let words = &mut self.words;
+        words.clear();
+        let ids: Vec<u32> = parts.iter().flat_map(|part| part.tokens).map(|token| token.0).collect();
+        if ids.iter().any(|id| *id as usize >= c.vocab) {
+            return Err(wrong("a token that is not in the vocabulary"));
+        }
+        let (mut table_at, mut tables, mut rows, mut first, mut count, mut pick) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut begin, mut most) = (0, 0);
+        for part in parts {
+            let (len, end) = (part.tokens.len(), part.position + part.tokens.len());
+            let pages = end.div_ceil(layout.page_tokens);
+            let inside = |page: &PageId| (*page as usize) < self.arena.owners.len();
+            if len == 0 || end >= 1 << 24 || part.logits > len {
+                return Err(wrong("a part of no tokens, or of too many"));
+            }
+            if part.pages.len() < pages || !part.pages[..pages].iter().all(inside) {
+                return Err(wrong("a token without a page"));
+            }
+            for position in part.position..end {
+                if position.is_multiple_of(layout.page_tokens) {
+                    let page = part.pages[position / layout.page_tokens];
+                    self.arena.claim(&self.device, page, part.account)?;
+                }
+            }
+            table_at.extend(std::iter::repeat_n(tables.len() as u32, len));
+            tables.extend(&part.pages[..pages]);
+            if len == 1 {
+                rows.push(begin as u32);
+                most = most.max(part.position);
+            } else {
+                for at in (0..len).step_by(layout.tile()) {
+                    first.push((begin + at) as u32);
+                    count.push((len - at).min(layout.tile()) as u32);
+                }
+            }
+            pick.extend((begin + len - part.logits..begin + len).map(|row| row as u32));
+            begin += len;
+        }
+        let mut add = |values: &mut dyn Iterator<Item = u32>| {
+            let from = words.len();
+            words.extend(values);
+            let range = from..words.len();
+            // Pairs of floats begin at eight bytes.
+            words.resize(words.len().next_multiple_of(4), 0);
+            range
+        };
+        let mut plan = Plan {
+            ids: add(&mut ids.into_iter()),
+            positions: add(&mut slots.iter().map(|slot| slot.position as u32)),
+            table_at: add(&mut table_at.into_iter()),
+            tables: add(&mut tables.into_iter()),
+            rows: add(&mut rows.into_iter()),
+            first: add(&mut first.into_iter()),
+            count: add(&mut count.into_iter()),
+            pick: add(&mut pick.into_iter()),
+            turns: 0..0,
+            local_turns: 0..0,
+            splits: splits(most),
+        };
+        turns(c, &c.rope, m.rope_factors.as_deref(), slots, &mut self.turns);
+        plan.turns = add(&mut self.turns.as_flattened().iter().map(|x| x.to_bits()));
+        if let Some(rope) = &c.local_rope {
+            turns(c, rope, None, slots, &mut self.turns);
+            plan.local_turns = add(&mut self.turns.as_flattened().iter().map(|x| x.to_bits()));
+        }
+        let len = self.words.len();
+        if len > self.buffers.words.len() {
+            grow(&self.device, &mut self.buffers.words, len.next_power_of_two())?;
+        }
+        self.device.write(self.buffers.words.view(), &self.words)?;
+        Ok(plan)
+    }
+}
+
+/// Where in the words of a step each thing is.
+struct Plan {
+    ids: Range<usize>,
+    positions: Range<usize>,
+    table_at: Range<usize>,
+    tables: Range<usize>,
+    /// Tokens that attend alone.
+    rows: Range<usize>,
+    /// Tiles of tokens that attend together.
+    first: Range<usize>,
+    count: Range<usize>,
+    /// Tokens that need logits.
+    pick: Range<usize>,
+    turns: Range<usize>,
+    local_turns: Range<usize>,
+    /// Cuts of the longest sequence that attends alone.
+    splits: usize,
+}
+
+fn joins<'a>(y: View<'a, f32>, out: &'a CardOut) -> Joins<'a> {
+    Joins { y, bias: out.bias.as_ref(), norm: out.norm.as_ref() }
+}

@@ -1,0 +1,17 @@
+//! Operations on an NVIDIA card.
+//!
+//! [`Device`] is the card: its driver, found when the program runs, its memory, and one stream on which everything happens in
+//! order. The kernels are in `kernels/*.cu`, compiled ahead of time, and inside the program as PTX ([`ptx`]). [`matrix`],
+//! [`rows`] and [`pages`] launch them: each launch checks what it is given, since a kernel checks nothing.
+//!
+//! A token's results have the same bits in any batch of up to eight tokens, which matrix-vector kernels serve, and in any larger
+//! one, which tensor cores serve; between the two, sums are added in another order.
+
+pub mod check;
+mod device;
+pub mod matrix;
+pub mod pages;
+pub mod ptx;
+pub mod rows;
+
+pub use device::{Buffer, Card, CudaError, Device, Pinned, View, cards};

@@ -1,0 +1,609 @@
+//! A card: its driver, its memory, and the stream on which its work is done in order.
+
+#![expect(unsafe_code, reason = "calls the driver, which takes addresses")]
+
+use super::ptx::{self, Entry, MODULES};
+use bytemuck::{Pod, Zeroable};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, result, sys};
+use cudarc::nvrtc::Ptx;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// Why a card does not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CudaError {
+    /// There is no driver.
+    #[error("no NVIDIA driver is here (libcuda.so is not found); install it, or choose the processor as device")]
+    NoDriver,
+    /// The driver does not know our kernels' PTX.
+    #[error("the NVIDIA driver is for CUDA {found} and 12.2 is needed (R535 or newer); update it")]
+    OldDriver {
+        /// As in `12.1`.
+        found: String,
+    },
+    /// There is a driver and no such card.
+    #[error("there is no card {ordinal}: the driver sees {count}")]
+    NoCard {
+        /// The card that was asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// The card is too old.
+    #[error("card {name} has compute capability {major}.{minor} and 8.0 is needed (Ampere or newer)")]
+    OldCard {
+        /// The card.
+        name: String,
+        /// Its compute capability.
+        major: i32,
+        /// Its compute capability.
+        minor: i32,
+    },
+    /// Our own account of its memory has no room, or the driver has none.
+    #[error("the card has no room for {needed} more bytes: {used} are in use of {budget}")]
+    NoMemory {
+        /// Bytes that were asked for.
+        needed: u64,
+        /// Bytes that are in use by us.
+        used: u64,
+        /// Bytes that we may use.
+        budget: u64,
+    },
+    /// A model or a request that the kernels do not serve.
+    #[error("the card's kernels cannot do this: {what}")]
+    Shape {
+        /// What is wrong.
+        what: String,
+    },
+    /// What the driver said. After a kernel's fault the card's context is lost, and every later call says so.
+    #[error("the driver failed {doing}: {code}")]
+    Driver {
+        /// What was being done.
+        doing: &'static str,
+        /// Its word for it.
+        code: String,
+    },
+}
+
+fn failed(doing: &'static str) -> impl Fn(DriverError) -> CudaError {
+    move |error| CudaError::Driver { doing, code: format!("{:?}", error.0) }
+}
+
+/// A card as the driver describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Card {
+    /// Its number.
+    pub ordinal: usize,
+    /// What NVIDIA calls it.
+    pub name: String,
+    /// Its compute capability.
+    pub capability: (i32, i32),
+    /// How many multiprocessors it has.
+    pub multiprocessors: i32,
+    /// Bytes of memory, and how many of them nobody uses.
+    pub memory: (u64, u64),
+    /// The newest CUDA that the driver knows, as in 12020.
+    pub driver: i32,
+}
+
+/// Every card that the driver sees.
+///
+/// # Errors
+/// `NoDriver`, `OldDriver`, or what the driver says.
+pub fn cards() -> Result<Vec<Card>, CudaError> {
+    let driver = driver()?;
+    let count = result::device::get_count().map_err(failed("counting cards"))?;
+    let card = |ordinal: usize| describe(&*context(ordinal)?, ordinal, driver);
+    (0..count.max(0) as usize).map(card).collect()
+}
+
+/// The newest CUDA that the driver knows.
+fn driver() -> Result<i32, CudaError> {
+    // SAFETY: loads a library by the driver's name, as any program on this machine would.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(CudaError::NoDriver);
+    }
+    let mut version = 0;
+    // SAFETY: writes one number, and needs no initialisation.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(failed("telling its version"))?;
+    if version < 12_020 {
+        return Err(CudaError::OldDriver { found: format!("{}.{}", version / 1000, version % 1000 / 10) });
+    }
+    match result::init() {
+        Ok(()) => Ok(version),
+        Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Err(CudaError::NoCard { ordinal: 0, count: 0 }),
+        Err(error) => Err(failed("starting")(error)),
+    }
+}
+
+fn context(ordinal: usize) -> Result<Arc<CudaContext>, CudaError> {
+    CudaContext::new(ordinal).map_err(failed("opening the card"))
+}
+
+fn describe(context: &CudaContext, ordinal: usize, driver: i32) -> Result<Card, CudaError> {
+    let ask = failed("describing the card");
+    let (free, total) = context.mem_get_info().map_err(&ask)?;
+    let multiprocessors = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+    Ok(Card {
+        ordinal,
+        name: context.name().map_err(&ask)?,
+        capability: context.compute_capability().map_err(&ask)?,
+        multiprocessors: context.attribute(multiprocessors).map_err(&ask)?,
+        memory: (total as u64, free as u64),
+        driver,
+    })
+}
+
+/// A kernel, once somebody used it.
+struct Kernel {
+    entry: Entry,
+    function: OnceLock<CudaFunction>,
+}
+
+struct Inner {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    card: Card,
+    kernels: HashMap<&'static str, Kernel>,
+    modules: Mutex<HashMap<usize, Arc<CudaModule>>>,
+    budget: u64,
+    used: AtomicU64,
+}
+
+/// A card that is open; clones are the same one.
+#[derive(Clone)]
+pub struct Device(Arc<Inner>);
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Device").field(&self.0.card).finish()
+    }
+}
+
+/// So much of a card's memory is left to the driver: contexts, code and stacks.
+const LEFT_TO_DRIVER: u64 = 512 << 20;
+
+impl Device {
+    /// Opens card `ordinal`. `budget` is what we may take of its memory; by default all that is free now but 512 MiB.
+    ///
+    /// # Errors
+    /// A sentence that says what is missing.
+    pub fn open(ordinal: usize, budget: Option<u64>) -> Result<Self, CudaError> {
+        let driver = driver()?;
+        let count = result::device::get_count().map_err(failed("counting cards"))?.max(0) as usize;
+        if ordinal >= count {
+            return Err(CudaError::NoCard { ordinal, count });
+        }
+        let context = context(ordinal)?;
+        let card = describe(&context, ordinal, driver)?;
+        let (major, minor) = card.capability;
+        if major < 8 {
+            return Err(CudaError::OldCard { name: card.name, major, minor });
+        }
+        // SAFETY: everything happens on one stream, in the order in which it is asked for.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(failed("making a stream"))?;
+        let kernel = |(name, entry)| (name, Kernel { entry, function: OnceLock::new() });
+        let kernels = ptx::entries().into_iter().map(kernel).collect();
+        let left = LEFT_TO_DRIVER.min(card.memory.1 / 8);
+        let budget = budget.unwrap_or(card.memory.1 - left);
+        let (modules, used) = (Mutex::default(), AtomicU64::new(0));
+        Ok(Self(Arc::new(Inner { context, stream, card, kernels, modules, budget, used })))
+    }
+
+    /// What the driver says of it.
+    pub fn card(&self) -> &Card {
+        &self.0.card
+    }
+
+    /// Bytes that we may use, and that we use.
+    pub fn memory(&self) -> (u64, u64) {
+        (self.0.budget, self.0.used.load(Ordering::Relaxed))
+    }
+
+    /// Room for `len` values, all zero: what was there before is nobody else's business.
+    ///
+    /// # Errors
+    /// `NoMemory`, before the driver is asked if our own account says so.
+    pub fn buffer<T: Pod>(&self, len: usize) -> Result<Buffer<T>, CudaError> {
+        let inner = &*self.0;
+        let bytes = (len.max(1) as u64).checked_mul(size_of::<T>() as u64).map(|bytes| bytes.next_multiple_of(256));
+        let no_memory = |needed| {
+            let used = inner.used.load(Ordering::Relaxed);
+            CudaError::NoMemory { needed, used, budget: inner.budget }
+        };
+        let bytes = bytes.ok_or_else(|| no_memory(u64::MAX))?;
+        let more = |used: u64| used.checked_add(bytes).filter(|used| *used <= inner.budget);
+        inner.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).map_err(|_| no_memory(bytes))?;
+        let give_back = |error| {
+            inner.used.fetch_sub(bytes, Ordering::Relaxed);
+            error
+        };
+        inner.context.bind_to_thread().map_err(failed("being bound")).map_err(give_back)?;
+        // SAFETY: asks for memory.
+        let address = unsafe { result::malloc_sync(bytes as usize) }.map_err(|error| match error.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => give_back(no_memory(bytes)),
+            _ => give_back(failed("giving memory")(error)),
+        })?;
+        let buffer = Buffer { address, len, bytes, device: self.clone(), of: PhantomData };
+        // SAFETY: the address was given for so many bytes.
+        unsafe { result::memset_d8_async(address, 0, bytes as usize, inner.stream.cu_stream()) }
+            .map_err(failed("clearing memory"))?;
+        Ok(buffer)
+    }
+
+    /// A buffer with these values.
+    ///
+    /// # Errors
+    /// Those of [`Device::buffer`] and [`Device::write`].
+    pub fn put<T: Pod>(&self, values: &[T]) -> Result<Buffer<T>, CudaError> {
+        let buffer = self.buffer(values.len())?;
+        self.write(buffer.view(), values)?;
+        Ok(buffer)
+    }
+
+    /// Copies `values` to the beginning of `to`. When it returns, they may change.
+    ///
+    /// # Errors
+    /// `Shape` if there is no room for them.
+    pub fn write<T: Pod>(&self, to: View<'_, T>, values: &[T]) -> Result<(), CudaError> {
+        if values.len() > to.len {
+            return Err(shape(format!("{} values to a place for {}", values.len(), to.len)));
+        }
+        self.bind()?;
+        // SAFETY: the view is of a buffer that lives and has so many values.
+        unsafe { result::memcpy_htod_async(to.address, values, self.0.stream.cu_stream()) }
+            .map_err(failed("copying to the card"))
+    }
+
+    /// Copies the beginning of `from` to `values`, once all that was asked for before is done.
+    ///
+    /// # Errors
+    /// `Shape` if there are not as many; and what went wrong on the card until now.
+    pub fn read<T: Pod>(&self, from: View<'_, T>, values: &mut [T]) -> Result<(), CudaError> {
+        if values.len() > from.len {
+            return Err(shape(format!("{} values of {}", values.len(), from.len)));
+        }
+        self.bind()?;
+        // SAFETY: the view is of a buffer that lives and has so many values; `values` stays until the stream is done.
+        unsafe { result::memcpy_dtoh_async(values, from.address, self.0.stream.cu_stream()) }
+            .map_err(failed("copying from the card"))?;
+        self.wait()
+    }
+
+    /// All of a buffer.
+    ///
+    /// # Errors
+    /// Those of [`Device::read`].
+    pub fn get<T: Pod + Zeroable>(&self, from: View<'_, T>) -> Result<Vec<T>, CudaError> {
+        let mut values = vec![T::zeroed(); from.len];
+        self.read(from, &mut values)?;
+        Ok(values)
+    }
+
+    /// Copies all of `from` to the beginning of `to`.
+    ///
+    /// # Errors
+    /// `Shape` if there is no room for it.
+    pub fn copy<T: Pod>(&self, from: View<'_, T>, to: View<'_, T>) -> Result<(), CudaError> {
+        if from.len > to.len {
+            return Err(shape(format!("{} values to a place for {}", from.len, to.len)));
+        }
+        self.bind()?;
+        let bytes = from.len * size_of::<T>();
+        // SAFETY: both views are of buffers that live and have so many bytes.
+        unsafe { result::memcpy_dtod_async(to.address, from.address, bytes, self.0.stream.cu_stream()) }
+            .map_err(failed("copying on the card"))
+    }
+
+    /// Memory of this process that the driver has locked, all zero: it is copied from several times as fast.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn pinned(&self, len: usize) -> Result<Pinned, CudaError> {
+        self.bind()?;
+        // SAFETY: asks for memory, and then clears it.
+        let address = unsafe {
+            let address = result::malloc_host(len.max(1), 0).map_err(failed("locking memory"))?.cast::<u8>();
+            address.write_bytes(0, len);
+            address
+        };
+        Ok(Pinned { address, len, device: self.clone() })
+    }
+
+    /// Makes all bytes of `view` zero.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn clear<T: Pod>(&self, view: View<'_, T>) -> Result<(), CudaError> {
+        self.bind()?;
+        // SAFETY: the view is of a buffer that lives and has so many bytes.
+        unsafe { result::memset_d8_async(view.address, 0, view.len * size_of::<T>(), self.0.stream.cu_stream()) }
+            .map_err(failed("clearing memory"))
+    }
+
+    /// Waits until all that was asked for is done.
+    ///
+    /// # Errors
+    /// What went wrong.
+    pub fn wait(&self) -> Result<(), CudaError> {
+        self.bind()?;
+        self.0.stream.synchronize().map_err(failed("computing"))
+    }
+
+    fn bind(&self) -> Result<(), CudaError> {
+        self.0.context.bind_to_thread().map_err(failed("being bound"))
+    }
+
+    /// Launches kernel `name` on so many blocks of so many threads.
+    ///
+    /// # Safety
+    /// The arguments are in the order of the kernel, and every index that it forms of them is inside their buffers, which
+    /// live.
+    pub(super) unsafe fn launch(
+        &self,
+        name: &str,
+        grid: [usize; 3],
+        threads: u32,
+        arguments: &[Arg],
+    ) -> Result<(), CudaError> {
+        let kernel = self.0.kernels.get(name).ok_or_else(|| shape(format!("there is no kernel {name}")))?;
+        let sizes = arguments.iter().map(Arg::size);
+        if arguments.len() > MOST_ARGUMENTS || !sizes.eq(kernel.entry.params.iter().copied()) {
+            return Err(shape(format!("kernel {name} takes other arguments than {arguments:?}")));
+        }
+        if grid.contains(&0) || grid[0] > i32::MAX as usize || grid[1] > 65_535 || grid[2] > 65_535 {
+            return Err(shape(format!("kernel {name} on {grid:?} blocks")));
+        }
+        self.bind()?;
+        let function = self.function(name, kernel)?;
+        let mut slots = [0u64; MOST_ARGUMENTS];
+        let mut pointers = [std::ptr::null_mut::<c_void>(); MOST_ARGUMENTS];
+        for ((slot, pointer), argument) in slots.iter_mut().zip(&mut pointers).zip(arguments) {
+            *slot = argument.bits();
+            *pointer = std::ptr::from_mut(slot).cast();
+        }
+        let [x, y, z] = grid.map(|n| n as u32);
+        let stream = self.0.stream.cu_stream();
+        // SAFETY: the kernel takes as many arguments of these sizes; the rest is the caller's promise.
+        unsafe {
+            let pointers = &mut pointers[..arguments.len()];
+            result::launch_kernel(function.cu_function(), (x, y, z), (threads, 1, 1), 0, stream, pointers)
+        }
+        .map_err(failed("launching a kernel"))
+    }
+
+    /// Has the driver compile the kernel's module, the first time.
+    fn function<'a>(&self, name: &str, kernel: &'a Kernel) -> Result<&'a CudaFunction, CudaError> {
+        if let Some(function) = kernel.function.get() {
+            return Ok(function);
+        }
+        let mut modules = self.0.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let module = match modules.get(&kernel.entry.module) {
+            Some(module) => module.clone(),
+            None => {
+                let text = MODULES[kernel.entry.module].text;
+                let module = self.0.context.load_module(Ptx::from_src(text)).map_err(failed("compiling kernels"))?;
+                modules.insert(kernel.entry.module, module.clone());
+                module
+            }
+        };
+        let function = module.load_function(name).map_err(failed("finding a kernel"))?;
+        Ok(kernel.function.get_or_init(|| function))
+    }
+}
+
+/// No kernel takes more.
+const MOST_ARGUMENTS: usize = 32;
+
+/// An argument of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Arg {
+    /// Memory of the card, or none.
+    Address(u64),
+    I32(i32),
+    U64(u64),
+    F32(f32),
+}
+
+impl Arg {
+    fn size(&self) -> u8 {
+        match self {
+            Self::Address(_) | Self::U64(_) => 8,
+            Self::I32(_) | Self::F32(_) => 4,
+        }
+    }
+
+    fn bits(self) -> u64 {
+        match self {
+            Self::Address(bits) | Self::U64(bits) => bits,
+            Self::I32(value) => u64::from(value as u32),
+            Self::F32(value) => u64::from(value.to_bits()),
+        }
+    }
+}
+
+impl<T: Pod> From<View<'_, T>> for Arg {
+    fn from(view: View<'_, T>) -> Self {
+        Self::Address(view.address)
+    }
+}
+
+impl<T: Pod> From<Option<View<'_, T>>> for Arg {
+    fn from(view: Option<View<'_, T>>) -> Self {
+        Self::Address(view.map_or(0, |view| view.address))
+    }
+}
+
+impl<T: Pod> From<&Buffer<T>> for Arg {
+    fn from(buffer: &Buffer<T>) -> Self {
+        Self::Address(buffer.address)
+    }
+}
+
+impl From<i32> for Arg {
+    fn from(value: i32) -> Self {
+        Self::I32(value)
+    }
+}
+
+impl From<u64> for Arg {
+    fn from(value: u64) -> Self {
+        Self::U64(value)
+    }
+}
+
+impl From<f32> for Arg {
+    fn from(value: f32) -> Self {
+        Self::F32(value)
+    }
+}
+
+pub(super) fn shape(what: String) -> CudaError {
+    CudaError::Shape { what }
+}
+
+/// `n` as kernels count.
+pub(super) fn int(n: usize) -> Result<i32, CudaError> {
+    i32::try_from(n).map_err(|_| shape(format!("{n} is too many")))
+}
+
+/// Memory of the card, for values of one type. Given back when dropped, after what was asked for before.
+#[derive(Debug)]
+pub struct Buffer<T> {
+    address: u64,
+    len: usize,
+    bytes: u64,
+    device: Device,
+    of: PhantomData<T>,
+}
+
+impl<T: Pod> Buffer<T> {
+    /// How many values there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// All of it.
+    pub fn view(&self) -> View<'_, T> {
+        View { address: self.address, len: self.len, of: PhantomData }
+    }
+
+    /// A part of it.
+    ///
+    /// # Panics
+    /// If it has no such part.
+    pub fn part(&self, range: Range<usize>) -> View<'_, T> {
+        self.view().part(range)
+    }
+}
+
+impl<T> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        let inner = &*self.device.0;
+        // An error here is the context's, and the next call tells it.
+        let _ = inner.context.bind_to_thread();
+        let _ = inner.stream.synchronize();
+        // SAFETY: the address came from the driver and goes back once; nothing uses it any more.
+        let _ = unsafe { result::free_sync(self.address) };
+        inner.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Memory of this process that the driver has locked.
+#[derive(Debug)]
+pub struct Pinned {
+    address: *mut u8,
+    len: usize,
+    device: Device,
+}
+
+// SAFETY: it is memory like any other, and its own.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    /// All of it.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the driver gave so many bytes, which were written.
+        unsafe { std::slice::from_raw_parts(self.address, self.len) }
+    }
+
+    /// All of it, once the card has read what it was asked to.
+    ///
+    /// # Errors
+    /// What went wrong until now.
+    pub fn bytes_mut(&mut self) -> Result<&mut [u8], CudaError> {
+        self.device.wait()?;
+        // SAFETY: as above, and nothing reads it any more.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.address, self.len) })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // An error here is the context's, and the next call tells it.
+        let _ = self.device.wait();
+        // SAFETY: the address came from the driver and goes back once; nothing reads it any more.
+        let _ = unsafe { result::free_host(self.address.cast()) };
+    }
+}
+
+/// Some values in a [`Buffer`], which lives as long. Kernels write through it: they run one after the other.
+#[derive(Debug)]
+pub struct View<'a, T> {
+    address: u64,
+    len: usize,
+    of: PhantomData<&'a T>,
+}
+
+impl<T> Clone for View<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for View<'_, T> {}
+
+impl<'a, T: Pod> View<'a, T> {
+    /// How many values there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A part of it.
+    ///
+    /// # Panics
+    /// If it has no such part.
+    pub fn part(self, range: Range<usize>) -> View<'a, T> {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        let address = self.address + (range.start * size_of::<T>()) as u64;
+        View { address, len: range.len(), of: PhantomData }
+    }
+
+    /// The same bytes as values of another type of the same size, or as whole ones of another size.
+    ///
+    /// # Panics
+    /// If they do not come out even, or begin where no such value may.
+    pub fn cast<U: Pod>(self) -> View<'a, U> {
+        let bytes = self.len * size_of::<T>();
+        let aligned = self.address.is_multiple_of(align_of::<U>() as u64);
+        assert!(aligned && bytes.is_multiple_of(size_of::<U>()), "whole values");
+        View { address: self.address, len: bytes / size_of::<U>(), of: PhantomData }
+    }
+}

@@ -1,0 +1,251 @@
+//! The OpenAI API under streaming clients, beside llama-server; and what it costs to hold answers to a form.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use hob_gpu::{Ask, Engine, EngineConfig, Form, Message, Model, ModelSource, Prompt, Role};
+use hob_tests::{Connection, Hob, MODEL, weights};
+use serde_json::{Value, json};
+
+use crate::peers::Peer;
+use crate::process::Server;
+use crate::report::{Measure, Report, quantile};
+
+/// Clients at once.
+const CLIENTS: [usize; 3] = [1, 8, 32];
+/// Tokens of each answer.
+const TOKENS: u32 = 64;
+/// Rounds, in each of which hob and its peer measure in turn; the median of them counts.
+const ROUNDS: usize = 3;
+/// Generations held to a form, over all schemas.
+const GENERATIONS: usize = 1000;
+
+pub fn run(report: &mut Report) -> Result<()> {
+    report.note("api: streaming clients");
+    clients(report)?;
+    report.note("api: answers of a given form");
+    forms(report)
+}
+
+fn clients(report: &mut Report) -> Result<()> {
+    let threads = EngineConfig::default().threads;
+    let hob = Hob::with_model();
+    report.code_path(hob.client().status()?.code_path);
+    let peer = Peer::find("llama-server", "HOB_PEER_LLAMA_SERVER");
+    let server = match &peer {
+        Some(peer) => Some(Server::start_for(peer, &weights(), threads, "32768", "32")?),
+        None => None,
+    };
+    stream(hob.address(), 2)?;
+    for count in CLIENTS {
+        let (mut ours, mut theirs) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
+        for _ in 0..ROUNDS {
+            let (rate, first) = load(hob.address(), count)?;
+            ours.0.push(rate);
+            ours.1.push(first);
+            if let Some(server) = &server {
+                let (rate, first) = load(server.address(), count)?;
+                theirs.0.push(rate);
+                theirs.1.push(first);
+            }
+        }
+        let their =
+            |values: &mut Vec<f64>| (!values.is_empty()).then(|| ("llama-server".to_owned(), quantile(values, 0.5)));
+        let rate = Measure::new(format!("{count} streaming clients, total"), quantile(&mut ours.0, 0.5), "tokens/s");
+        report.add(rate.peer(their(&mut theirs.0)));
+        let first = Measure::new(format!("{count} streaming clients, first token"), quantile(&mut ours.1, 0.5), "ms");
+        report.add(first.peer(their(&mut theirs.1)));
+    }
+    Ok(())
+}
+
+/// Tokens a second of all clients together, and the median time until the first token in milliseconds.
+fn load(address: SocketAddr, count: usize) -> Result<(f64, f64)> {
+    let started = Instant::now();
+    let clients: Vec<_> = (0..count).map(|n| std::thread::spawn(move || stream(address, n))).collect();
+    let (mut tokens, mut firsts) = (0, Vec::new());
+    for client in clients {
+        let (count, first) = client.join().expect("a client does not panic")?;
+        tokens += count;
+        firsts.push(first.as_secs_f64() * 1e3);
+    }
+    Ok((tokens as f64 / started.elapsed().as_secs_f64(), quantile(&mut firsts, 0.5)))
+}
+
+/// One answer: its tokens, as the server counts them, and the time until the first text.
+fn stream(address: SocketAddr, n: usize) -> Result<(u64, Duration)> {
+    let body = json!({
+        "model": MODEL, "stream": true, "stream_options": { "include_usage": true }, "max_tokens": TOKENS, "temperature": 0,
+        "logit_bias": { "2": -100, "0": -100 }, "cache_prompt": false,
+        "messages": [{ "role": "user", "content": format!("Question {n}: tell me a long story about the number {n}.") }],
+    });
+    let started = Instant::now();
+    let mut connection = Connection::open(address);
+    connection.request(
+        "POST",
+        "/v1/chat/completions",
+        &[("content-type", "application/json")],
+        body.to_string().as_bytes(),
+    );
+    let head = connection.head();
+    ensure!(head.status == 200, "the server answered {}: {}", head.status, connection.body());
+    let (mut first, mut tokens) = (None, 0);
+    while let Some(piece) = connection.chunk() {
+        for event in piece.lines().filter_map(|line| line.strip_prefix("data: ")) {
+            let Ok(event) = serde_json::from_str::<Value>(event) else { continue };
+            let said = event["choices"][0]["delta"]["content"].as_str().is_some_and(|text| !text.is_empty());
+            if said && first.is_none() {
+                first = Some(started.elapsed());
+            }
+            tokens = event["usage"]["completion_tokens"].as_u64().unwrap_or(tokens);
+        }
+    }
+    Ok((tokens, first.context("an answer had no text")?))
+}
+
+/// Twenty schemas, all of them bounded: every answer comes to its end.
+fn schemas() -> Vec<Value> {
+    let object = |properties: Value| {
+        let required: Vec<String> = properties.as_object().expect("it is an object").keys().cloned().collect();
+        json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
+    };
+    let text = |most: u32| json!({ "type": "string", "maxLength": most });
+    let number = |most: u32| json!({ "type": "integer", "minimum": 0, "maximum": most });
+    let list = |items: Value, most: u32| json!({ "type": "array", "items": items, "maxItems": most });
+    let mut all = vec![
+        object(json!({ "name": text(20) })),
+        object(json!({ "name": text(12), "age": number(120) })),
+        object(json!({ "ok": { "type": "boolean" }, "why": text(30) })),
+        object(json!({ "kind": { "enum": ["cat", "dog", "bird"] } })),
+        object(json!({ "tags": list(text(8), 4) })),
+        object(json!({ "numbers": list(number(1000), 6) })),
+        object(json!({ "nested": object(json!({ "a": number(9), "b": text(5) })) })),
+        object(json!({ "people": list(object(json!({ "name": text(10), "age": number(99) })), 3) })),
+        object(json!({ "nothing": { "type": "null" }, "maybe": { "type": ["string", "null"], "maxLength": 6 } })),
+        object(json!({ "always": { "const": "this" }, "then": number(5) })),
+        list(object(json!({ "id": number(100) })), 4),
+        list(list(number(9), 3), 3),
+        json!({ "enum": ["yes", "no", "perhaps"] }),
+        text(40),
+        json!({ "anyOf": [number(99), { "type": "boolean" }, text(6)] }),
+        object(json!({ "date": { "type": "string", "format": "date" } })),
+        object(json!({ "id": { "type": "string", "pattern": "^[A-Z]{3}-[0-9]{4}$" } })),
+        object(json!({ "score": { "type": "number", "minimum": 0, "maximum": 1, "multipleOf": 0.01 } })),
+        object(json!({ "x": { "$ref": "#/$defs/p" }, "y": { "$ref": "#/$defs/p" } })),
+        object(json!({ "a": number(9), "b": number(99), "c": number(999), "d": text(4), "e": { "type": "boolean" } })),
+    ];
+    all[17]["properties"]["score"].as_object_mut().expect("it is one").remove("multipleOf");
+    all[18]["$defs"] = json!({ "p": { "type": "integer", "minimum": 0, "maximum": 50 } });
+    all
+}
+
+/// Whether a value is what a schema says, as far as ours say anything.
+fn accepts(root: &Value, schema: &Value, value: &Value) -> bool {
+    let kind = |kind: &str| match kind {
+        "object" => value.is_object(),
+        "array" => value.is_array(),
+        "string" => value.is_string(),
+        "integer" => value.is_i64() || value.is_u64(),
+        "number" => value.is_number(),
+        "boolean" => value.is_boolean(),
+        _ => value.is_null(),
+    };
+    let rule = |(name, rule): (&String, &Value)| match (name.as_str(), rule) {
+        ("type", Value::String(one)) => kind(one),
+        ("type", Value::Array(any)) => any.iter().any(|one| kind(one.as_str().unwrap_or_default())),
+        ("enum", Value::Array(any)) => any.contains(value),
+        ("const", one) => one == value,
+        ("anyOf", Value::Array(any)) => any.iter().any(|schema| accepts(root, schema, value)),
+        ("$ref", _) => accepts(root, &root["$defs"]["p"], value),
+        ("required", Value::Array(names)) => {
+            names.iter().all(|name| value.get(name.as_str().unwrap_or_default()).is_some())
+        }
+        ("properties", Value::Object(known)) => value.as_object().is_none_or(|object| {
+            object.iter().all(|(name, value)| known.get(name).is_some_and(|schema| accepts(root, schema, value)))
+        }),
+        ("items", schema) => value.as_array().is_none_or(|list| list.iter().all(|value| accepts(root, schema, value))),
+        ("maxItems", most) => value.as_array().is_none_or(|list| list.len() as u64 <= most.as_u64().unwrap_or(0)),
+        ("maxLength", most) => {
+            value.as_str().is_none_or(|text| text.chars().count() as u64 <= most.as_u64().unwrap_or(0))
+        }
+        ("minimum", least) => value.as_f64().is_none_or(|number| number >= least.as_f64().unwrap_or(0.0)),
+        ("maximum", most) => value.as_f64().is_none_or(|number| number <= most.as_f64().unwrap_or(0.0)),
+        ("pattern", _) => value.as_str().is_some_and(|text| text.len() == 8 && text.as_bytes()[3] == b'-'),
+        ("format", _) => value.as_str().is_some_and(|text| text.len() == 10 && text.as_bytes()[4] == b'-'),
+        _ => true,
+    };
+    schema.as_object().is_some_and(|schema| schema.iter().all(rule))
+}
+
+fn forms(report: &mut Report) -> Result<()> {
+    let engine = Engine::start(EngineConfig::default())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let source = ModelSource { name: MODEL.into(), path: weights(), digest: "bench".into() };
+    let model = runtime.block_on(engine.join(&source))?;
+    let schemas = schemas();
+    let (mut good, mut bad) = (0, None);
+    for batch in 0..GENERATIONS / schemas.len() {
+        let asks = schemas.iter().map(|schema| Ok(model.generate(ask(schema, batch as u64))?));
+        let all: Vec<_> = asks.collect::<Result<_>>()?;
+        for (schema, tokens) in schemas.iter().zip(all) {
+            let (text, _) = runtime.block_on(tokens.text())?;
+            match serde_json::from_str(&text) {
+                Ok(value) if accepts(schema, schema, &value) => good += 1,
+                _ => bad = Some(format!("{text} for {schema}")),
+            }
+        }
+    }
+    if let Some(bad) = bad {
+        report.note(&format!("api: one that is not valid: {bad}"));
+    }
+    report.add(
+        Measure::new("answers held to 20 schemas that are valid", 100.0 * good as f64 / GENERATIONS as f64, "%")
+            .at_least(100.0),
+    );
+    cost(report, &runtime, &model)
+}
+
+fn ask(schema: &Value, seed: u64) -> Ask {
+    let content = format!("Answer in JSON that fits this schema: {schema}");
+    let mut ask = Ask::new(Prompt::Chat(vec![Message { role: Role::User, content }]));
+    ask.sampling.temperature = 1.0;
+    ask.sampling.seed = Some(seed);
+    ask.max_tokens = Some(600);
+    ask.form = Some(Form::Schema(schema.clone()));
+    ask
+}
+
+/// The same long text with a form and without, in turn; only decoding counts.
+fn cost(report: &mut Report, runtime: &tokio::runtime::Runtime, model: &Model) -> Result<()> {
+    let schema = json!({ "type": "array", "items": { "type": "object", "properties": {
+        "name": { "type": "string", "maxLength": 20 }, "age": { "type": "integer", "maximum": 99 } },
+        "required": ["name", "age"], "additionalProperties": false }, "minItems": 400 });
+    for sequences in [1, 8] {
+        let (mut free, mut held) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            for (times, form) in [(&mut free, None), (&mut held, Some(Form::Schema(schema.clone())))] {
+                let one = |n: u64| {
+                    let mut ask = Ask { form: form.clone(), ..ask(&schema, n) };
+                    ask.max_tokens = Some(200);
+                    // It goes on to its limit either way.
+                    ask.logit_bias = model.end_tokens().iter().map(|id| (*id, -100.0)).collect();
+                    model.generate(ask)
+                };
+                let all = (0..sequences).map(one).collect::<Result<Vec<_>, _>>()?;
+                let mut each = Vec::new();
+                for mut tokens in all {
+                    while let hob_gpu::Event::Text(_) = runtime.block_on(tokens.next()) {}
+                    let generated = tokens.usage().generated_tokens;
+                    ensure!(generated == 200, "an answer ended after {generated} tokens");
+                    each.push(tokens.timing().decode.as_secs_f64() / f64::from(generated - 1) * 1e3);
+                }
+                times.push(quantile(&mut each, 0.5));
+            }
+        }
+        let (free, held) = (quantile(&mut free, 0.5), quantile(&mut held, 0.5));
+        let row = format!("a token held to a form, {sequences} at once, beyond a free one");
+        report.add(Measure::new(row, 100.0 * (held / free - 1.0), "%").at_most(10.0));
+    }
+    Ok(())
+}

@@ -1,0 +1,39 @@
+// The `openai` and `ai` packages of npm against hob: `node clients.mjs BASE_URL MODEL`.
+import assert from "node:assert";
+import OpenAI from "openai";
+import { generateObject, generateText, jsonSchema, streamText, tool } from "ai";
+import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
+
+const [base, model] = process.argv.slice(2);
+const messages = [{ role: "user", content: "What is the capital of France?" }];
+const city = {
+  type: "object",
+  properties: { city: { type: "string", maxLength: 16 } },
+  required: ["city"],
+  additionalProperties: false,
+};
+
+const client = new OpenAI({ baseURL: base + "/v1", apiKey: "none", maxRetries: 0 });
+const whole = await client.chat.completions.create({ model, messages, temperature: 0, max_tokens: 12 });
+assert(whole.choices[0].message.content.includes("Paris"));
+let text = "";
+const stream = await client.chat.completions.create({ model, messages, temperature: 0, max_tokens: 12, stream: true });
+for await (const part of stream) text += part.choices[0]?.delta?.content ?? "";
+assert.strictEqual(text, whole.choices[0].message.content);
+await assert.rejects(client.chat.completions.create({ model: "nope", messages }), OpenAI.NotFoundError);
+const left = await client.chat.completions.create({ model, messages, max_tokens: 4000, stream: true });
+for await (const _ of left) break; // leaves
+
+const provider = createOpenAICompatible({ name: "hob", baseURL: base + "/v1", supportsStructuredOutputs: true });
+const asked = { model: provider(model), prompt: "What is the capital of France?", temperature: 0 };
+assert((await generateText({ ...asked, maxOutputTokens: 12 })).text.includes("Paris"));
+let said = "";
+for await (const part of streamText({ ...asked, maxOutputTokens: 12 }).textStream) said += part;
+assert(said.includes("Paris"));
+const tools = { weather: tool({ description: "the weather of a city", inputSchema: jsonSchema(city) }) };
+const called = streamText({ ...asked, tools, toolChoice: "required" });
+const calls = await called.toolCalls;
+assert(calls.length > 0 && calls[0].toolName === "weather" && "city" in calls[0].input);
+const { object } = await generateObject({ ...asked, schema: jsonSchema(city) });
+assert("city" in object);
+console.log("openai and ai of npm: ok");
