@@ -348,6 +348,11 @@ impl Engine {
         self.shared.residency.moves(digest)
     }
 
+    /// How often models were evicted. When it changes, [`crate::measure::give_back`] may have much to give.
+    pub fn evictions(&self) -> u64 {
+        self.shared.residency.evictions()
+    }
+
     /// Changes whenever a model's state does, or the progress of a load.
     pub fn watch_models(&self) -> tokio::sync::watch::Receiver<u64> {
         self.shared.residency.watch()

@@ -463,3 +463,12 @@ fn a_host_is_ready_when_its_warm_models_have_answered() {
     assert!(seen.len() > 1 && seen[..seen.len() - 1].iter().all(|status| *status == 503), "{seen:?}");
     assert_eq!(get(&hob.url("/v1/health/live")).0, 200);
 }
+
+#[test]
+fn requests_have_a_limit() {
+    let args = ["--model-request-bytes", "300"].map(str::to_owned).to_vec();
+    let hob = Hob::with(ServeOptions { model: true, args, ..Default::default() });
+    assert_eq!(ask(&hob, CHAT, &chat(json!({ "max_tokens": 1 }))).0, 200);
+    let (status, error) = ask(&hob, CHAT, &chat(json!({ "user": "x".repeat(300) })));
+    assert_eq!((status, &error["error"]["type"]), (413, &json!("invalid_request_error")));
+}

@@ -31,7 +31,7 @@ let said = "";
 for await (const part of streamText({ ...asked, maxOutputTokens: 12 }).textStream) said += part;
 assert(said.includes("Paris"));
 const tools = { weather: tool({ description: "the weather of a city", inputSchema: jsonSchema(city) }) };
-const called = streamText({ ...asked, tools, toolChoice: "required" });
+const called = streamText({ ...asked, tools, toolChoice: { type: "tool", toolName: "weather" } });
 const calls = await called.toolCalls;
 assert(calls.length > 0 && calls[0].toolName === "weather" && "city" in calls[0].input);
 const { object } = await generateObject({ ...asked, schema: jsonSchema(city) });

@@ -39,6 +39,7 @@ tool = {
     "function": {
         "name": "get_weather",
         "description": "the weather of a city",
+        "strict": True,
         "parameters": {
             "type": "object",
             "properties": {"city": {"type": "string", "maxLength": 16}},

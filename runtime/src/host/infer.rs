@@ -145,6 +145,8 @@ pub(crate) async fn start(
         Prompt::Tokens(_) => 0,
     };
     let model = joined.model.clone();
+    // A form is compiled first: that takes a while, however short the prompt.
+    let bytes = if ask.form.is_some() { usize::MAX } else { bytes };
     beside(bytes, move || model.generate_on(ask, terms)).await
 }
 

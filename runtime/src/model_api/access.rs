@@ -43,8 +43,9 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    /// The holder of the request's key. Where none is needed, clients send whatever they were configured with.
-    pub fn of(headers: &HeaderMap, host: &Host, needed: bool) -> Result<Self, Refused> {
+    /// The holder of the request's key. Where none is needed, clients send whatever they were configured with;
+    /// whoever has none manages models only from this machine.
+    pub fn of(headers: &HeaderMap, host: &Host, needed: bool, local: bool) -> Result<Self, Refused> {
         let given = key(headers);
         let known = given.and_then(|given| host.keys().find(given));
         match (known, given) {
@@ -52,7 +53,7 @@ impl Caller {
             // One of ours that is none any more must not go on under another name.
             (None, Some(given)) if given.starts_with("hob_") => Err(Refused::key("this key is not known")),
             (None, _) if needed => Err(Refused::key("this needs a key, as `Authorization: Bearer`")),
-            (None, _) => Ok(Self { tenant: Tenant::default(), manages: true }),
+            (None, _) => Ok(Self { tenant: Tenant::default(), manages: local }),
         }
     }
 }

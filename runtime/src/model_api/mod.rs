@@ -189,7 +189,7 @@ impl ModelApi {
             What::Version => return Ok(body::json(StatusCode::OK, &json!({ "version": ollama::VERSION }))),
             _ => {}
         }
-        let caller = Caller::of(&parts.headers, &self.host, self.keys_needed())?;
+        let caller = Caller::of(&parts.headers, &self.host, self.keys_needed(), self.local)?;
         if what.manages() && !caller.manages {
             return Err(Refused::forbidden("changing which models there are needs a key of scope admin"));
         }

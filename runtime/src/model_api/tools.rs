@@ -12,6 +12,8 @@ use super::refused::Refused;
 
 /// Most tools of one call.
 const MAX_TOOLS: usize = 128;
+/// Most calls of one answer: small models like to go on for ever.
+const MAX_CALLS: usize = 16;
 
 /// A tool that the model may call.
 #[derive(Clone, Debug, PartialEq)]
@@ -149,7 +151,7 @@ impl Wanted {
             (CallStyle::Bare, false, true) => *grammar += "main: body | answer\n",
             (CallStyle::Bare, false, false) => *grammar += "main: body | TEXT\nTEXT: /([^{ \\n\\t](.|\\n)*)?/\n",
             (CallStyle::Tagged, false, false) => {
-                let again = if many { "*" } else { "?" };
+                let again = if many { format!("{{0,{MAX_CALLS}}}") } else { "?".to_owned() };
                 let mark = marks.call.0;
                 let _ = write!(
                     grammar,
@@ -159,7 +161,10 @@ impl Wanted {
                 );
             }
             (CallStyle::Tagged, _, has_answer) => {
-                let rest = if many { " (\"\\n\" called)*" } else { "" };
+                let rest = if many { format!(" again{{0,{}}}", MAX_CALLS - 1) } else { String::new() };
+                if many {
+                    *grammar += "again: \"\\n\" called\n";
+                }
                 let or = if has_answer && !forced { " | answer" } else { "" };
                 let _ =
                     write!(grammar, "main: called{rest}{or}\ncalled: {} body {}\n", literal(&open), literal(&close));
