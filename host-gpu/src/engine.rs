@@ -59,7 +59,7 @@ pub struct EngineConfig {
     pub prefill_tokens: usize,
     /// How long others' prompts may delay a token, about; default 10 ms. While sequences
     /// generate, a step takes as many prompt tokens as fit in half of this, or in three quarters of the
-    /// time that generating takes if that is more, but never in more than this. It takes four at least, but for one
+    /// time that generating takes if that is more, but never in more than this. It takes one at least, but for one
     /// step in 16 that shows what generating takes.
     pub max_stall: Duration,
     /// Quantises matrices that files have as floats, as models are loaded; the default leaves them in the files.
