@@ -8,10 +8,10 @@ base, model = sys.argv[1:]
 client = anthropic.Anthropic(base_url=base, api_key="none", max_retries=0)
 asked = [{"role": "user", "content": "What is the capital of France?"}]
 
-answer = client.messages.create(model=model, max_tokens=12, temperature=0, messages=asked, system="Answer briefly.")
+answer = client.messages.create(model=model, max_tokens=12, extra_body={"temperature": 0}, messages=asked, system="Answer briefly.")
 text = answer.content[0].text
 assert text and answer.stop_reason in ("end_turn", "max_tokens") and answer.usage.output_tokens > 0, answer
-with client.messages.stream(model=model, max_tokens=12, temperature=0, messages=asked, system="Answer briefly.") as stream:
+with client.messages.stream(model=model, max_tokens=12, extra_body={"temperature": 0}, messages=asked, system="Answer briefly.") as stream:
     assert "".join(stream.text_stream) == text
     assert stream.get_final_message().usage.output_tokens == answer.usage.output_tokens
 
@@ -27,12 +27,12 @@ tool = {
 }
 choice = {"type": "tool", "name": "get_weather", "disable_parallel_tool_use": True}
 answer = client.messages.create(
-    model=model, max_tokens=200, temperature=0, messages=asked, tools=[tool], tool_choice=choice
+    model=model, max_tokens=200, extra_body={"temperature": 0}, messages=asked, tools=[tool], tool_choice=choice
 )
 use = next(block for block in answer.content if block.type == "tool_use")
 assert answer.stop_reason == "tool_use" and "city" in use.input, answer
 with client.messages.stream(
-    model=model, max_tokens=200, temperature=0, messages=asked, tools=[tool], tool_choice=choice
+    model=model, max_tokens=200, extra_body={"temperature": 0}, messages=asked, tools=[tool], tool_choice=choice
 ) as stream:
     use = next(block for block in stream.get_final_message().content if block.type == "tool_use")
 assert "city" in use.input

