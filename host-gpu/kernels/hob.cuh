@@ -113,10 +113,12 @@ HOB_DEVICE float block_sum(float v, float* part) {
   return all;
 }
 
-// A warp's 32 numbers as bytes: q = round(x / d) with d = max |x| / 127, as the processor's kernels have it.
+// d = max |x| / 127 of a warp's 32 numbers. Divisions are exact where bytes are made, so that these are the processor's.
+HOB_DEVICE float scale_of(float x) { return __fdiv_rn(warp_max(fabsf(x)), 127.f); }
+
+// A warp's 32 numbers as bytes: q = round(x / d), as the processor's kernels have it.
 HOB_DEVICE int quantise_lane(float x, Scale* scale) {
-  const float d = warp_max(fabsf(x)) / 127.f;
-  const float by = d > 0.f ? 1.f / d : 0.f;
+  const float d = scale_of(x), by = d > 0.f ? __frcp_rn(d) : 0.f;
   const int q = __float2int_rn(x * by);
   // Lanes of either half add up among themselves.
   int sum = q;

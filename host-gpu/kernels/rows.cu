@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(128)
   const int q = quantise_lane(v, scales + i / 32);
   bytes[i] = (i8)q;
   if (rest) {
-    const float d = warp_max(fabsf(v)) / 127.f;
+    const float d = scale_of(v);
     bytes[count + i] = (i8)quantise_lane(v - d * (float)q, scales + (count + i) / 32);
   }
 }

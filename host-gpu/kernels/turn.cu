@@ -60,8 +60,8 @@ HOB_DEVICE void turn(HOB_PAGES_ARGS, float* __restrict__ qkv, const float* __res
   for (int b = 0; b < (dim + 31) / 32; b++) {
     const int i = b * 32 + lane;
     const float v = i < dim ? s[i] : 0.f;
-    const __half scale = clamp_half(warp_max(fabsf(v)) / 127.f);
-    const float d = __half2float(scale), by = d > 0.f ? 1.f / d : 0.f;
+    const __half scale = clamp_half(scale_of(v));
+    const float d = __half2float(scale), by = d > 0.f ? __frcp_rn(d) : 0.f;
     // The scale was rounded: a quotient may come to a little more than 127.
     if (i < dim) out[i] = (i8)max(-127, min(127, __float2int_rn(v * by)));
     if (lane == 0) scales[b] = scale;

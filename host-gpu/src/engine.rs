@@ -59,7 +59,7 @@ pub struct EngineConfig {
     pub prefill_tokens: usize,
     /// How long others' prompts may delay a token, about; default 10 ms. While sequences
     /// generate, a step takes as many prompt tokens as fit in half of this, or in three quarters of the
-    /// time that generating takes if that is more, but never in more than this. It takes four at least, but for one
+    /// time that generating takes if that is more, but never in more than this. It takes one at least, but for one
     /// step in 16 that shows what generating takes.
     pub max_stall: Duration,
     /// Quantises matrices that files have as floats, as models are loaded; the default leaves them in the files.
@@ -244,7 +244,9 @@ impl Engine {
         }
         let system = |what| move |reason| StartError::System { what, reason };
         let total_pages = total_pages as usize;
-        let arena = Arena::new(total_pages, page_bytes).map_err(system("kv memory"))?;
+        // A card has its own.
+        let here = if config.device == EngineDevice::Cpu { total_pages } else { 0 };
+        let arena = Arena::new(here, page_bytes).map_err(system("kv memory"))?;
         let on_card = |reason| StartError::Card { device: config.device, reason };
         let card = match config.device {
             EngineDevice::Cpu => None,
@@ -344,6 +346,11 @@ impl Engine {
     /// How a model came and went, and how long that took; also of one that is absent.
     pub fn moves(&self, digest: &str) -> Moves {
         self.shared.residency.moves(digest)
+    }
+
+    /// How often models were evicted. When it changes, [`crate::measure::give_back`] may have much to give.
+    pub fn evictions(&self) -> u64 {
+        self.shared.residency.evictions()
     }
 
     /// Changes whenever a model's state does, or the progress of a load.

@@ -241,6 +241,17 @@ fn meminfo(what: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
+/// Gives memory that was freed back to the system: what allocators keep for later, scattered over the heaps of the threads that loaded
+/// models. Takes some milliseconds, and nobody has to wait for it.
+pub fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        #[expect(unsafe_code, reason = "no library has this call")]
+        // SAFETY: it may be called at any time by any thread, and touches nothing that is allocated.
+        let _ = unsafe { libc::malloc_trim(0) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -410,6 +410,11 @@ impl<T: Send + Sync + 'static> Residency<T> {
         self.moves.of(digest)
     }
 
+    /// How many evictions there were of those models.
+    pub(crate) fn evictions(&self) -> u64 {
+        self.moves.evictions()
+    }
+
     /// Says when states change.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()

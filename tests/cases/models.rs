@@ -209,7 +209,7 @@ fn where_models_are_is_seen_and_how_long_they_took() {
     assert_eq!((absent.state.as_str(), absent.loads, absent.last_load_us), ("absent", 0, None));
     assert!(matches!(absent.tier, Tier::HostMemory | Tier::Disk) && absent.cached_percent.is_some(), "{absent:?}");
     assert_eq!(of(&hob, "gemma3:270m").tier, Tier::Pullable);
-    let list = hob.ok(&["models", "list"]);
+    let list = hob.ok(&["models", "list", "--known"]);
     assert!(list.contains("WHERE") && list.contains("to be pulled"), "{list}");
 
     for loads in 1..=2 {

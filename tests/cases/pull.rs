@@ -411,7 +411,11 @@ fn what_a_hostile_hub_says_leads_nowhere() {
     refused(&list(json!([entry("x.gguf", 5, "../../../x")])), "no digest of x.gguf");
     refused(&list(json!([entry("..\\..\\x.gguf", 5, &hash)])), "no file of a model");
     refused(&list(json!([entry("a\u{0}b.gguf", 5, &hash)])), "no file of a model");
+    refused(&list(json!([entry("\u{1b}[2J/x.gguf", 5, &hash)])), "no file of a model");
     refused(&list(json!([])), "neither .gguf nor .safetensors");
+    place.shelf.put_list("a/b", &list(json!([entry("\u{1b}[2J.bin", 5, &hash)])));
+    let error = place.refused("hf:a/b");
+    assert!(error.contains("[2J.bin") && !error.contains('\u{1b}'), "a terminal is told nothing: {error:?}");
     refused(&json!({ "sha": "../../x", "siblings": [] }), "names no commit");
     refused(&json!("nothing"), "does not answer as the hub does");
     // A file of a checkpoint outside its folder: the index names what the list has, and still it goes nowhere.

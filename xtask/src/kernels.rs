@@ -19,6 +19,11 @@ const FOLDER: &str = "host-gpu/kernels";
 /// # Errors
 /// They are not what the compiler makes of the sources; a kernel does not compile, or spills.
 pub fn run(root: &Path, write: bool) -> Result<()> {
+    let named = std::env::var("CXX").ok();
+    let here = |name: &str| Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success());
+    if !named.as_deref().into_iter().chain(["g++", "clang++"]).any(here) {
+        println!("kernels: there is no C++ compiler (g++ or clang++): their tests will be SKIPPED");
+    }
     let folder = root.join(FOLDER);
     let passed = root.join("target/kernels.passed");
     let now = format!("{:016x}", digest(&folder)?);

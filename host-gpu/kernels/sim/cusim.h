@@ -363,6 +363,7 @@ static inline float __fdividef(float a, float b) { return a / b; }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 static inline float __frcp_rn(float x) { return 1.0f / x; }
+static inline float __fdiv_rn(float a, float b) { return a / b; }
 static inline int __float2int_rn(float x) { return (int)lrintf(x); } static inline float __saturatef(float x) { return fminf(fmaxf(x, 0.f), 1.f); }
 template <class O, class I> static inline O cusim_bits(I i) { O o; static_assert(sizeof(O) == sizeof(I), ""); __builtin_memcpy(&o, &i, sizeof o); return o; }
 static inline int __float_as_int(float f) { return cusim_bits<int>(f); }       static inline float __int_as_float(int i) { return cusim_bits<float>(i); }

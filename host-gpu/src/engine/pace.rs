@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 /// Prompt tokens in a step, whatever they cost: a prompt always gets on, and there is always
-/// something to measure.
-const MIN_TOKENS: usize = 4;
+/// something to measure. Far into a long prompt a few of them cost as much as all that decodes.
+const MIN_TOKENS: usize = 1;
 /// How long what is not due takes, in the time that decoding what is due takes. For prompts this holds if it is more than half
 /// of `max_stall`. Where there are prompts and sequences that are not due, each has half.
 const SHARE: f64 = 0.75;

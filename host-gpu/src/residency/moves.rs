@@ -29,6 +29,11 @@ impl AllMoves {
         self.lock().get(digest).copied().unwrap_or_default()
     }
 
+    /// How many there were of all models.
+    pub(super) fn evictions(&self) -> u64 {
+        self.lock().values().map(|moves| moves.evictions).sum()
+    }
+
     pub(super) fn loaded(&self, digest: &str, time: Duration) {
         self.note(digest, |moves| (moves.loads, moves.last_load) = (moves.loads + 1, Some(time)));
     }

@@ -154,6 +154,19 @@ fn the_likeliest_is_the_first_of_the_largest() {
 }
 
 #[test]
+fn what_is_checked_on_a_new_card_holds() {
+    let Some(device) = device() else { return };
+    if crate::shim::again() {
+        return;
+    }
+    for one in hob_gpu::ops::cuda::check::kernels(&device).unwrap() {
+        assert!(one.holds(), "{one:?}");
+    }
+    let cards = hob_gpu::ops::cuda::cards().unwrap();
+    assert_eq!((cards[0].ordinal, &cards[0].name), (0, &device.card().name));
+}
+
+#[test]
 fn memory_is_accounted_for_before_the_driver_is_asked() {
     let Some(_) = device() else { return };
     let device = Device::open(0, Some(1 << 20)).unwrap();

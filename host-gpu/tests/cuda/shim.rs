@@ -85,12 +85,17 @@ fn operands_lie_where_the_hardware_has_them() {
     assert!(output.status.success(), "{}", said(&output));
 }
 
-/// Whether this process is one that the test below started.
+/// What processes have that the test below starts.
 const AGAIN: &str = "HOB_KERNELS_AGAIN";
+
+/// Whether this process is one that the test below started.
+pub fn again() -> bool {
+    std::env::var_os(AGAIN).is_some()
+}
 
 #[test]
 fn kernels_hold_under_sanitizers_and_in_any_order() {
-    if std::env::var_os(AGAIN).is_some() || std::env::var_os("HOB_TEST_GPU").is_some() {
+    if again() || std::env::var_os("HOB_TEST_GPU").is_some() {
         return;
     }
     for (flavour, seed) in [(Flavour::Sanitized, "0"), (Flavour::Plain, "1"), (Flavour::Plain, "2")] {

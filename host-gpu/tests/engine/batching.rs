@@ -161,6 +161,6 @@ fn a_prompt_takes_a_small_part_of_each_step_while_another_gets_tokens() {
     let start = chat.usage().generated_tokens;
     finish(model.generate(ask(3, 200, 1)).unwrap());
     let meanwhile = chat.usage().generated_tokens - start;
-    assert!(meanwhile >= 200 / 4 - 2, "{meanwhile} tokens beside a prompt of 200, of which a step takes 4");
+    assert!(meanwhile >= 190, "{meanwhile} tokens beside a prompt of 200, of which a step takes one");
     assert_eq!(finish(chat).0.len(), 400);
 }

@@ -3,6 +3,8 @@
 //! It is built by whoever needs it first, with the machine's C++ compiler, and kept by the digest of its sources. Where there is no compiler,
 //! tests of the card's kernels say so, loudly, and check nothing.
 
+#![allow(clippy::print_stdout)] // what was skipped
+
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,7 +23,7 @@ pub enum Flavour {
 impl Flavour {
     fn flags(self) -> &'static [&'static str] {
         match self {
-            Self::Plain => &["-O1"],
+            Self::Plain => &["-O2"],
             Self::Sanitized => &["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
         }
     }

@@ -294,6 +294,8 @@ fn show(store: &ModelStore, model: &ModelRef) -> anyhow::Result<()> {
         None => rows.push(("path", path.display().to_string())),
     }
     for (what, value) in rows {
+        // Some of it was written by whoever made the model, and a terminal would do as it is told.
+        let value: String = value.chars().filter(|c| *c == '\n' || !c.is_control()).collect();
         println!("{what:13}  {value}");
     }
     Ok(())

@@ -77,11 +77,16 @@ pub(crate) fn start(library: &Arc<Library>) -> std::io::Result<()> {
     let weak = Arc::downgrade(library);
     std::thread::Builder::new().name("hob-models".into()).spawn(move || {
         load_warm(&weak);
+        let mut evictions = 0;
         while let Some(library) = weak.upgrade() {
             library.apply_wishes();
             let gone = library.engine().evict_expired();
             if gone > 0 {
                 tracing::info!(models = gone, "unused for as long as they may be");
+            }
+            let so_far = library.engine().evictions();
+            if std::mem::replace(&mut evictions, so_far) != so_far {
+                hob_gpu::measure::give_back();
             }
             drop(library);
             std::thread::sleep(ROUND);

@@ -111,13 +111,15 @@ impl StoredModel {
 
     /// One line for people.
     pub fn summary(&self) -> String {
-        match (&self.architecture, &self.quantization, self.context_tokens, &self.unsupported) {
+        let text = match (&self.architecture, &self.quantization, self.context_tokens, &self.unsupported) {
             (Some(kind), _, _, Some(_)) => format!("{kind}, cannot run"),
             (Some(kind), Some(quantization), Some(context), None) => {
                 format!("{kind} {quantization}, context {context}")
             }
             (_, _, _, Some(why)) => format!("cannot run: {why}"),
             _ => String::new(),
-        }
+        };
+        // The maker of the model wrote some of it, and a terminal would do as it is told.
+        text.chars().filter(|c| !c.is_control()).collect()
     }
 }

@@ -194,7 +194,7 @@ fn ollama(text: &str) -> Result<Wanted, String> {
     };
     let mut parts: Vec<_> = path.split('/').collect();
     let host = match parts[0] {
-        host if parts.len() > 1 && (host.contains(['.', ':']) || host == "localhost") => Some(parts.remove(0)),
+        host if parts.len() > 1 && is_host(host) => Some(parts.remove(0)),
         _ => None,
     };
     if let (Some("hf.co" | "huggingface.co"), [org, repository]) = (host, &parts[..]) {
@@ -213,6 +213,12 @@ fn ollama(text: &str) -> Result<Wanted, String> {
     }
     let owned = |text: Option<&str>| text.map(str::to_owned);
     Ok(Wanted::Ollama(OllamaRef { host: owned(host), user: owned(user), name: name.into(), tag: owned(tag) }))
+}
+
+/// Whether a first part is a registry's host rather than a user.
+fn is_host(text: &str) -> bool {
+    let named = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+    named && (text.contains(['.', ':']) || text == "localhost")
 }
 
 /// A path of files that stays below the folder that it is put into.

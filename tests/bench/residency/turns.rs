@@ -13,7 +13,7 @@ use crate::report::{Measure, Report, quantile};
 
 const CYCLES: usize = 1_000;
 /// After this nothing goes on any more.
-const SETTLED: Duration = Duration::from_secs(2);
+const SETTLED: Duration = Duration::from_secs(3);
 /// Room for one, and not for both.
 const ROOM: &str = "180MB";
 

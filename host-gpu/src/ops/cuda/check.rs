@@ -68,11 +68,13 @@ fn bits(n: usize) -> u64 {
 fn product(device: &Device, quant: Quant, tokens: usize) -> Result<f64, CudaError> {
     let (rows, cols, row) = (100, 1024, quant.row());
     let mut bytes: Vec<u8> = (0..rows * cols / row.weights * row.bytes).map(|n| (bits(n) >> 32) as u8).collect();
-    // Whatever is read as a 16-bit float, or the upper half of a larger one, is to be a moderate number.
+    // The upper byte of what is read as a float makes it a moderate number; those of 32 bits have longer exponents.
     let moderate = |at: &mut u8| *at = (*at & 0x87) | 0x30;
+    let longer = |at: &mut u8| *at = (*at & 0x81) | 0x3e;
     match quant {
-        Quant::F32 => bytes.iter_mut().skip(3).step_by(4).for_each(moderate),
-        Quant::F16 | Quant::Bf16 => bytes.iter_mut().skip(1).step_by(2).for_each(moderate),
+        Quant::F32 => bytes.iter_mut().skip(3).step_by(4).for_each(longer),
+        Quant::Bf16 => bytes.iter_mut().skip(1).step_by(2).for_each(longer),
+        Quant::F16 => bytes.iter_mut().skip(1).step_by(2).for_each(moderate),
         _ => {
             let scales: &[usize] = match quant {
                 Quant::Q4_1 | Quant::Q5_1 | Quant::Q4K | Quant::Q5K => &[1, 3],

@@ -82,11 +82,12 @@ impl Events {
             Piece::Call(_) => ("", String::new()),
         };
         let is_text = matches!(piece, Piece::Text(_));
-        let begins = match (self.items.all.last(), &piece) {
-            (_, Piece::Arguments(_)) => false,
-            (Some(Item::Text(_)), Piece::Text(_)) | (Some(Item::Thought(_)), Piece::Thought(_)) => false,
-            _ => true,
-        };
+        let begins = !matches!(
+            (self.items.all.last(), &piece),
+            (_, Piece::Arguments(_))
+                | (Some(Item::Text(_)), Piece::Text(_))
+                | (Some(Item::Thought(_)), Piece::Thought(_))
+        );
         if begins && before > 0 {
             self.close(out);
         }

@@ -68,7 +68,9 @@ impl Finder<'_> {
         }
         let names: Vec<_> = repository.siblings.iter().map(|file| file.rfilename.clone()).collect();
         let what = || format!("hf:{}", hub.repository);
-        let choose = |why| PullError::Choice { what: what(), why };
+        // It names files as the hub does, and a terminal would do as it is told.
+        let plain = |why: String| why.chars().filter(|c| !c.is_control()).collect();
+        let choose = |why| PullError::Choice { what: what(), why: plain(why) };
         let mut files = match checkpoint::choose(&names, hub.which.as_deref()).map_err(choose)? {
             Choice::Gguf(shards) => shards,
             Choice::Checkpoint(files) => files,
@@ -87,10 +89,12 @@ impl Finder<'_> {
         for name in &files {
             let sibling = repository.siblings.iter().find(|file| file.rfilename == *name);
             let sibling = sibling.ok_or_else(|| wrong(format!("has no {name}")))?;
+            let file = |name: &str| FilePath::try_from(name.to_owned());
+            let mut path = file(name).map_err(|error| wrong(format!("has a file that {error}")))?;
             // Shards lie side by side here, whichever folder they have there.
-            let path = if gguf { name.rsplit('/').next().unwrap_or(name) } else { name.as_str() };
-            let path: FilePath =
-                path.to_owned().try_into().map_err(|error| wrong(format!("has a file that {error}")))?;
+            if let (true, Some(Ok(base))) = (gguf, name.rsplit('/').next().map(file)) {
+                path = base;
+            }
             let url = self.file_url(hub, &repository.sha, name);
             let remote = remote(sibling, url, access.clone()).map_err(wrong)?;
             planned.push(Planned { path, content: Content::Remote(remote) });

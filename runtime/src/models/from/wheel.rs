@@ -87,7 +87,7 @@ impl Finder<'_> {
 
 /// Whether a file is a wheel of the version that is wanted: `name-version[-build]-python-abi-platform.whl`.
 fn is_of(file: &str, package: &Package) -> bool {
-    let Some(stem) = file.strip_suffix(".whl") else { return false };
+    let Some(stem) = file.strip_suffix(".whl").filter(|stem| !stem.contains(char::is_control)) else { return false };
     let mut parts = stem.split('-');
     let (name, version) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     normal(name) == normal(&package.package) && version.eq_ignore_ascii_case(&package.version)
