@@ -278,7 +278,8 @@ mod tests {
         let (stop, stopped) = mpsc::channel::<()>();
         drop(stop);
         clerk.run(&stopped);
-        assert_eq!((shared.state().billed.record, shared.state().lost), (0, 5));
+        let state = shared.state();
+        assert_eq!((state.billed.record, state.lost), (0, 5));
     }
 
     #[test]
