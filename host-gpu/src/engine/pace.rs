@@ -274,7 +274,7 @@ mod tests {
         let mut paces = Paces::new(&config);
         paces.note(1, 1, 2, ms(1000.0));
         paces.note(1, 1, 0, ms(1000.0));
-        assert_eq!(budgets(&paces, &[(1, (1, 1))]), [2]);
+        assert_eq!(budgets(&paces, &[(1, (1, 1))]), [MIN_TOKENS], "whatever it costs");
         assert_eq!(budgets(&paces, &[(1, (0, 1))]), [2]);
         for model in 0..1000 {
             paces.note(model, 1, 2, ms(1.0));

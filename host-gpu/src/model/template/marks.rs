@@ -162,7 +162,7 @@ mod tests {
     fn templates_with_tools_get_them_as_they_are() {
         let source = "{% if tools %}<tool_call>{{ tools | length }}{% endif %}{% for m in messages %}{% if m.tool_calls %}\
             {{ m.tool_calls[0].function.arguments | tojson }}{% endif %}{% endfor %}{{ enable_thinking is defined }}";
-        assert_eq!(render(source, &with_tool()), "<tool_call>1{\"in\": \"Rome\"}false");
+        assert_eq!(render(source, &with_tool()), "<tool_call>1{\"in\": \"Rome\"}False");
         let marks = Marks::of(Some(source));
         assert!(marks.has_tools && marks.calls == CallStyle::Tagged && marks.can_choose_to_think && !marks.thinks);
         let llama = "{{ tools }} respond with {\"name\": x, \"parameters\": y}";
