@@ -432,7 +432,9 @@ fn gateways_find_the_names_that_they_read() {
         let ended = |how: &str| {
             text.contains(&format!("vllm:request_success_total{{model_name=\"all\",finished_reason=\"{how}\"}} 1"))
         };
-        (ended("length") || ended("stop")).then_some(text)
+        // What models made is known when it is billed.
+        let billed = text.contains("\nvllm:generation_tokens_total{");
+        (billed && (ended("length") || ended("stop"))).then_some(text)
     });
     for name in [
         "num_requests_waiting",

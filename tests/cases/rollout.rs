@@ -137,7 +137,7 @@ fn each_revision_is_reached_by_its_own_name_and_all_survive_a_restart() {
         hob.restart();
     }
     hob.ok(&["rm", "f"]);
-    assert_eq!(ask(&hob, "/", &[("host", "r2--f.localhost")]).0, 404);
+    assert_eq!(ask(&hob, "/anything", &[("host", "r2--f.localhost")]).0, 404);
 }
 
 #[test]

@@ -11,7 +11,8 @@ fn answers_hello_and_names_what_it_has_not() {
     hob.deploy("hello", &["--route", "/greet"]);
     assert_eq!(get(&hob.url("/greet")), (200, "hello from hob\n".into()));
     assert_eq!(get(&hob.url("/greet/deeper?x=1")).0, 200);
-    for path in ["/", "/greeting", "/hello"] {
+    assert_eq!(get(&hob.url("/")), (200, "Ollama is running".into()), "no function is there");
+    for path in ["/greeting", "/hello"] {
         let (status, body) = get(&hob.url(path));
         assert_eq!(status, 404);
         assert!(body.contains("no-route") && body.contains(path), "{body}");

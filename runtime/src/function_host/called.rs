@@ -10,7 +10,7 @@ use super::Host;
 use crate::budget::Allowance;
 use crate::config::{Budget, Priority};
 use crate::names::{FunctionName, RevisionId, Tenant};
-use crate::request::Invocation;
+use crate::request::{Invocation, RequestError};
 use crate::telemetry::{Trace, Watched};
 use crate::usage::Owner;
 
@@ -48,9 +48,9 @@ impl Host {
         Some(Called { invocation, allowance, watched, _running: self.calls.clone() })
     }
 
-    /// Whether some function takes such a request.
+    /// Whether such a request is for some function, be it that it names a revision or has a method that is not there.
     pub fn has_route(&self, parts: &Parts) -> bool {
-        self.table.load().find(parts).is_ok()
+        !matches!(self.table.load().find(parts), Err(RequestError::NoRoute(_)))
     }
 
     fn trace(&self, headers: &HeaderMap, called: impl FnOnce() -> (String, String)) -> Option<Trace> {
