@@ -406,7 +406,9 @@ fn kill_over_and_over(rounds: u64, seed: u64) -> Ends {
     }
     for round in 0..rounds {
         // One that the last twenty revisions had not is gone with the one before them.
-        (0..2_u8).for_each(|n| drop(hob.client().upload(&distinct(&hello, &[n])).unwrap()));
+        for n in 0..2_u8 {
+            hob.client().upload(&distinct(&hello, &[n])).unwrap();
+        }
         let mut components = compiled.clone();
         // In some rounds there is one to compile.
         let compiles = round % 8 == 5;
