@@ -50,7 +50,11 @@ impl Forms {
         let mut factory = ParserFactory::new(&env, InferenceCapabilities::default(), &slices).map_err(fault)?;
         factory.quiet();
         let limits = factory.limits_mut();
-        limits.step_lexer_fuel = 100_000;
+        // Forms are the callers': a step waits for each, and each keeps its states, of one or two kilobytes, to its end.
+        limits.initial_lexer_fuel = 500_000;
+        limits.step_lexer_fuel = 50_000;
+        limits.step_max_items = 20_000;
+        limits.max_lexer_states = 20_000;
         limits.verbose_errors = false;
         Ok(Self(factory))
     }
