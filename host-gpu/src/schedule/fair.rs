@@ -181,6 +181,29 @@ fn who_was_given_least_comes_first_and_is_owed_nothing_for_a_pause() {
 }
 
 #[test]
+fn who_trickles_saves_up_no_more_than_a_burst() {
+    let mut host = Host::new(100_000, 8);
+    // One stream of one account beside all that another can send, for long.
+    host.ask(of(1, 100), 4, 90_000);
+    for step in 0..20_000 {
+        if step % 100 == 0 {
+            host.ask(of(2, 100), 1000, 20);
+        }
+        host.step(99, 256);
+    }
+    assert!(host.prompts[&2] > 150_000, "{:?}", host.prompts);
+    // Now it sends as much as it can, too: after a burst both get on alike.
+    host.prompts.clear();
+    for _ in 0..400 {
+        host.ask(of(1, 100), 1000, 1);
+        host.ask(of(2, 100), 1000, 1);
+        host.step(99, 256);
+    }
+    let (first, second) = (host.prompts[&1], host.prompts.get(&2).copied().unwrap_or(0));
+    assert!(second * 3 > first, "{first} tokens of one and {second} of the other");
+}
+
+#[test]
 fn a_large_one_is_passed_by_those_who_are_due_theirs_but_not_for_ever() {
     let mut host = Host::new(200, 8);
     // It needs nearly all pages, far beyond its part.

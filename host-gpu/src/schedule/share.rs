@@ -37,6 +37,12 @@ impl Served {
         }
     }
 
+    /// From now on an account was given so much at least.
+    pub(super) fn lift(&mut self, account: u64, least: f64) {
+        let own = self.0.entry(account).or_default();
+        *own = own.max(least);
+    }
+
     pub(super) fn of(&self, account: u64) -> f64 {
         self.0.get(&account).copied().unwrap_or(0.0)
     }
