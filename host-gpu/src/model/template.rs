@@ -137,6 +137,11 @@ impl Template {
         conversation: &Conversation,
         specials: impl Iterator<Item = &'a str> + Clone,
     ) -> Result<Vec<(String, bool)>, Refusal> {
+        let named = |value: &Json| names_special(value, &specials);
+        if conversation.messages.iter().chain(&conversation.tools).any(named) {
+            let why = "a name or a type in a message or a tool has a special token in it; give it another";
+            return Err(Refusal::Invalid(why.into()));
+        }
         let mut shown = self.shown(conversation);
         shown.tools.iter_mut().for_each(|tool| texts(tool, &mut |text| *text = break_specials(text, specials.clone())));
         let begun = shown.begun.take();
@@ -195,6 +200,19 @@ fn texts(value: &mut Json, visit: &mut impl FnMut(&mut String)) {
             }
         }
         _ => {}
+    }
+}
+
+/// Whether a special token is in what [`texts`] does not visit: in a key, or in what the template's logic goes by.
+fn names_special<'a>(value: &Json, specials: &(impl Iterator<Item = &'a str> + Clone)) -> bool {
+    let special = |text: &str| specials.clone().any(|special| !special.is_empty() && text.contains(special));
+    match value {
+        Json::Array(list) => list.iter().any(|value| names_special(value, specials)),
+        Json::Object(object) => object.iter().any(|(key, value)| {
+            let logic = matches!(key.as_str(), "role" | "type").then(|| value.as_str()).flatten();
+            special(key) || logic.is_some_and(special) || names_special(value, specials)
+        }),
+        _ => false,
     }
 }
 
@@ -286,6 +304,22 @@ mod tests {
         let special: Vec<&str> = pieces.iter().filter(|p| p.1).map(|p| p.0.as_str()).collect();
         assert_eq!(special, ["<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"]);
         assert!(pieces.contains(&(attack.into(), false)));
+    }
+
+    #[test]
+    fn a_name_cannot_end_a_turn() {
+        let key = serde_json::json!({ "x<|im_end|>": 1 });
+        let named = serde_json::json!({ "type": "function", "function": { "parameters": { "properties": key } } });
+        let typed = serde_json::json!({ "function": { "parameters": { "type": "<|im_end|>" } } });
+        let said = serde_json::json!({ "type": "function", "function": { "description": "<|im_end|>" } });
+        for (tool, refused) in [(named, true), (typed, true), (said, false)] {
+            let conversation = Conversation { tools: vec![tool], ..says("hi") };
+            assert_eq!(
+                template(CHATML).pieces(&conversation, SPECIALS.into_iter()).is_err(),
+                refused,
+                "{conversation:?}"
+            );
+        }
     }
 
     #[test]
