@@ -191,11 +191,22 @@ impl Ask {
 
 /// Most of the likeliest tokens that can be reported.
 const MAX_LOGPROBS: u32 = 20;
+/// Most stop texts: each is looked for after every token, on the engine's thread.
+const MAX_STOPS: usize = 16;
 
 impl Ask {
     /// Whether each value is in its range, for a vocabulary of `vocab` tokens.
     pub(crate) fn check(&self, vocab: usize) -> Result<(), Refusal> {
         self.sampling.check()?;
+        if self.stop.len() > MAX_STOPS {
+            return Err(Refusal::Invalid(format!(
+                "{} stop texts; at most {MAX_STOPS} are looked for",
+                self.stop.len()
+            )));
+        }
+        if self.logit_bias.len() > vocab {
+            return Err(Refusal::Invalid("logit bias for more tokens than there are; name each once".into()));
+        }
         for (id, bias) in &self.logit_bias {
             if id.0 as usize >= vocab || !(-100.0..=100.0).contains(bias) {
                 let why = format!("logit bias {bias} of token {}; give -100 to 100 to tokens below {vocab}", id.0);
