@@ -19,12 +19,12 @@ step() {  # NAME COMMAND...: runs it, keeps what it says
 { date -u; uname -srm; nvidia-smi 2>&1; } >"$out/machine.txt"
 cat "$out/machine.txt"
 step check "$hob" gpu check
-[ -z "${HOB_CUDA_TESTS:-}" ] || step kernels env HOB_TEST_GPU=1 "$HOB_CUDA_TESTS" --nocapture --test-threads 1
+[ -z "${HOB_CUDA_TESTS:-}" ] || step kernels timeout 180 env HOB_TEST_GPU=1 "$HOB_CUDA_TESTS" --nocapture --test-threads 1
 for model in $("$hob" models list 2>/dev/null | awk 'NR > 1 && !/not pulled/ { print $1 }'); do
   step "bench-$(echo "$model" | tr ':/' '--')" timeout 120 "$hob" bench "$model" --device cuda
   # The same text from both, but for near ties: differences are for people to look at.
   for device in cpu cuda; do
-    step "text-$device-$(echo "$model" | tr ':/' '--')" timeout 120 "$hob" run "$model" --device $device "Write one sentence about the sea."
+    step "text-$device-$(echo "$model" | tr ':/' '--')" timeout 120 "$hob" run "$model" --device $device --max-tokens 64 "Write one sentence about the sea."
   done
 done
 echo "what was measured is in $out"

@@ -1,6 +1,6 @@
 //! `hob gpu`: what a machine's cards can do, asked before they are relied upon.
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use hob_gpu::ops::cuda::{Card, Device, cards, check as checks};
 
 use super::{size, table};
@@ -32,11 +32,20 @@ pub fn run(data: DataDir, command: Command) -> anyhow::Result<()> {
     if args.quick {
         return Ok(());
     }
-    let store = ModelStore::new(data);
-    for card in found.iter().filter(|card| args.card.is_none_or(|wanted| wanted == card.ordinal)) {
-        println!("\ncard {}: {}", card.ordinal, card.name);
-        check(card, &store).with_context(|| format!("card {} cannot be relied upon", card.ordinal))?;
+    let asked: Vec<_> = found.iter().filter(|card| args.card.is_none_or(|wanted| wanted == card.ordinal)).collect();
+    if let Some(wanted) = args.card {
+        ensure!(!asked.is_empty(), "there is no card {wanted}: the driver sees {}", found.len());
     }
+    let store = ModelStore::new(data);
+    let mut failed = Vec::new();
+    for card in asked {
+        println!("\ncard {}: {}", card.ordinal, card.name);
+        if let Err(error) = check(card, &store) {
+            println!("card {} cannot be relied upon: {error:#}", card.ordinal);
+            failed.push(card.ordinal.to_string());
+        }
+    }
+    ensure!(failed.is_empty(), "not to be relied upon: card {}", failed.join(", "));
     Ok(())
 }
 
