@@ -1,7 +1,7 @@
 // What the bytes of each GGUF type mean, as small integers: w = s * (q - ZERO) + m.
 //
 // On the device a matrix is not a run of blocks but some planes: all blocks' quants, then all blocks' scales and so on,
-// each by block, so that what is read is aligned and neighbouring lanes read neighbouring 16 bytes. `planes` in split.cu
+// each by block, so that what is read is aligned and neighbouring lanes read neighbouring 16 bytes. `split` in rows.cu
 // makes them of a file's blocks; together they have as many bytes.
 //
 // A *unit* is what a lane reads at once: 16 bytes of quants (32 for Q8_0), which are PIECES times sixteen weights. `place` says which

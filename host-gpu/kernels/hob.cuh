@@ -138,7 +138,7 @@ HOB_DEVICE u32 two_halves(float a, float b) {
 }
 HOB_DEVICE float low_half(u32 v) { return __half2float(__ushort_as_half((u16)(v & 0xffff))); }
 HOB_DEVICE float high_half(u32 v) { return __half2float(__ushort_as_half((u16)(v >> 16))); }
-// tanh by one exponential; exact to a few units in the last place, and at both ends.
+// tanh by one exponential; exact to 1e-7, and at both ends.
 HOB_DEVICE float hob_tanh(float x) {
   const float e = __expf(-2.f * fabsf(x)), t = (1.f - e) / (1.f + e);
   return x < 0.f ? -t : t;

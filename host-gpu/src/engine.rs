@@ -18,7 +18,7 @@ use crate::ops::pool::Pool;
 use crate::residency::{EvictError, JoinError, Lease, Loading, ModelState, ModelStatus, Moves, Policy, Residency};
 use crate::terms::Terms;
 use crate::tokens::{Tokens, channel};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -187,6 +187,8 @@ struct Counters {
     prefilled: AtomicU64,
     cached: AtomicU64,
     preemptions: AtomicU64,
+    /// Whether the card has failed for good.
+    lost: AtomicBool,
 }
 
 /// A sequence and its prompt.
@@ -255,6 +257,10 @@ impl Engine {
         let state = match &card {
             None => None,
             Some(card) => {
+                if config.activations == Activations::F32 {
+                    let what = "quantised weights with activations as f32; choose q8".into();
+                    return Err(on_card(CudaError::Shape { what }));
+                }
                 card::check_pages(config.kv_type, page_bytes).map_err(on_card)?;
                 let arena = CardArena::new(card, total_pages, page_bytes).map_err(on_card)?;
                 Some(OnCardState::new(card, arena, config.kv_type).map_err(on_card)?)
@@ -363,6 +369,11 @@ impl Engine {
         &self.shared.config
     }
 
+    /// Whether the card has failed for good: nothing is computed until the process is started again.
+    pub fn is_lost(&self) -> bool {
+        self.shared.counters.lost.load(Ordering::Relaxed)
+    }
+
     /// Which instructions the kernels use.
     pub fn code_path(&self) -> CodePath {
         self.shared.cpu.path()
@@ -416,6 +427,11 @@ impl Engine {
 
     /// Queues a sequence, or refuses if there is no place in the queue or it would wait for too long.
     pub(crate) fn submit(&self, submission: Submission) -> Result<Tokens, Refusal> {
+        if self.is_lost() {
+            return Err(Refusal::Fault(
+                "the card has failed, and is lost to this process until it is started again".into(),
+            ));
+        }
         let (account, door) = (submission.ask.account, &self.shared.door);
         let (now, terms) = (Instant::now(), &submission.terms);
         let patience = terms.start_by.map(|by| by.saturating_duration_since(now));

@@ -149,7 +149,9 @@ impl Loaded {
         info.quantization = weights.main_type().into();
         let card = match &room.card {
             None => None,
-            Some(device) => Some(OnCard::load(device, &weights, |_, _| ()).map_err(on_card)?),
+            Some(device) => {
+                Some(OnCard::load(device, &weights, |done, total| loading.at(done, total)).map_err(on_card)?)
+            }
         };
         let (template, forms) = (OnceLock::new(), OnceLock::new());
         let (template_source, settled) = (opened.template(), AtomicBool::new(false));

@@ -102,6 +102,14 @@ impl Job {
         }
     }
 
+    /// Bills the time that it waited, if it never left the queue.
+    pub(super) fn never_admitted(&mut self, now: Instant) {
+        if self.admitted.is_none() {
+            self.timing.queue = now - self.submitted;
+            self.bill_progress();
+        }
+    }
+
     /// Notes the KV that it holds from now on; says whether its budget allows that.
     pub(super) fn hold(&mut self, bytes: u64, now: Instant) -> bool {
         let (kv_byte_seconds, changed) = self.held.set(bytes, now);

@@ -11,6 +11,7 @@ use crate::ask::TokenId;
 use crate::kv::Arena;
 use crate::model::card::{Given, OnCardState, Wanted};
 use crate::model::forward::{self, Buffers, Compute, Part};
+use crate::ops::cuda::CudaError;
 use crate::schedule::{Admitted, Allowance, Change, Item, ModelKey, Scheduler, SeqId};
 use crate::terms::Grant;
 use crate::tokens::Finish;
@@ -125,8 +126,9 @@ impl Worker {
 
     fn remove(&mut self, id: SeqId) -> Option<Job> {
         let waited = self.scheduler.remove(id);
-        let mut job = self.jobs.remove(&id)?;
-        job.hold(0, Instant::now());
+        let (mut job, now) = (self.jobs.remove(&id)?, Instant::now());
+        job.never_admitted(now);
+        job.hold(0, now);
         self.door.left(job.account, waited, job.admitted.map(|at| at.elapsed()));
         Some(job)
     }
@@ -191,7 +193,7 @@ impl Worker {
         };
         let (card, weights) = (&mut self.card, loaded.card.as_ref());
         let run = AssertUnwindSafe(|| match (card, weights) {
-            (Some(card), Some(weights)) => card.step(c, weights, &parts, wanted).map_err(|error| error.to_string()),
+            (Some(card), Some(weights)) => card.step(c, weights, &parts, wanted),
             _ => {
                 forward::step(c, w, compute, arena, &parts, buffers);
                 Ok(())
@@ -202,14 +204,25 @@ impl Worker {
         drop(parts);
         match result {
             Ok(Ok(())) => {}
-            Ok(Err(why)) => return self.fail(&items, Some(&why)),
+            Ok(Err(error)) => {
+                // After a fault of its own a card answers nothing any more.
+                let lost = matches!(error, CudaError::Driver { .. });
+                self.counters.lost.fetch_or(lost, Ordering::Relaxed);
+                return self.fail(&items, Some(&error.to_string()));
+            }
             Err(panic) => {
                 self.buffers = Buffers::default();
                 return self.fail(&items, panic.downcast_ref::<&str>().copied());
             }
         }
+        let (buffers, card) = (std::mem::take(&mut self.buffers), self.card.take());
+        let given = card.as_ref().map_or(Given::Logits(buffers.logits()), OnCardState::given);
+        let chosen = catch_unwind(AssertUnwindSafe(|| self.choose(&items, given, c.vocab)));
+        (self.buffers, self.card) = (buffers, card);
+        let Ok(chosen) = chosen else { return self.fail(&items, Some("no token could be chosen")) };
         let decoding = items.iter().filter(|item| item.decodes).count();
         let prompts = items.iter().filter(|item| !item.decodes).map(|item| item.tokens).sum();
+        // Choosing is part of it: with forms and penalties it can take as long as computing.
         let took = started.elapsed();
         self.paces.note(model, decoding, prompts, took);
         let tokens: usize = items.iter().map(|item| item.tokens).sum();
@@ -218,19 +231,16 @@ impl Worker {
                 job.computed(took.mul_f64(item.tokens as f64 / tokens as f64));
             }
         }
-        let (buffers, card) = (std::mem::take(&mut self.buffers), self.card.take());
-        let given = card.as_ref().map_or(Given::Logits(buffers.logits()), OnCardState::given);
-        self.finish_step(&items, given, c.vocab);
-        (self.buffers, self.card) = (buffers, card);
+        self.finish_step(&items, chosen);
         if self.huge_pages && items.iter().any(|item| item.gives_token) {
             loaded.settle();
         }
     }
 
     /// Hands each sequence what the step gave it.
-    fn finish_step(&mut self, items: &[Item], given: Given<'_>, vocab: usize) {
+    fn finish_step(&mut self, items: &[Item], chosen: Vec<Option<(TokenId, bool)>>) {
         let now = Instant::now();
-        let mut chosen = self.choose(items, given, vocab).into_iter();
+        let mut chosen = chosen.into_iter();
         for item in items {
             self.scheduler.done(item);
             let Some(job) = self.jobs.get_mut(&item.id) else { continue };

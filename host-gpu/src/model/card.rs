@@ -31,6 +31,9 @@ pub(crate) fn check_pages(kind: KvType, page_bytes: usize) -> Result<(), CudaErr
     PageLayout { kind, layers: 0, kv_heads: 1, head_dim: 64, page_tokens: 1, page_bytes }.check()
 }
 
+/// Scratch of attention is reserved for a batch of sequences as long as this. What goes beyond comes from what is left to the driver.
+const SCRATCH_CONTEXT: usize = 8192;
+
 /// Bytes of the buffers for a step of so many tokens, of which some give logits.
 pub(crate) fn step_bytes(c: &Config, (tokens, logits): (usize, usize)) -> u64 {
     let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
@@ -38,7 +41,10 @@ pub(crate) fn step_bytes(c: &Config, (tokens, logits): (usize, usize)) -> u64 {
     // An input is there as floats, bytes with their scales, and halves.
     let input = tokens.max(2 * logits) * widest * (4 + 1 + 1 + 2);
     let floats = tokens * (2 * c.width + q + 2 * kv + 2 * c.ff) + 2 * logits * c.vocab;
-    (input + 4 * floats) as u64
+    // Attention's scratch grows with the longest sequence; few are as long as a model allows.
+    let longest = c.context.min(SCRATCH_CONTEXT);
+    let part = part_len(logits, c.heads, splits(longest), c.head_dim).next_power_of_two();
+    (input + 4 * (floats + part)) as u64
 }
 
 fn layout(c: &Config, kind: KvType, page_bytes: usize) -> PageLayout {
@@ -376,7 +382,8 @@ impl OnCardState {
         self.wanted = of_logits;
         self.ids.resize(wanted, 0);
         if wanted == 0 {
-            return Ok(());
+            // What the step took, and whether it failed, is known when it is over.
+            return device.wait();
         }
         // logits = W_head norm(x + y), for the tokens that need them
         let head = m.head();

@@ -5,7 +5,8 @@
 //! [`rows`] and [`pages`] launch them: each launch checks what it is given, since a kernel checks nothing.
 //!
 //! A token's results have the same bits in any batch of up to eight tokens, which matrix-vector kernels serve, and in any larger
-//! one, which tensor cores serve; between the two, sums are added in another order.
+//! one, which tensor cores serve; between the two, sums are added in another order. Where the head gets its activations in
+//! two parts, it is between four and five tokens that want logits.
 
 pub mod check;
 mod device;
