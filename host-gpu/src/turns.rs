@@ -30,11 +30,16 @@ mod linux {
 
     /// Children do not inherit it.
     const RESET_ON_FORK: u64 = 1;
+    /// The policy stays as it is; what else is not said becomes that of nobody.
+    const KEEP_POLICY: u64 = 8;
 
     pub(super) fn set_turn_ns(runtime: u64) {
         let size = size_of::<Attributes>() as u32;
-        // Policy and niceness zero are those of every thread that nobody has set.
-        let attributes = Attributes { size, flags: RESET_ON_FORK, runtime, ..Attributes::default() };
+        #[expect(unsafe_code, reason = "no library has this call")]
+        // SAFETY: asks for this thread's niceness, which its operator may have set, and touches no memory.
+        let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+        let attributes =
+            Attributes { size, flags: RESET_ON_FORK | KEEP_POLICY, nice, runtime, ..Attributes::default() };
         #[expect(unsafe_code, reason = "no library has this call")]
         // SAFETY: the structure is as large as it says and outlives the call, which writes nothing but its `size`; 0 is this thread.
         let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
