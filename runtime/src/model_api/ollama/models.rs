@@ -29,7 +29,9 @@ impl From<StoreError> for Refused {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::NotFound(name) => Self::no_model(name.as_str()),
-            StoreError::Taken(_) | StoreError::Pulling => Self::invalid("model", error.to_string()),
+            StoreError::Taken(_) | StoreError::Pulling | StoreError::Gone(_) | StoreError::TooLong { .. } => {
+                Self::invalid("model", error.to_string())
+            }
             error => Self::fault(error.to_string()),
         }
     }
@@ -98,7 +100,7 @@ fn details(model: &StoredModel) -> Value {
         _ => format!("{:.1}B", count as f64 / 1e9),
     });
     json!({
-        "parent_model": "", "format": if model.files.is_empty() { "gguf" } else { "safetensors" }, "family": family,
+        "parent_model": model.parent.as_ref().map_or("", |parent| parent.as_str()), "format": if model.files.is_empty() { "gguf" } else { "safetensors" }, "family": family,
         "families": [family], "parameter_size": size.unwrap_or_default(),
         "quantization_level": model.quantization.clone().unwrap_or_default(),
     })
@@ -204,8 +206,9 @@ pub(in crate::model_api) fn create(host: &Arc<Host>, asked: &Bytes) -> Result<Re
     if let Some(Value::String(license)) = named.license {
         defaults.license = Some(license);
     }
-    let source = format!("made from {}", parent.name);
-    store.name(&Manifest { name, source, defaults, ..parent })?;
+    let from = Some(parent.name.clone());
+    let keep = store.get(&name).map(|known| known.keep).unwrap_or_default();
+    store.put(&Manifest { name, parent: from, keep, defaults, ..parent })?;
     let lines = ["using existing layer", "writing manifest", "success"].map(PullLine::status);
     match named.stream {
         Some(false) => Ok(body::json(StatusCode::OK, &json!({ "status": "success" }))),
