@@ -3,17 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hob_tests::{Hob, MODEL, root};
+use hob_tests::{Hob, MODEL, root, skipped};
 
 /// Where `cargo xtask test` has put them; `None`, said loudly, where they cannot be had.
-#[allow(clippy::print_stderr)] // who runs the tests must see what was not tested
 fn clients() -> Option<PathBuf> {
     let folder = root().join("target/clients");
     if folder.join("here").exists() {
         return Some(folder);
     }
     let why = std::fs::read_to_string(folder.join("skipped")).unwrap_or_else(|_| "run `cargo xtask test`".into());
-    eprintln!("\n!!! SKIPPED: the clients of the model APIs are not here: {why}\n");
+    skipped(&format!("the clients of the model APIs are not here: {why}"));
     None
 }
 

@@ -14,6 +14,7 @@ mod guests;
 mod hostile;
 mod killed;
 mod manifest;
+mod mended;
 mod middleware;
 mod models;
 mod observe;

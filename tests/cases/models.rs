@@ -180,7 +180,7 @@ fn a_truncated_model_is_refused_and_the_server_lives() {
     std::fs::write(store.blob(&digest), half).unwrap();
     let name = "half".parse().unwrap();
     let manifest = hob::models::store::Manifest::of_file(name, digest, half.len() as u64, "test");
-    store.name(&manifest).unwrap();
+    store.put(&manifest).unwrap();
     let error = hob.refused(&["run", "half", "x"]);
     assert!(error.contains("truncated") && error.contains(&half.len().to_string()), "{error}");
 

@@ -137,6 +137,53 @@ fn a_pull_tells_how_far_it_is() {
 }
 
 #[test]
+fn a_model_is_created_from_files_that_are_sent() {
+    let hob = Hob::start();
+    let (tiny, page) = (hob_tests::tiny(), b"<html>".to_vec());
+    let blob = |method: &str, digest: &str, body: &[u8]| {
+        let mut connection = Connection::open(hob.address());
+        connection.request(method, &format!("/api/blobs/{digest}"), &[], body);
+        let status = connection.head().status;
+        (status, if method == "HEAD" { String::new() } else { connection.body() })
+    };
+    let digest = |bytes: &[u8]| hob::digest::Digest::of(bytes).to_string();
+    assert_eq!(blob("HEAD", &digest(&tiny), b"").0, 404);
+    let made = json!({ "model": "mine", "files": { "m.gguf": digest(&tiny) }, "system": "Arr.",
+        "parameters": { "temperature": 0.5 }, "license": ["MIT", "and more"], "stream": false });
+    let (status, error) = ask(&hob, "/api/create", &made);
+    assert!(status == 400 && error["error"].as_str().unwrap().contains("POST /api/blobs/sha256:"), "{error}");
+    let (status, error) = blob("POST", &digest(&tiny), &tiny[1..]);
+    assert!(status == 400 && error.contains("nothing was kept"), "{error}");
+    assert_eq!(blob("POST", &digest(&tiny), &tiny).0, 201);
+    assert_eq!(blob("HEAD", &digest(&tiny), b"").0, 200);
+    assert_eq!(blob("POST", &digest(&tiny), &tiny).0, 200, "it is here");
+    assert_eq!(blob("POST", "sha256:7", b"").0, 400);
+    assert_eq!(ask(&hob, "/api/create", &made), (200, json!({ "status": "success" })));
+    let shown = ask(&hob, "/api/show", &json!({ "model": "mine" })).1;
+    assert_eq!((&shown["system"], &shown["license"]), (&json!("Arr."), &json!("MIT\n\nand more")), "{shown}");
+    let child = json!({ "model": "child", "from": "mine", "system": "Yes.", "stream": false });
+    assert_eq!(ask(&hob, "/api/create", &child).0, 200);
+    let shown = ask(&hob, "/api/show", &json!({ "model": "child" })).1;
+    assert_eq!((&shown["details"]["parent_model"], &shown["system"]), (&json!("mine"), &json!("Yes.")), "{shown}");
+
+    assert_eq!(blob("POST", &digest(&page), &page).0, 201);
+    for (more, why) in [
+        (json!({ "files": { "m.gguf": digest(&page) } }), "no model"),
+        (json!({ "files": { "../m.gguf": digest(&tiny) } }), "no file of a model"),
+        (json!({ "files": { "m.gguf": "7" } }), "no digest"),
+        (json!({ "files": {} }), "no model"),
+        (json!({ "from": "mine", "files": { "m.gguf": digest(&tiny) } }), "either"),
+        (json!({ "from": "mine", "quantize": "q4_0" }), "not supported"),
+    ] {
+        let mut body = json!({ "model": "bad", "stream": false });
+        more.as_object().unwrap().iter().for_each(|(key, value)| body[key] = value.clone());
+        let (status, error) = ask(&hob, "/api/create", &body);
+        assert!(status == 400 && error["error"].as_str().unwrap().contains(why), "{why}: {error}");
+    }
+    assert!(hob.ok(&["models", "gc"]).contains("one file less"), "the page");
+}
+
+#[test]
 fn only_who_manages_changes_models() {
     let hob = Hob::with(ServeOptions {
         model: true,
@@ -150,6 +197,10 @@ fn only_who_manages_changes_models() {
     connection.request("DELETE", "/api/delete", &[("authorization", &format!("Bearer {key}"))], body.as_bytes());
     assert_eq!(connection.head().status, 403);
     assert!(connection.body().contains("scope admin"));
+    let mut connection = Connection::open(hob.address());
+    let path = format!("/api/blobs/{}", hob::digest::Digest::of(b"x"));
+    connection.request("POST", &path, &[("authorization", &format!("Bearer {key}"))], b"x");
+    assert_eq!(connection.head().status, 403);
 }
 
 #[test]

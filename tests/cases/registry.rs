@@ -117,14 +117,22 @@ fn a_registry_that_wants_a_login_gets_it() {
         let output = command.output().unwrap();
         (output.status.success(), String::from_utf8(output.stderr).unwrap())
     };
-    for variables in [&[][..], &[("HOB_REGISTRY_USER", "hob"), ("HOB_REGISTRY_PASSWORD", "wrong")]] {
+    let host = registry.host.as_str();
+    let wrong = [("HOB_REGISTRY", host), ("HOB_REGISTRY_USER", "hob"), ("HOB_REGISTRY_PASSWORD", "wrong")];
+    for variables in [&[][..], &wrong] {
         let (done, error) = push(variables);
         assert!(
             !done && error.contains("lets nobody push without a login") && error.contains("HOB_REGISTRY_USER"),
             "{error}"
         );
     }
-    assert!(push(&[("HOB_REGISTRY_USER", "hob"), ("HOB_REGISTRY_PASSWORD", "secret")]).0);
+    let login = [("HOB_REGISTRY", host), ("HOB_REGISTRY_USER", "hob"), ("HOB_REGISTRY_PASSWORD", "secret")];
+    assert!(push(&login).0);
+    // Without a word about whose it is, or for another registry, it is sent to nobody.
+    let (done, error) = push(&login[1..]);
+    assert!(!done && error.contains("were not sent") && error.contains(&format!("set it to {host}")), "{error}");
+    let others = [("HOB_REGISTRY", "ghcr.io"), login[1], login[2]];
+    assert!(push(&others).1.contains("are for ghcr.io"));
     // The same from docker's own file.
     let docker = tempfile::tempdir().unwrap();
     let config = json!({ "auths": { &registry.host: { "auth": "aG9iOnNlY3JldA==" } } });

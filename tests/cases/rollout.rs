@@ -249,7 +249,7 @@ fn a_new_model_is_waited_for_while_the_old_revision_serves() {
     let digest = Digest::of(b"no weights");
     std::fs::write(store.blob(&digest), b"no weights").unwrap();
     let name = "torn".parse().unwrap();
-    store.name(&Manifest::of_file(name, digest, 10, "test")).unwrap();
+    store.put(&Manifest::of_file(name, digest, 10, "test")).unwrap();
     assert!(deploy(&hob, "f", "guest-print", &["--model", "torn"]).contains("r4 is warming; r3=100 serves"));
     hob.logged("its new revision does not take over");
     let list = hob.ok(&["list"]);

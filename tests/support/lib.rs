@@ -6,6 +6,7 @@ mod http;
 mod index;
 mod killed;
 mod neighbour;
+mod place;
 mod registry;
 mod server;
 mod shelf;
@@ -16,6 +17,7 @@ pub use http::{Connection, Head, get, post, whole};
 pub use index::PackageIndex;
 pub use killed::{Deaths, kill_over_and_over};
 pub use neighbour::Neighbours;
+pub use place::{Place, golden, large, tiny};
 pub use registry::{Fault, Registry};
 pub use server::{Hob, ServeOptions, hob, hob_with, refused};
 pub use shelf::{Asked, COMMIT, Shelf, Trouble};
@@ -58,12 +60,23 @@ pub fn component(package: &str) -> PathBuf {
     path
 }
 
-/// A component made from a script, as `component`; `None`, said loudly, where its language's tools cannot be had.
+/// Says that something is not tested. What a test that succeeds prints is not shown, so that it is also written down, in the
+/// file that `cargo xtask test` names in `HOB_TEST_SKIPPED` and shows at its end.
 #[allow(clippy::print_stderr)] // who runs the tests must see what was not tested
+pub fn skipped(why: &str) {
+    use std::io::Write as _;
+    eprintln!("\n!!! SKIPPED: {why}\n");
+    let Some(path) = std::env::var_os("HOB_TEST_SKIPPED") else { return };
+    let mut file = std::fs::File::options().append(true).create(true).open(path).expect("the list can be written");
+    // In one write: tests are threads and processes.
+    file.write_all(format!("{}\n", why.trim().replace('\n', " ")).as_bytes()).expect("the list can be written");
+}
+
+/// A component made from a script, as `component`; `None`, said loudly, where its language's tools cannot be had.
 pub fn script(name: &str) -> Option<Vec<u8>> {
     let out = root().join("target/guests/out");
     if let Ok(why) = std::fs::read_to_string(out.join(name).with_extension("skipped")) {
-        eprintln!("\n!!! SKIPPED: {name} was not built: {why}\n");
+        skipped(&format!("{name} was not built: {why}"));
         return None;
     }
     Some(std::fs::read(component(name)).expect("it was built"))
@@ -110,7 +123,7 @@ pub fn lend_model_as(home: &Path, name: &str) {
     }
     let name = name.parse().expect("it is a name");
     let manifest = Manifest::of_file(name, digest, bytes, "test");
-    store.name(&manifest).expect("a temporary directory can be written");
+    store.put(&manifest).expect("a temporary directory can be written");
 }
 
 /// A second model: the weights of [`MODEL`] in another file, of which nobody knows that they are the same.
@@ -124,5 +137,5 @@ pub fn lend_twin(home: &Path) {
     let digest = hob::digest::Digest::of(&bytes);
     std::fs::write(store.blob(&digest), &bytes).expect("a temporary directory can be written");
     let manifest = Manifest::of_file(TWIN.parse().expect("it is a name"), digest, bytes.len() as u64, "test");
-    store.name(&manifest).expect("a temporary directory can be written");
+    store.put(&manifest).expect("a temporary directory can be written");
 }

@@ -48,6 +48,8 @@ pub enum Trouble {
     Moved(String),
     /// Another file each time.
     Changes,
+    /// Ranges are given whatever else is asked.
+    NoIfRange,
 }
 
 /// A request.
@@ -293,7 +295,7 @@ fn answer(stream: &mut impl Write, item: Option<Item>, asked: &Asked) -> Option<
     };
     let tag = format!("\"{}\"", Digest::of(&bytes).short());
     let ranges = !matches!(item.trouble, Trouble::NoRanges | Trouble::CutWithoutRanges(_));
-    let same = asked.headers.get("if-range").is_none_or(|wanted| *wanted == tag);
+    let same = asked.headers.get("if-range").is_none_or(|wanted| *wanted == tag || item.trouble == Trouble::NoIfRange);
     let range = asked.headers.get("range").filter(|_| ranges && same).and_then(|range| {
         let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
         Some((first.parse::<u64>().ok()?, last.parse::<u64>().ok()?.min(total.saturating_sub(1))))

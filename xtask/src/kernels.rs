@@ -5,6 +5,7 @@
 //! made again until a file changes.
 
 use crate::scripts::{Missing, Tools};
+use crate::skipped;
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -22,7 +23,7 @@ pub fn run(root: &Path, write: bool) -> Result<()> {
     let named = std::env::var("CXX").ok();
     let here = |name: &str| Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success());
     if !named.as_deref().into_iter().chain(["g++", "clang++"]).any(here) {
-        println!("kernels: there is no C++ compiler (g++ or clang++): their tests will be SKIPPED");
+        skipped::note(root, "the card's kernels on the stand-in: there is no C++ compiler (g++ or clang++)")?;
     }
     let folder = root.join(FOLDER);
     let passed = root.join("target/kernels.passed");
@@ -37,7 +38,7 @@ pub fn run(root: &Path, write: bool) -> Result<()> {
     {
         Ok(tools) => tools,
         Err(error) if error.is::<Missing>() && !write => {
-            println!("kernels: SKIPPED, PTX is not checked: {error:#}");
+            skipped::note(root, &format!("the PTX of the card's kernels is not checked: {error:#}"))?;
             return Ok(());
         }
         Err(error) => return Err(error),

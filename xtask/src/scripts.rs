@@ -12,6 +12,8 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::skipped;
+
 /// What the guests are built for.
 const WIT: &str = "tests/guests-wit";
 /// Brings `node` and `npm` where only Python is.
@@ -56,7 +58,7 @@ pub fn build(root: &Path, out: &Path) -> Result<()> {
             match (script.build)(&tools, &root.join(script.folder), &part) {
                 Ok(()) => fs::rename(&part, &built)?,
                 Err(error) if error.is::<Missing>() => {
-                    println!("guests: SKIPPED {}: {error:#}", script.name);
+                    skipped::note(root, &format!("{} was not built: {error:#}", script.name))?;
                     fs::write(out.join(script.name).with_extension("skipped"), format!("{error:#}"))?;
                     continue;
                 }
@@ -76,20 +78,22 @@ pub fn clients(root: &Path) -> Result<()> {
     let (source, folder) = (root.join("tests/clients"), root.join("target/clients"));
     let lists = ["requirements.txt", "package.json", "package-lock.json"];
     let lists: Vec<Vec<u8>> = lists.iter().map(|file| fs::read(source.join(file))).collect::<Result<_, _>>()?;
-    let (here, skipped) = (folder.join("here"), folder.join("skipped"));
+    let (here, missing) = (folder.join("here"), folder.join("skipped"));
     if fs::read(&here).is_ok_and(|known| known == lists.concat()) {
         return Ok(());
     }
     fs::create_dir_all(folder.join("js"))?;
+    // From here on, until all are brought, what is there is of no known list.
+    let _ = fs::remove_file(&here);
     let tools = Tools { root: root.to_owned(), folder: folder.clone() };
     match tools.bring_clients(&source) {
         Ok(()) => {
-            let _ = fs::remove_file(skipped);
+            let _ = fs::remove_file(missing);
             fs::write(here, lists.concat())?;
         }
         Err(error) if error.is::<Missing>() => {
-            println!("clients: SKIPPED: {error:#}");
-            fs::write(skipped, format!("{error:#}"))?;
+            skipped::note(root, &format!("the clients of the model APIs are not here: {error:#}"))?;
+            fs::write(missing, format!("{error:#}"))?;
         }
         Err(error) => return Err(error),
     }
@@ -182,18 +186,24 @@ impl Tools {
     /// # Errors
     /// `Missing` where Python or the packages cannot be had.
     pub fn environment(&self, name: &str, packages: &[&str]) -> Result<PathBuf> {
-        let folder = self.folder.join(name);
-        let programs = folder.join("bin");
-        if !quiet(Command::new("python3").arg("--version")) {
-            bail!(Missing("python3 is not here".into()));
-        }
-        if !programs.exists() {
-            get(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-        }
+        let programs = environment(&self.folder.join(name))?;
         let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"];
         get(Command::new(programs.join("python3")).args(pip).args(packages))?;
         Ok(programs)
     }
+}
+
+/// An environment of Python, made unless it works; the folder of its programs.
+fn environment(folder: &Path) -> Result<PathBuf> {
+    if !quiet(Command::new("python3").arg("--version")) {
+        bail!(Missing("python3 is not here".into()));
+    }
+    let programs = folder.join("bin");
+    // One whose making was broken off, or whose Python has gone from the machine, is made again.
+    if !quiet(Command::new(programs.join("python3")).args(["-m", "pip", "--version"])) {
+        get(Command::new("python3").args(["-m", "venv", "--clear"]).arg(folder))?;
+    }
+    Ok(programs)
 }
 
 /// Runs what brings a tool.
@@ -227,4 +237,21 @@ fn digest(root: &Path, script: &Script) -> Result<u64> {
         fs::read(&file).with_context(|| format!("reading {}", file.display()))?.hash(&mut hasher);
     }
     Ok(hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_environment_is_made_again() {
+        let folder = env::temp_dir().join(format!("xtask-environment-{}", std::process::id()));
+        fs::create_dir_all(folder.join("bin")).unwrap();
+        fs::write(folder.join("bin/python3"), "no program").unwrap();
+        match environment(&folder) {
+            Ok(programs) => assert!(quiet(Command::new(programs.join("python3")).args(["-m", "pip", "--version"]))),
+            Err(error) => assert!(error.is::<Missing>(), "{error:#}"),
+        }
+        fs::remove_dir_all(folder).unwrap();
+    }
 }

@@ -77,10 +77,9 @@ pub struct ModelView {
 impl ModelView {
     /// A model that the engine knows.
     fn known(library: &Library, model: ModelStatus) -> Self {
-        let blob = || model.digest.parse().map(|digest| library.store().blob(&digest)).ok();
         let tier = match model.state {
             ModelState::Resident => Tier::Device,
-            _ => blob().map_or(Tier::Disk, |path| Tier::of_file(&path).0),
+            _ => Tier::of_name(library.store(), &model.name, &model.digest),
         };
         let mut view = Self::absent(model.name, model.digest, tier, model.moves);
         view.state = model.state.to_string();

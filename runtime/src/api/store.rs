@@ -126,7 +126,10 @@ async fn on_disk<T: Send + 'static>(
     done.map_err(|error| {
         let status = match error {
             StoreError::NotFound(_) => StatusCode::NOT_FOUND,
-            StoreError::Taken(_) | StoreError::Pulling | StoreError::Damaged { .. } => StatusCode::CONFLICT,
+            StoreError::Taken(_) | StoreError::Pulling | StoreError::Damaged { .. } | StoreError::Gone(_) => {
+                StatusCode::CONFLICT
+            }
+            StoreError::TooLong { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             StoreError::Disk(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         ApiError::new(status, "model", error.to_string())

@@ -192,7 +192,7 @@ fn verify(store: &ModelStore, names: Vec<ModelName>) -> anyhow::Result<()> {
 }
 
 fn keep(store: &ModelStore, name: &ModelName, keep: Keep) -> anyhow::Result<()> {
-    store.name(&Manifest { keep, ..store.get(name)? })?;
+    store.keep(name, keep)?;
     println!("{name}: {keep}");
     Ok(())
 }
@@ -342,6 +342,7 @@ fn kept(manifest: &Manifest) -> Vec<(&'static str, String)> {
         rows.push(("defaults", parameters.collect::<Vec<_>>().join(", ")));
     }
     rows.extend(manifest.defaults.license.as_deref().map(|text| ("licence", first_line(text))));
+    rows.extend(manifest.parent.as_ref().map(|parent| ("made from", parent.to_string())));
     rows.extend([
         ("in memory", manifest.keep.to_string()),
         ("source", manifest.source.replace(' ', "\n               ")),

@@ -88,11 +88,16 @@ enum What {
     Copy,
     Create,
     Delete,
+    Blob,
 }
+
+/// What stands before the digest of a blob.
+const BLOBS: &str = "/api/blobs/";
 
 static READ: [Method; 2] = [Method::GET, Method::HEAD];
 static POST: [Method; 1] = [Method::POST];
 static DELETE: [Method; 1] = [Method::DELETE];
+static SEND: [Method; 2] = [Method::HEAD, Method::POST];
 
 impl What {
     /// The methods that it takes.
@@ -101,13 +106,14 @@ impl What {
         match self {
             Models | Model | Live | Ready | Tags | Ps | Version | Running => &READ,
             Self::Delete => &DELETE,
+            Self::Blob => &SEND,
             _ => &POST,
         }
     }
 
     /// Whether it changes which models there are.
     fn manages(self) -> bool {
-        matches!(self, Self::Pull | Self::Copy | Self::Create | Self::Delete)
+        matches!(self, Self::Pull | Self::Copy | Self::Create | Self::Delete | Self::Blob)
     }
 
     /// Whether it uses models, and is metered.
@@ -240,6 +246,13 @@ impl ModelApi {
             What::Model => return openai::models::one(host, parts.uri.path()),
             What::Tags => return ollama::models::tags(host),
             What::Ps => return ollama::models::ps(host),
+            What::Blob => {
+                let digest = parts.uri.path().trim_start_matches(BLOBS);
+                return match parts.method {
+                    Method::POST => ollama::blobs::take(host, digest, &parts.headers, body).await,
+                    _ => ollama::blobs::here(host, digest),
+                };
+            }
             _ => {}
         }
         let body = body::read(body, self.config.body_bytes).await?;
@@ -285,6 +298,7 @@ fn find(path: &str) -> Option<((What, Dialect), bool)> {
         "/api/delete" => (What::Delete, Ollama),
         "/health" => return Some(((What::Ready, OpenAi), false)),
         "/" => return Some(((What::Running, Ollama), false)),
+        _ if path.strip_prefix(BLOBS).is_some_and(|digest| !digest.is_empty()) => (What::Blob, Ollama),
         _ if path.strip_prefix("/v1/models/").is_some_and(|id| !id.is_empty()) => (What::Model, OpenAi),
         _ => return None,
     };

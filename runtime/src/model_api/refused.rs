@@ -91,6 +91,11 @@ impl Refused {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
+    /// The disk is full, or as full as it may be.
+    pub fn no_room(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INSUFFICIENT_STORAGE, message)
+    }
+
     /// More may be had later.
     pub fn busy(retry_after: Duration) -> Self {
         let why = format!("busy, or a budget is used up; try again in {} ms", retry_after.as_millis());

@@ -70,6 +70,15 @@ impl Content {
             Self::Disk(_) => None,
         }
     }
+
+    /// How many bytes it has, where that is known before it is here.
+    pub fn bytes(&self) -> Option<u64> {
+        match self {
+            Self::Remote(remote) => remote.bytes,
+            Self::Joined { bytes, .. } => *bytes,
+            Self::Disk(_) => None,
+        }
+    }
 }
 
 impl Plan {

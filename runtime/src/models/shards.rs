@@ -1,5 +1,7 @@
 //! Names of models in several files: `x-00001-of-00003.gguf`.
 
+use super::plan::MOST_FILES;
+
 /// One of the files of a model.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Shard<'a> {
@@ -13,9 +15,6 @@ pub(crate) struct Shard<'a> {
     pub ending: &'a str,
 }
 
-/// No model has more files.
-const MOST: u32 = 4096;
-
 /// What a file's name says; `None` if it says that it is the only one.
 pub(crate) fn of(name: &str) -> Option<Shard<'_>> {
     let dot = name.rfind('.')?;
@@ -27,7 +26,7 @@ pub(crate) fn of(name: &str) -> Option<Shard<'_>> {
         return None;
     }
     let (number, count) = (number.parse().ok()?, count.parse().ok()?);
-    (number >= 1 && number <= count && count <= MOST).then_some(Shard { base, number, count, ending })
+    (number >= 1 && number <= count && count as usize <= MOST_FILES).then_some(Shard { base, number, count, ending })
 }
 
 impl Shard<'_> {

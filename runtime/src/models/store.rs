@@ -35,6 +35,9 @@ pub struct Manifest {
     pub bytes: u64,
     /// Where they came from.
     pub source: String,
+    /// The model that it was made from: the same weights, with words and parameters of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<ModelName>,
     /// When, in seconds since 1970.
     pub pulled_at: u64,
     /// How long it stays in memory.
@@ -100,7 +103,7 @@ impl FilePath {
         &self.0
     }
 
-    fn is_gguf(&self) -> bool {
+    pub(super) fn is_gguf(&self) -> bool {
         self.0.to_ascii_lowercase().ends_with(".gguf")
     }
 }
@@ -142,6 +145,19 @@ pub enum StoreError {
     /// A name that is taken by another model.
     #[error("there is a model `{0}` already; remove it first with `hob models rm {0}`")]
     Taken(ModelName),
+    /// What was to be named has been removed meanwhile.
+    #[error("the files of model `{0}` were removed meanwhile, so it got no name; get them again")]
+    Gone(ModelName),
+    /// More is said about a model than is ever read.
+    #[error(
+        "what is said about model `{name}` has {bytes} bytes, more than {MAX_MANIFEST}; shorten its licence, system prompt or parameters"
+    )]
+    TooLong {
+        /// The name.
+        name: ModelName,
+        /// How long it would be.
+        bytes: usize,
+    },
     /// Somebody is pulling.
     #[error("a pull is under way, and nobody knows which files it needs; try again when it has ended")]
     Pulling,
@@ -155,7 +171,7 @@ impl Manifest {
     pub fn of_file(name: ModelName, digest: Digest, bytes: u64, source: impl Into<String>) -> Self {
         let pulled_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let (keep, files, defaults) = (Keep::default(), Vec::new(), Defaults::default());
-        Self { name, digest, bytes, source: source.into(), pulled_at, keep, files, defaults }
+        Self { name, digest, bytes, source: source.into(), parent: None, pulled_at, keep, files, defaults }
     }
 
     /// A model that is several files.
@@ -241,18 +257,24 @@ impl ModelStore {
     /// What `name` stands for, whether its weights are there or not.
     pub(super) fn named(&self, name: &ModelName) -> Result<Manifest, StoreError> {
         let damaged = |why: String| StoreError::Damaged { name: name.clone(), why };
-        let mut text = Vec::new();
-        match File::open(self.manifest(name)) {
-            Ok(file) => file.take(MAX_MANIFEST + 1).read_to_end(&mut text)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(StoreError::NotFound(name.clone())),
-            Err(error) => return Err(error.into()),
-        };
+        let text = self.text(name)?;
         if text.len() as u64 > MAX_MANIFEST {
             return Err(damaged(format!("its file is longer than {MAX_MANIFEST} bytes")));
         }
         let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
         manifest.check(name).map_err(damaged)?;
         Ok(manifest)
+    }
+
+    /// What the file of a name says, as it stands there; a byte more than is read of one, if it is too long.
+    pub(super) fn text(&self, name: &ModelName) -> Result<Vec<u8>, StoreError> {
+        let mut text = Vec::new();
+        match File::open(self.manifest(name)) {
+            Ok(file) => file.take(MAX_MANIFEST + 1).read_to_end(&mut text)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(StoreError::NotFound(name.clone())),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(text)
     }
 
     /// All models, by name; what is damaged is left out and logged.
@@ -290,12 +312,12 @@ impl ModelStore {
         Ok(names)
     }
 
-    /// Gives a name to weights that are in the store already.
-    ///
-    /// # Errors
-    /// `Disk`.
-    pub fn name(&self, manifest: &Manifest) -> Result<(), StoreError> {
+    /// Writes the file of a name. For those who hold the names, and know that the blobs are here.
+    pub(super) fn write(&self, manifest: &Manifest) -> Result<(), StoreError> {
         let text = serde_json::to_vec_pretty(manifest).expect("a manifest has only string keys");
+        if text.len() as u64 > MAX_MANIFEST {
+            return Err(StoreError::TooLong { name: manifest.name.clone(), bytes: text.len() });
+        }
         Ok(self.data.write(&self.manifest(&manifest.name), &text)?)
     }
 
@@ -378,7 +400,7 @@ mod tests {
         let manifest = manifest("toy:1", b"weights");
         let (name, blob) = (manifest.name.clone(), store.blob(&manifest.digest));
         assert!(matches!(store.get(&name), Err(StoreError::NotFound(_))));
-        store.name(&manifest).unwrap();
+        store.write(&manifest).unwrap();
         assert!(matches!(store.get(&name), Err(StoreError::Damaged { .. })), "the blob is missing");
         fs::write(&blob, b"weights").unwrap();
         assert_eq!(store.list().unwrap(), [manifest]);
@@ -396,7 +418,7 @@ mod tests {
         for (_, bytes) in files {
             fs::write(store.blob(&Digest::of(bytes)), bytes).unwrap();
         }
-        store.name(&model).unwrap();
+        store.write(&model).unwrap();
         let model = store.get(&model.name).unwrap();
         let path = store.path(&model).unwrap();
         for (name, bytes) in files {
@@ -439,5 +461,9 @@ mod tests {
         long.set_len(MAX_MANIFEST * 4).unwrap();
         let error = store.get(&"long".parse().unwrap()).unwrap_err().to_string();
         assert!(error.contains("longer than"), "{error}");
+        let mut wordy = manifest("wordy", b"w");
+        wordy.defaults.license = Some("x".repeat(MAX_MANIFEST as usize));
+        let error = store.write(&wordy).unwrap_err().to_string();
+        assert!(error.contains("shorten its licence") && !names.join("wordy.json").exists(), "{error}");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A blob goes when no name needs it any more. Names change their meaning one at a time (`names.lock`), and whoever names a
 //! model looks, while nobody else does, whether its blobs are there: one that has just gone is got again. `gc` removes what
-//! no name needs and what is left of pulls, and that only while nobody pulls (`pulls.lock`).
+//! no name needs and what is left of pulls, and that only while nobody pulls (`pulls.lock`) and all names can be read.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -41,7 +41,25 @@ impl ModelStore {
             Ok(_) if from == to => return Ok(()),
             _ => {}
         }
-        self.name(&Manifest { name: to.clone(), keep: Keep::default(), ..manifest })
+        self.write(&Manifest { name: to.clone(), keep: Keep::default(), ..manifest })
+    }
+
+    /// Notes how long a model is to stay in memory.
+    ///
+    /// # Errors
+    /// `NotFound`, `Damaged`, `Disk`.
+    pub fn keep(&self, name: &ModelName, keep: Keep) -> Result<(), StoreError> {
+        let _held = self.hold_names()?;
+        self.write(&Manifest { keep, ..self.get(name)? })
+    }
+
+    /// Names a model whose blobs are in the store, while nobody removes any. What the name meant before goes, as far as no
+    /// other name needs it.
+    ///
+    /// # Errors
+    /// `Gone` if a blob is not here, or not whole; `TooLong`, `Disk`.
+    pub fn put(&self, manifest: &Manifest) -> Result<(), StoreError> {
+        if self.settle(manifest)? { Ok(()) } else { Err(StoreError::Gone(manifest.name.clone())) }
     }
 
     /// Removes a name, and what no other name needs.
@@ -62,8 +80,8 @@ impl ModelStore {
     /// Names a model whose blobs are here. `false` if one of them has gone meanwhile.
     ///
     /// # Errors
-    /// `Disk`.
-    pub(super) fn settle(&self, manifest: &Manifest) -> Result<bool, StoreError> {
+    /// `TooLong`, `Disk`.
+    pub(crate) fn settle(&self, manifest: &Manifest) -> Result<bool, StoreError> {
         let _held = self.hold_names()?;
         let here =
             |(digest, bytes): (Digest, u64)| fs::metadata(self.blob(&digest)).is_ok_and(|blob| blob.len() == bytes);
@@ -72,7 +90,7 @@ impl ModelStore {
         }
         let before = self.named(&manifest.name).ok();
         self.path(manifest)?;
-        self.name(manifest)?;
+        self.write(manifest)?;
         // What the name meant before goes, if nothing else means it.
         if let Some(before) = before {
             self.prune(&[before]);
@@ -90,10 +108,22 @@ impl ModelStore {
         Ok(())
     }
 
+    /// Removes the folder of a model that gets no name, unless something else needs it; its blobs stay.
+    ///
+    /// # Errors
+    /// `Disk`.
+    pub(super) fn drop_tree(&self, manifest: &Manifest) -> Result<(), StoreError> {
+        let _held = self.hold_names()?;
+        if !manifest.files.is_empty() && !self.needed()?.contains(&manifest.digest) {
+            fs::remove_dir_all(self.data().model_tree(&manifest.digest))?;
+        }
+        Ok(())
+    }
+
     /// Removes all that no name needs, and what is left of pulls.
     ///
     /// # Errors
-    /// `Pulling`, `Disk`.
+    /// `Pulling`, `Disk`: nothing is removed when it is not known what a name needs.
     pub fn collect(&self) -> Result<Freed, StoreError> {
         let pulls = open(&self.data().model_pulls_lock())?;
         match pulls.try_lock() {
@@ -102,10 +132,10 @@ impl ModelStore {
             Err(fs::TryLockError::Error(error)) => return Err(error.into()),
         }
         let _held = self.hold_names()?;
-        let (blobs, trees) = self.needed()?;
+        let needed = self.needed()?;
         let mut freed = Freed::default();
         for (path, digest) in self.data().kept_model_blobs() {
-            if !blobs.contains(&digest) {
+            if !needed.contains(&digest) {
                 freed.file(&path);
             }
         }
@@ -113,7 +143,7 @@ impl ModelStore {
             freed.file(&entry.path());
         }
         for entry in fs::read_dir(self.data().model_trees())?.flatten() {
-            if !trees.iter().any(|digest| entry.file_name().to_str() == Some(&digest.file_name())) {
+            if !needed.iter().any(|digest| entry.file_name().to_str() == Some(&digest.file_name())) {
                 fs::remove_dir_all(entry.path())?;
             }
         }
@@ -155,32 +185,42 @@ impl ModelStore {
         Ok(Held { _file: file })
     }
 
-    /// The blobs and folders that names need. A damaged name needs what it says, as far as that reads.
-    fn needed(&self) -> Result<(BTreeSet<Digest>, BTreeSet<Digest>), StoreError> {
-        let (mut blobs, mut trees) = (BTreeSet::new(), BTreeSet::new());
+    /// The digests of the blobs and folders that names need. A damaged name needs each digest that stands in its file.
+    fn needed(&self) -> Result<BTreeSet<Digest>, StoreError> {
+        let mut needed = BTreeSet::new();
         for name in self.names()? {
             match self.named(&name) {
                 Ok(manifest) => {
-                    blobs.extend(manifest.blobs().into_iter().map(|(digest, _)| digest));
-                    trees.extend((!manifest.files.is_empty()).then_some(manifest.digest));
+                    needed.extend(manifest.blobs().into_iter().map(|(digest, _)| digest));
+                    needed.insert(manifest.digest);
                 }
-                Err(error) => tracing::warn!(%error, "what it needs is not known"),
+                Err(error @ StoreError::Damaged { .. }) => {
+                    tracing::warn!(%error, "what it names is kept");
+                    needed.extend(digests_in(&self.text(&name)?));
+                }
+                Err(error) => return Err(error),
             }
         }
-        Ok((blobs, trees))
+        Ok(needed)
     }
 
     /// Removes what only `gone` needed.
     fn prune(&self, gone: &[Manifest]) -> Freed {
         let mut freed = Freed::default();
-        let Ok((blobs, trees)) = self.needed() else { return freed };
+        let needed = match self.needed() {
+            Ok(needed) => needed,
+            Err(error) => {
+                tracing::warn!(%error, "what nothing needs any more stays until `hob models gc`");
+                return freed;
+            }
+        };
         for manifest in gone {
             for (digest, _) in manifest.blobs() {
-                if !blobs.contains(&digest) && self.blob(&digest).exists() {
+                if !needed.contains(&digest) && self.blob(&digest).exists() {
                     freed.file(&self.blob(&digest));
                 }
             }
-            if !manifest.files.is_empty() && !trees.contains(&manifest.digest) {
+            if !manifest.files.is_empty() && !needed.contains(&manifest.digest) {
                 let _ = fs::remove_dir_all(self.data().model_tree(&manifest.digest));
             }
         }
@@ -199,6 +239,12 @@ impl Freed {
             }
         }
     }
+}
+
+/// All digests that stand in a text.
+fn digests_in(text: &[u8]) -> Vec<Digest> {
+    let text = String::from_utf8_lossy(text);
+    text.match_indices("sha256:").filter_map(|(at, mark)| text.get(at..at + mark.len() + 64)?.parse().ok()).collect()
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -289,6 +335,56 @@ mod tests {
         assert!(store.get(&"a".parse().unwrap()).is_ok());
         assert_eq!(store.collect().unwrap(), Freed::default());
         assert_eq!(fs::read_dir(store.data().model_trees()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn gc_keeps_what_a_damaged_name_may_need() {
+        let (_home, store) = store();
+        let model = put(&store, "a", &[("x", "one"), ("y", "two")]);
+        let file = store.manifest(&model.name);
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, text.replace("\"bytes\"", "\"bites\"")).unwrap();
+        assert!(matches!(store.get(&model.name), Err(StoreError::Damaged { .. })));
+        assert_eq!(store.collect().unwrap(), Freed::default());
+        assert_eq!((blobs(&store), store.data().model_tree(&model.digest).is_dir()), (2, true));
+        fs::write(&file, "{").unwrap();
+        assert_eq!(store.collect().unwrap().files, 2, "it names nothing");
+    }
+
+    /// The file of a name that no system call can reach by its whole path: nobody reads it, not even root.
+    #[test]
+    fn gc_refuses_when_a_name_cannot_be_read() {
+        use rustix::fs::{Mode, OFlags, openat};
+        let home = tempfile::tempdir().unwrap();
+        let mut root = home.path().to_owned();
+        while root.as_os_str().len() < 4000 {
+            root.push("d".repeat((3999 - root.as_os_str().len()).clamp(1, 200)));
+        }
+        let store = ModelStore::new(DataDir::open(Some(&root)).unwrap());
+        let model = put(&store, "a", &[("x", "one")]);
+        fs::write(store.blob(&Digest::of(b"left")), b"left").unwrap();
+        let name = format!("{}.json", "n".repeat(90));
+        let folder = File::open(store.data().model_names()).unwrap();
+        openat(&folder, &name, OFlags::CREATE | OFlags::WRONLY, Mode::RUSR).unwrap();
+        let error = store.collect().unwrap_err();
+        assert!(matches!(error, StoreError::Disk(_)), "{error}");
+        assert_eq!(blobs(&store), 2);
+        assert_eq!(store.remove(&model.name).unwrap(), Freed::default(), "only the name goes");
+        rustix::fs::unlinkat(&folder, &name, rustix::fs::AtFlags::empty()).unwrap();
+        assert_eq!(store.collect().unwrap().files, 2);
+    }
+
+    #[test]
+    fn only_what_is_whole_gets_a_name() {
+        let (_home, store) = store();
+        let model = put(&store, "a", &[("x", "one")]);
+        store.put(&Manifest { name: "b".parse().unwrap(), ..model.clone() }).unwrap();
+        store.keep(&model.name, Keep::default()).unwrap();
+        assert!(!store.get(&model.name).unwrap().keep.pinned);
+        fs::write(store.blob(&model.digest), "on").unwrap();
+        let error = store.put(&Manifest { name: "c".parse().unwrap(), ..model }).unwrap_err().to_string();
+        assert!(error.contains("files of model `c` were removed"), "{error}");
+        assert_eq!(store.names().unwrap().len(), 2);
     }
 
     #[test]

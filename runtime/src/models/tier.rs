@@ -1,7 +1,5 @@
 //! Where models are: in a device's memory, in the system's page cache, on disk, or elsewhere.
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
 use super::store::{Manifest, ModelStore};
@@ -29,12 +27,11 @@ impl Tier {
         Self::of_bytes(counts.iter().map(|count| count.0).sum(), counts.iter().map(|count| count.1).sum())
     }
 
-    /// Where a file is, and how much of it is in the host's memory, in percent, if that can be known.
-    pub fn of_file(path: &Path) -> (Self, Option<u8>) {
-        match hob_gpu::format::mapped::cached_bytes(path) {
-            Some((cached, all)) => Self::of_bytes(cached, all),
-            None => (Self::Disk, None),
-        }
+    /// Where the files of what is called so are, if it is still what has this digest.
+    pub fn of_name(store: &ModelStore, name: &str, digest: &str) -> Self {
+        let stored = name.parse().ok().and_then(|name| store.get(&name).ok());
+        let stored = stored.filter(|model| model.digest.to_string() == digest);
+        stored.map_or(Self::Disk, |model| Self::of_model(store, &model).0)
     }
 
     fn of_bytes(cached: u64, all: u64) -> (Self, Option<u8>) {
@@ -51,5 +48,33 @@ impl std::fmt::Display for Tier {
             Self::Disk => "disk",
             Self::Pullable => "to be pulled",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::DataDir;
+    use crate::digest::Digest;
+    use crate::models::store::ModelFile;
+
+    #[test]
+    fn a_model_of_several_files_is_where_all_of_them_are() {
+        let home = tempfile::tempdir().unwrap();
+        let store = ModelStore::new(DataDir::open(Some(home.path())).unwrap());
+        let file = |path: &str| {
+            let (digest, bytes) = (Digest::of(path.as_bytes()), path.len() as u64);
+            std::fs::write(store.blob(&digest), path).unwrap();
+            ModelFile { path: path.to_owned().try_into().unwrap(), digest, bytes }
+        };
+        let model = Manifest::of_files("m".parse().unwrap(), vec![file("a"), file("b")], "test");
+        store.put(&model).unwrap();
+        let digest = model.digest.to_string();
+        // What was just written is in the page cache.
+        assert_eq!(Tier::of_model(&store, &model), (Tier::HostMemory, Some(100)));
+        assert_eq!(Tier::of_name(&store, "m", &digest), Tier::HostMemory);
+        for (name, digest) in [("m", "sha256:0"), ("other", &digest), ("path/of it", &digest)] {
+            assert_eq!(Tier::of_name(&store, name, digest), Tier::Disk, "{name} {digest}");
+        }
     }
 }

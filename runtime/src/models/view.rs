@@ -19,6 +19,9 @@ pub struct StoredModel {
     pub bytes: u64,
     /// Where they came from.
     pub source: String,
+    /// The model that it was made from, if it was made here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<ModelName>,
     /// When, in seconds since 1970.
     pub pulled_at: u64,
     /// Its files, if it has several.
@@ -61,12 +64,13 @@ impl StoredModel {
         let info = store.path(&manifest).map_err(|error| error.to_string());
         let info = info.and_then(|path| hob_gpu::inspect(&path).map_err(|error| error.to_string()));
         let (tier, cached_percent) = Tier::of_model(store, &manifest);
-        let Manifest { name, digest, bytes, source, pulled_at, keep, files, defaults } = manifest;
+        let Manifest { name, digest, bytes, source, parent, pulled_at, keep, files, defaults } = manifest;
         let mut model = Self {
             name,
             digest,
             bytes,
             source,
+            parent,
             pulled_at,
             files,
             architecture: None,

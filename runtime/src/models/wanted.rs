@@ -151,8 +151,11 @@ fn package(text: &str) -> Result<Package, String> {
     let (package, version) = name.split_once("==").ok_or("it names no version, after ==")?;
     let plain =
         |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-+!".contains(&c));
-    if !plain(package) || !plain(version) || member.is_empty() {
+    if !plain(package) || !plain(version) || package.len().max(version.len()) > 200 {
         return Err("a package is written PACKAGE==VERSION#MEMBER".into());
+    }
+    if !safe_path(member) {
+        return Err("what follows # is the path of a file in the wheel".into());
     }
     Ok(Package { package: package.into(), version: version.into(), member: member.into() })
 }
@@ -397,6 +400,10 @@ mod tests {
             "oci://h",
             "pypi:a#m",
             "pypi:a==1",
+            "pypi:a==1#",
+            "pypi:a==1#../m",
+            "pypi:a==1#/m",
+            "pypi:a==1#m\u{1b}[2J",
             "pypi:a==1#m smollm2:135m",
             "https://",
             "https://h/x#md5=1",

@@ -6,17 +6,19 @@
 pub(crate) mod auth;
 mod reference;
 pub mod registry;
+pub(crate) mod web;
 
 use std::fmt;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use ureq::Agent;
+use url::Url;
 
 use crate::api::MAX_COMPONENT_BYTES;
 use crate::digest::Digest;
 pub use reference::{Reference, ReferenceError, Version};
+use web::Agents;
+pub use web::AuthoritiesError;
 
 /// A place that a component comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,9 +66,7 @@ pub enum SourceError {
         detail: String,
     },
     /// The server wants to know who asks.
-    #[error(
-        "{registry} lets nobody {what} without a login{detail}; set HOB_REGISTRY_USER and HOB_REGISTRY_PASSWORD, or log in with docker"
-    )]
+    #[error("{registry} lets nobody {what} without a login{detail}; {way}")]
     Unauthorized {
         /// The registry.
         registry: String,
@@ -74,6 +74,19 @@ pub enum SourceError {
         what: &'static str,
         /// What it said, after a colon.
         detail: String,
+        /// The way out.
+        way: String,
+    },
+    /// Whom to trust cannot be read.
+    #[error(transparent)]
+    Authorities(#[from] AuthoritiesError),
+    /// An address that is none.
+    #[error("`{url}` is no URL: {why}")]
+    NoUrl {
+        /// As it was written.
+        url: String,
+        /// What is wrong with it.
+        why: url::ParseError,
     },
     /// There is nothing of this name.
     #[error("{0} is not there; check its name and its tag")]
@@ -173,7 +186,8 @@ fn file_name(path: &Path) -> String {
 }
 
 fn fetch_url(url: &str, expected: Digest) -> Result<Vec<u8>, SourceError> {
-    let answer = agent(is_local(url)).get(url).call();
+    let place: Url = url.parse().map_err(|why| SourceError::NoUrl { url: url.to_owned(), why })?;
+    let answer = Agents::new(|usual| usual)?.of(&place).get(url).call();
     let mut answer = answer.map_err(|why| SourceError::Unreachable { url: url.to_owned(), why: why.into() })?;
     if !answer.status().is_success() {
         return Err(refused(url, &mut answer));
@@ -181,31 +195,6 @@ fn fetch_url(url: &str, expected: Digest) -> Result<Vec<u8>, SourceError> {
     let bytes = read(url, &mut answer)?;
     let got = Digest::of(&bytes);
     if got == expected { Ok(bytes) } else { Err(SourceError::WrongDigest { url: url.to_owned(), expected, got }) }
-}
-
-/// A client; without the environment's proxies for what is on this machine.
-fn agent(local: bool) -> Agent {
-    // The certificates of the system, which SSL_CERT_FILE can replace.
-    let tls = ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build();
-    let config = Agent::config_builder()
-        .tls_config(tls)
-        .http_status_as_error(false)
-        .timeout_connect(Some(Duration::from_secs(20)))
-        .timeout_recv_response(Some(Duration::from_secs(60)))
-        .user_agent(concat!("hob/", env!("CARGO_PKG_VERSION")));
-    let config = if local { config.proxy(None) } else { config };
-    config.build().into()
-}
-
-/// Whether a URL, or the part of one before the path, leads to this machine.
-fn is_local(url: &str) -> bool {
-    let host = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let host = host.split('/').next().unwrap_or_default();
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|c| c.is_ascii_digit()) => name,
-        _ => host,
-    };
-    matches!(name, "localhost" | "127.0.0.1" | "[::1]")
 }
 
 /// The whole body, of a bounded size.
@@ -255,15 +244,5 @@ mod tests {
         assert_eq!(url("https://x.org/a/chat.wasm?raw=1"), "chat");
         assert_eq!(Source::File("target/my_app.wasm".into()).stem(), "my_app");
         assert_eq!(Source::Oci("oci://ghcr.io/acme/chat:1.2".parse().unwrap()).stem(), "chat");
-    }
-
-    #[test]
-    fn what_is_on_this_machine() {
-        for local in ["http://localhost:5000/x", "127.0.0.1:1", "localhost", "https://[::1]/x"] {
-            assert!(is_local(local), "{local}");
-        }
-        for far in ["http://localhost.evil.org/", "ghcr.io", "https://127.0.0.1.nip.io:80/x"] {
-            assert!(!is_local(far), "{far}");
-        }
     }
 }

@@ -6,9 +6,11 @@
 use serde::{Deserialize, Serialize};
 use ureq::http::{Response, header};
 use ureq::{Agent, Body};
+use url::Url;
 
 use super::auth::{self, Challenge};
-use super::{Fetched, Reference, SourceError, Version, agent, detail, is_local, read, refused};
+use super::web::{self, Agents};
+use super::{Fetched, Reference, SourceError, Version, detail, read, refused};
 use crate::api::MAX_COMPONENT_BYTES;
 use crate::digest::Digest;
 
@@ -54,7 +56,7 @@ struct Config {
 /// # Errors
 /// See [`SourceError`].
 pub fn pull(reference: &Reference) -> Result<Fetched, SourceError> {
-    let mut session = Session::new(reference, "pull");
+    let mut session = Session::new(reference, "pull")?;
     let (manifest, digest) = session.manifest()?;
     let layer = session.layer(&manifest)?;
     let bytes = session.blob(&layer)?;
@@ -67,7 +69,7 @@ pub fn pull(reference: &Reference) -> Result<Fetched, SourceError> {
 /// # Errors
 /// See [`SourceError`]. The tag is set last: it means what it meant, or all of the new artifact.
 pub fn push(reference: &Reference, component: &[u8]) -> Result<Reference, SourceError> {
-    let mut session = Session::new(reference, "push");
+    let mut session = Session::new(reference, "push")?;
     let layer = Descriptor::of(LAYER, component);
     let config =
         Config { created: "1970-01-01T00:00:00Z", architecture: "wasm", os: "wasip2", layer_digests: [layer.digest] };
@@ -94,19 +96,21 @@ struct Session<'a> {
     reference: &'a Reference,
     /// `pull` or `push`, for people.
     what: &'static str,
-    agent: Agent,
+    agents: Agents,
+    /// The registry.
+    place: Url,
     base: String,
     authorization: Option<String>,
 }
 
 impl<'a> Session<'a> {
-    fn new(reference: &'a Reference, what: &'static str) -> Self {
-        let local = is_local(&reference.registry);
-        let scheme = if local { "http" } else { "https" };
+    fn new(reference: &'a Reference, what: &'static str) -> Result<Self, SourceError> {
         // Where docker's own registry answers.
         let host = if reference.registry == "docker.io" { "registry-1.docker.io" } else { &reference.registry };
-        let base = format!("{scheme}://{host}/v2/{}", reference.repository);
-        Self { reference, what, agent: agent(local), base, authorization: None }
+        let place = web::registry(host).map_err(|why| SourceError::NoUrl { url: host.to_owned(), why })?;
+        let base = format!("{place}v2/{}", reference.repository);
+        let agents = Agents::new(|usual| usual)?;
+        Ok(Self { reference, what, agents, place, base, authorization: None })
     }
 
     /// The manifest, and its digest.
@@ -214,7 +218,7 @@ impl<'a> Session<'a> {
 
     /// The registry's own address.
     fn origin(&self) -> &str {
-        self.base.find("/v2/").map_or(&self.base, |end| &self.base[..end])
+        self.place.as_str().trim_end_matches('/')
     }
 
     /// Makes a call; when the registry wants to know who asks, tells it and calls again.
@@ -226,10 +230,12 @@ impl<'a> Session<'a> {
         let unreachable = |why: ureq::Error| SourceError::Unreachable { url: url.to_owned(), why: why.into() };
         // Uploads may go elsewhere, where our authorization is nobody's business.
         let ours = url.starts_with(self.origin()) && url[self.origin().len()..].starts_with('/');
-        let mut answer = call(&self.agent, self.authorization.as_deref().filter(|_| ours)).map_err(unreachable)?;
+        // Where an upload goes may be a proxy's business, or this machine's.
+        let agent = url.parse().map_or_else(|_| self.agents.of(&self.place), |url| self.agents.of(&url)).clone();
+        let mut answer = call(&agent, self.authorization.as_deref().filter(|_| ours)).map_err(unreachable)?;
         if answer.status() == 401 && ours {
             self.authorization = Some(self.authorize(url, &answer)?);
-            answer = call(&self.agent, self.authorization.as_deref()).map_err(unreachable)?;
+            answer = call(&agent, self.authorization.as_deref()).map_err(unreachable)?;
         }
         if [401, 403].contains(&answer.status().as_u16()) {
             return Err(self.unauthorized(detail(&mut answer)));
@@ -243,12 +249,14 @@ impl<'a> Session<'a> {
         let protocol = |why: String| SourceError::Protocol { url: url.to_owned(), why };
         let challenge = challenge.ok_or_else(|| protocol("it wants a login, in no way that is known here".into()))?;
         let login = auth::login(&self.reference.registry);
-        let authorization = auth::answer(&self.agent, &challenge, login.as_deref()).map_err(protocol)?;
+        let answer = auth::answer(&self.agents, &self.place, &challenge, login.as_deref());
+        let authorization = answer.map_err(protocol)?;
         authorization.ok_or_else(|| self.unauthorized(String::new()))
     }
 
     fn unauthorized(&self, detail: String) -> SourceError {
-        SourceError::Unauthorized { registry: self.reference.registry.clone(), what: self.what, detail }
+        let registry = self.reference.registry.clone();
+        SourceError::Unauthorized { way: auth::way_in(&registry), registry, what: self.what, detail }
     }
 
     fn not_an_artifact(&self, why: String) -> SourceError {

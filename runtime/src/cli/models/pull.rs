@@ -54,7 +54,8 @@ Sources:
 Environment:
   HF_TOKEN, HF_ENDPOINT          the token for gated repositories (or its file, from `hf auth login`), and the hub
   HOB_OLLAMA_REGISTRY            the registry of ollama: sources
-  HOB_REGISTRY_USER, _PASSWORD   the login at a registry, unless docker has one
+  HOB_REGISTRY                   a registry, whose login HOB_REGISTRY_USER and HOB_REGISTRY_PASSWORD are;
+                                 else docker's logins are taken
   HTTPS_PROXY, NO_PROXY          proxies
   SSL_CERT_FILE, SSL_CERT_DIR    whom to trust, in place of the system's authorities
   HOB_PULL_PATIENCE              seconds without a byte after which a pull gives up [default: 60]
@@ -123,6 +124,9 @@ fn elsewhere(global: &Global, args: &Args, source: String, show: &mut Show) -> a
             serde_json::from_str(&line.context("the server broke off")?).context("the server says what is no step")?;
         if let Some(error) = &last.error {
             show.end();
+            if args.json {
+                print_line(&last);
+            }
             bail!("{source} was not pulled: {error}");
         }
         show.line(&last);

@@ -2,6 +2,7 @@
 //!
 //! Answers are lines of JSON, and streams unless `stream` is false. Times are nanoseconds.
 
+pub mod blobs;
 pub mod chat;
 pub mod generate;
 mod keep;

@@ -14,12 +14,13 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
 use super::at;
+use crate::digest::Digest;
 use crate::function_host::Host;
 use crate::model_api::ask::resolve;
 use crate::model_api::body;
 use crate::model_api::refused::Refused;
 use crate::models::pull::{self, PullLine, PullRequest};
-use crate::models::store::{Manifest, StoreError};
+use crate::models::store::{Defaults, FilePath, FilePathError, Manifest, StoreError};
 use crate::models::view::StoredModel;
 use crate::models::wanted::Wanted;
 use crate::names::ModelName;
@@ -29,7 +30,9 @@ impl From<StoreError> for Refused {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::NotFound(name) => Self::no_model(name.as_str()),
-            StoreError::Taken(_) | StoreError::Pulling => Self::invalid("model", error.to_string()),
+            StoreError::Taken(_) | StoreError::Pulling | StoreError::Gone(_) | StoreError::TooLong { .. } => {
+                Self::invalid("model", error.to_string())
+            }
             error => Self::fault(error.to_string()),
         }
     }
@@ -65,6 +68,21 @@ impl Named {
     fn model(&self) -> &str {
         if self.model.is_empty() { &self.name } else { &self.model }
     }
+
+    /// What the model is to say of itself, where nothing is said here as `before`.
+    fn defaults(self, before: Defaults) -> Defaults {
+        let license = match self.license {
+            Some(Value::String(license)) => Some(license),
+            Some(Value::Array(several)) => {
+                Some(several.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("\n\n"))
+            }
+            _ => None,
+        };
+        let mut parameters = before.parameters;
+        parameters.extend(self.parameters.unwrap_or_default());
+        let (system, license) = (self.system.or(before.system), license.or(before.license));
+        Defaults { system, license, parameters, template: before.template }
+    }
 }
 
 /// A name that is to be given, without the tag that goes without saying.
@@ -98,7 +116,7 @@ fn details(model: &StoredModel) -> Value {
         _ => format!("{:.1}B", count as f64 / 1e9),
     });
     json!({
-        "parent_model": "", "format": if model.files.is_empty() { "gguf" } else { "safetensors" }, "family": family,
+        "parent_model": model.parent.as_ref().map_or("", |parent| parent.as_str()), "format": if model.files.is_empty() { "gguf" } else { "safetensors" }, "family": family,
         "families": [family], "parameter_size": size.unwrap_or_default(),
         "quantization_level": model.quantization.clone().unwrap_or_default(),
     })
@@ -182,35 +200,45 @@ pub(in crate::model_api) fn delete(host: &Arc<Host>, asked: &Bytes) -> Result<Re
     Ok(body::text(StatusCode::OK, ""))
 }
 
-/// `/api/create`, from a model that is here: another name for the same weights, with words and parameters of its own.
+/// `/api/create`: from a model that is here, another name for the same weights with words and parameters of its own; or from
+/// files that were sent to `/api/blobs`.
 pub(in crate::model_api) fn create(host: &Arc<Host>, asked: &Bytes) -> Result<Response<Body>, Refused> {
     let named = Named::read(asked)?;
-    if named.files.is_some() || named.adapters.is_some() || named.quantize.is_some() {
-        let why = "models are made from others that are here; get weights with pull, then use from";
-        return Err(Refused::invalid("files", why));
+    if named.adapters.is_some() || named.quantize.is_some() {
+        let why = "adapters and quantize are not supported; send weights that are merged, and of the type that they shall have";
+        return Err(Refused::invalid("quantize", why));
     }
     if named.template.as_ref().is_some_and(|template| !template.is_empty()) {
         return Err(Refused::invalid("template", "the template of the weights is used; leave template out"));
     }
-    if named.from.is_empty() {
-        return Err(Refused::invalid("from", "neither 'from' or 'files' was specified"));
-    }
     let store = host.library().store();
-    let parent = store.get(&resolve(host, &named.from)?)?;
-    let name = new_name(named.model())?;
-    let mut defaults = parent.defaults.clone();
-    defaults.system = named.system.or(defaults.system);
-    defaults.parameters.extend(named.parameters.unwrap_or_default());
-    if let Some(Value::String(license)) = named.license {
-        defaults.license = Some(license);
+    let (name, stream) = (new_name(named.model())?, named.stream);
+    match (named.from.is_empty(), &named.files) {
+        (true, None) => return Err(Refused::invalid("from", "neither 'from' or 'files' was specified")),
+        (false, Some(_)) => return Err(Refused::invalid("files", "give either 'from' or 'files'")),
+        (true, Some(files)) => {
+            let files = files.iter().map(file).collect::<Result<_, _>>()?;
+            store.create(&name, files, named.defaults(Defaults::default()))?;
+        }
+        (false, None) => {
+            let parent = store.get(&resolve(host, &named.from)?)?;
+            let (from, defaults) = (Some(parent.name.clone()), named.defaults(parent.defaults.clone()));
+            let keep = store.get(&name).map(|known| known.keep).unwrap_or_default();
+            store.put(&Manifest { name, parent: from, keep, defaults, ..parent })?;
+        }
     }
-    let source = format!("made from {}", parent.name);
-    store.name(&Manifest { name, source, defaults, ..parent })?;
     let lines = ["using existing layer", "writing manifest", "success"].map(PullLine::status);
-    match named.stream {
+    match stream {
         Some(false) => Ok(body::json(StatusCode::OK, &json!({ "status": "success" }))),
         _ => Ok(lines_of(Lines::Known(lines.into_iter().collect()))),
     }
+}
+
+/// A file of a model, by its name there, and its digest.
+fn file((path, digest): (&String, &Value)) -> Result<(FilePath, Digest), Refused> {
+    let place = path.clone().try_into();
+    let place = place.map_err(|error: FilePathError| Refused::invalid("files", format!("a file {error}")))?;
+    Ok((place, super::blobs::digest(digest.as_str().unwrap_or_default())?))
 }
 
 /// `/api/pull`

@@ -39,7 +39,15 @@ impl Fetcher<'_> {
         }
         let mut starts = 0;
         loop {
-            let reply = self.ask(file, partial)?;
+            let reply = match self.ask(file, partial) {
+                // What is here is of a longer file than there is now.
+                Err(PullError::Web(WebError::Refused { status: 416, .. })) if partial.done() > 0 => {
+                    tracing::warn!(file = file.name, "there is another file now; all of it is fetched again");
+                    partial.forget()?;
+                    continue;
+                }
+                reply => reply?,
+            };
             if reply.status() == 200 && partial.done() > 0 {
                 // It is another file now, or this server knows no ranges: what is here is of no use.
                 partial.forget()?;
@@ -103,7 +111,7 @@ impl Fetcher<'_> {
             let error = match asked {
                 Ok(reply) => return Ok(reply),
                 // A range beyond the end: there are fewer bytes than was said, or none.
-                Err(WebError::Refused { status: 416, url, .. }) => {
+                Err(WebError::Refused { status: 416, url, .. }) if partial.done() == 0 => {
                     return Err(PullError::Protocol {
                         url,
                         why: "has fewer bytes than it should; nothing more was kept, try again".into(),

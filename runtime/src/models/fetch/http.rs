@@ -1,17 +1,18 @@
 //! Calls to servers that have models. Redirects are followed by hand, so that who asks is told to one server only
 //! ([`Access`]). Addresses in messages are without queries, which may be the right to read.
 
-use std::sync::Arc;
 use std::time::Duration;
 
+use ureq::Body;
 use ureq::http::{HeaderMap, Response, header};
-use ureq::tls::{PemItem, RootCerts, TlsConfig};
-use ureq::{Agent, Body};
-use url::{Host, Url};
+use url::Url;
 
 use super::access::{Access, Kind};
 use crate::models::settings::{PullSettings, Secret};
+use crate::sources::AuthoritiesError;
 use crate::sources::auth::{self, Challenge};
+use crate::sources::web::Agents;
+pub(crate) use crate::sources::web::{is_local, may_lead, shown};
 
 /// As many as browsers follow.
 const MOST_REDIRECTS: usize = 10;
@@ -56,13 +57,8 @@ pub enum WebError {
         why: String,
     },
     /// Whom to trust cannot be read.
-    #[error("{variable} names no certificate authorities: {why}")]
-    Authorities {
-        /// The variable.
-        variable: &'static str,
-        /// What is wrong.
-        why: String,
-    },
+    #[error(transparent)]
+    Authorities(#[from] AuthoritiesError),
 }
 
 impl WebError {
@@ -165,9 +161,7 @@ impl Reply {
 /// Makes calls.
 #[derive(Clone)]
 pub struct Web {
-    agent: Agent,
-    /// The same past all proxies, for what is on this machine.
-    near: Agent,
+    agents: Agents,
 }
 
 impl Web {
@@ -176,19 +170,16 @@ impl Web {
     /// # Errors
     /// When the environment names certificate authorities that cannot be read.
     pub fn new(settings: &PullSettings) -> Result<Self, WebError> {
-        let tls = TlsConfig::builder().root_certs(authorities()?).build();
-        let config = || {
-            Agent::config_builder()
-                .tls_config(tls.clone())
-                .http_status_as_error(false)
+        let patience = settings.patience;
+        let agents = Agents::new(|usual| {
+            usual
                 .max_redirects(0)
-                .timeout_connect(Some(Duration::from_secs(20).min(settings.patience)))
-                .timeout_recv_response(Some(Duration::from_secs(60).min(settings.patience)))
-                .timeout_per_read(Some(Duration::from_secs(30).min(settings.patience)))
+                .timeout_connect(Some(Duration::from_secs(20).min(patience)))
+                .timeout_recv_response(Some(Duration::from_secs(60).min(patience)))
+                .timeout_per_read(Some(Duration::from_secs(30).min(patience)))
                 .max_idle_connections_per_host(settings.connections)
-                .user_agent(concat!("hob/", env!("CARGO_PKG_VERSION")))
-        };
-        Ok(Self { agent: config().build().into(), near: config().proxy(None).build().into() })
+        })?;
+        Ok(Self { agents })
     }
 
     /// Asks, and follows where the server leads.
@@ -233,8 +224,7 @@ impl Web {
     }
 
     fn once(&self, url: &Url, call: &Call<'_>) -> Result<Response<Body>, WebError> {
-        let agent = if is_local(url) { &self.near } else { &self.agent };
-        let mut request = agent.get(url.as_str());
+        let mut request = self.agents.of(url).get(url.as_str());
         if let Some(secret) = call.access.header(url) {
             request = request.header(header::AUTHORIZATION, secret.reveal());
         }
@@ -264,51 +254,12 @@ impl Web {
         let challenge = headers.get(header::WWW_AUTHENTICATE).and_then(|value| Challenge::parse(value.to_str().ok()?));
         let Some(challenge) = challenge else { return Ok(false) };
         let login = auth::login(host);
-        let mut agent = &self.agent;
-        if let Challenge::Bearer { realm, .. } = &challenge {
-            let realm: Url = realm.parse().map_err(|_| wrong(format!("`{realm}` gives no tokens: it is no URL")))?;
-            if is_local(&realm) {
-                agent = &self.near;
-            }
-            // Else a registry could have a login sent in the clear, or to this machine.
-            if !(realm.scheme() == "https" || is_local(&realm) && is_local(url) || realm.origin() == url.origin()) {
-                return Err(wrong(format!("it names {}, which is not https, for that", shown(&realm))));
-            }
-        }
-        let answer = auth::answer(agent, &challenge, login.as_deref()).map_err(wrong)?;
+        let answer = auth::answer(&self.agents, url, &challenge, login.as_deref()).map_err(wrong)?;
         let secret = answer.and_then(|header| Secret::new(&header));
         let some = secret.is_some();
         *token.lock().expect("nobody panics with it") = secret;
         Ok(some)
     }
-}
-
-/// Whom to trust: the system's authorities, which `SSL_CERT_FILE` and `SSL_CERT_DIR` replace, or those that Python's tools
-/// are told of.
-fn authorities() -> Result<RootCerts, WebError> {
-    let said = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    if said("SSL_CERT_FILE").or_else(|| said("SSL_CERT_DIR")).is_some() {
-        return Ok(RootCerts::PlatformVerifier);
-    }
-    for variable in ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"] {
-        // It may name a folder, which only OpenSSL reads.
-        let Some(path) = said(variable).map(std::path::PathBuf::from).filter(|path| !path.is_dir()) else { continue };
-        let wrong = |why: String| WebError::Authorities { variable, why };
-        let text = std::fs::read(&path).map_err(|error| wrong(format!("{}: {error}", path.display())))?;
-        let items: Vec<_> = ureq::tls::parse_pem(&text).filter_map(Result::ok).collect();
-        let certificates: Vec<_> = items
-            .into_iter()
-            .filter_map(|item| match item {
-                PemItem::Certificate(certificate) => Some(certificate),
-                _ => None,
-            })
-            .collect();
-        if certificates.is_empty() {
-            return Err(wrong(format!("{} has no certificate in PEM form", path.display())));
-        }
-        return Ok(RootCerts::Specific(Arc::new(certificates)));
-    }
-    Ok(RootCerts::PlatformVerifier)
 }
 
 /// Where an answer leads.
@@ -317,36 +268,10 @@ fn next(url: &Url, headers: &HeaderMap) -> Result<Url, WebError> {
     let place = headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
     let place = place.ok_or_else(|| astray("elsewhere, and does not say where".into()))?;
     let mut to = url.join(place).map_err(|error| astray(format!("to what is no URL: {error}")))?;
-    match (url.scheme(), to.scheme()) {
-        (_, "https") | ("http", "http") => {}
-        ("https", "http") => return Err(astray(format!("from https to {}, where anybody could answer", shown(&to)))),
-        _ => return Err(astray(format!("to {}, which is no web address", shown(&to)))),
-    }
-    if is_local(&to) && !is_local(url) {
-        return Err(astray(format!("to this machine itself, {}", shown(&to))));
-    }
+    may_lead(url, &to).map_err(astray)?;
     // A login that a server puts into an address is not ours.
     let _ = (to.set_username(""), to.set_password(None));
     Ok(to)
-}
-
-/// An address for people: without login, query and fragment.
-pub fn shown(url: &Url) -> String {
-    let mut url = url.clone();
-    let _ = (url.set_username(""), url.set_password(None));
-    url.set_query(None);
-    url.set_fragment(None);
-    url.to_string()
-}
-
-/// Whether an address leads to this machine.
-pub fn is_local(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback() || address.is_unspecified(),
-        Some(Host::Ipv6(address)) => address.is_loopback() || address.is_unspecified(),
-        None => false,
-    }
 }
 
 #[cfg(test)]
@@ -372,12 +297,5 @@ mod tests {
         assert!(to("https://a/", "https://localhost:9/").unwrap_err().contains("this machine"));
         assert!(to("http://a/", "http://[::1]:9/").unwrap_err().contains("this machine"));
         assert_eq!(to("http://127.0.0.1:1/", "http://localhost:2/").unwrap(), "http://localhost:2/");
-    }
-
-    #[test]
-    fn addresses_are_shown_without_what_opens_doors() {
-        assert_eq!(shown(&url("https://u:p@h:1/a?sig=s#f")), "https://h:1/a");
-        assert!(is_local(&url("http://127.1.2.3/")) && is_local(&url("http://localhost:1/")));
-        assert!(!is_local(&url("http://localhost.example/")) && !is_local(&url("http://10.0.0.1/")));
     }
 }

@@ -126,14 +126,19 @@ pub struct Fetcher<'a> {
 pub type Show<'a> = &'a mut dyn FnMut(&Progress<'_>);
 
 impl Fetcher<'_> {
-    /// Gets a file, or what is missing of it. `None` if what it is for, `place`, has come to be meanwhile: another process
-    /// had the same aim.
+    /// Gets a file, or what is missing of it. `None` if what it is for has come to be meanwhile, as `is_here` says: another
+    /// process had the same aim.
     ///
     /// # Errors
     /// See [`PullError`]. Of a file that is wrong nothing is left; one that broke off is gone on with the next time.
-    pub fn fetch(&self, file: &Remote, place: Option<&Path>, show: Show<'_>) -> Result<Option<Fetched>, PullError> {
+    pub fn fetch(
+        &self,
+        file: &Remote,
+        is_here: &dyn Fn() -> bool,
+        show: Show<'_>,
+    ) -> Result<Option<Fetched>, PullError> {
         let mut partial = self.take(file, &mut *show)?;
-        if place.is_some_and(Path::exists) {
+        if is_here() {
             partial.discard();
             return Ok(None);
         }

@@ -236,6 +236,8 @@ impl Work<'_> {
             Ok(reply) if reply.status() == 200 => {
                 return Ok(Err(Piece::Again("the server gives all bytes where some were asked for".into(), None)));
             }
+            // A range beyond its end: it is a shorter one.
+            Ok(reply) if reply.status() == 416 => return Err(self.changed(&reply)),
             Ok(reply) => reply.refusal(),
             Err(error) => error,
         };

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::models::plan::MOST_FILES;
 use crate::models::shards;
 
 /// Which quantisation is taken if nobody says: small and good first.
@@ -143,12 +144,12 @@ fn checkpoint(files: &[String]) -> Result<Choice, String> {
 /// As the end of a sentence that begins with the index.
 pub fn indexed(index: &[u8], files: &[String]) -> Result<Vec<String>, String> {
     let map = hob_gpu::format::safetensors::parse_index(index).map_err(|error| format!("does not read: {error}"))?;
-    let names: BTreeSet<_> = map.into_values().collect();
-    if let Some(missing) = names.iter().find(|name| !files.contains(name)) {
+    let (names, known): (BTreeSet<_>, BTreeSet<_>) = (map.into_values().collect(), files.iter().collect());
+    if let Some(missing) = names.iter().find(|name| !known.contains(name)) {
         let missing: String = missing.chars().filter(|c| !c.is_control()).take(100).collect();
         return Err(format!("names {missing}, which is not there"));
     }
-    if names.len() > crate::models::plan::MOST_FILES {
+    if names.len() > MOST_FILES {
         return Err(format!("names {} files", names.len()));
     }
     Ok(names.into_iter().collect())

@@ -19,7 +19,10 @@ pub(super) fn plan(path: &Path) -> Result<Plan, PullError> {
     let path = path.canonicalize().map_err(unreadable)?;
     let (folder, names) = if path.is_dir() {
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(&path).map_err(unreadable)?.take(MOST_ENTRIES) {
+        for (number, entry) in std::fs::read_dir(&path).map_err(unreadable)?.enumerate() {
+            if number == MOST_ENTRIES {
+                return Err(choice(format!("has more than {MOST_ENTRIES} files: it is no model's folder")));
+            }
             let entry = entry.map_err(unreadable)?;
             if entry.path().is_file() {
                 names.extend(entry.file_name().into_string());

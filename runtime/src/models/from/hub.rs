@@ -3,6 +3,8 @@
 //! Large files have their SHA-256 in the list, small ones the name that git has for them. The revision is the commit that
 //! the list is of: files that change meanwhile are not mixed.
 
+use std::collections::HashMap;
+
 use serde::Deserialize;
 use url::Url;
 
@@ -71,7 +73,7 @@ impl Finder<'_> {
         // It names files as the hub does, and a terminal would do as it is told.
         let plain = |why: String| why.chars().filter(|c| !c.is_control()).collect();
         let choose = |why| PullError::Choice { what: what(), why: plain(why) };
-        let mut files = match checkpoint::choose(&names, hub.which.as_deref()).map_err(choose)? {
+        let files = match checkpoint::choose(&names, hub.which.as_deref()).map_err(choose)? {
             Choice::Gguf(shards) => shards,
             Choice::Checkpoint(files) => files,
             Choice::Indexed(mut files) => {
@@ -83,11 +85,14 @@ impl Finder<'_> {
                 files
             }
         };
-        files.truncate(MOST_FILES);
+        if files.len() > MOST_FILES {
+            return Err(choose(format!("has {} files, more than {MOST_FILES}, for one model", files.len())));
+        }
         let gguf = files[0].to_ascii_lowercase().ends_with(".gguf");
         let mut planned = Vec::new();
+        let siblings: HashMap<_, _> = repository.siblings.iter().map(|file| (&file.rfilename, file)).collect();
         for name in &files {
-            let sibling = repository.siblings.iter().find(|file| file.rfilename == *name);
+            let sibling = siblings.get(name).copied();
             let sibling = sibling.ok_or_else(|| wrong(format!("has no {name}")))?;
             let file = |name: &str| FilePath::try_from(name.to_owned());
             let mut path = file(name).map_err(|error| wrong(format!("has a file that {error}")))?;

@@ -15,13 +15,13 @@ use crate::models::fetch::{Expect, Remote};
 use crate::models::plan::{Content, MOST_FILES, Plan, Planned};
 use crate::models::store::{Defaults, FilePath};
 use crate::models::wanted::OllamaRef;
-use crate::sources::{Reference, Version};
+use crate::sources::{Reference, Version, auth};
 
 const MANIFESTS: &str =
     "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
 const MAX_MANIFEST: u64 = 4 << 20;
-/// Templates, parameters and licences are texts.
-const MAX_TEXT: u64 = 1 << 20;
+/// Templates, parameters and licences are texts; all of them together have no more bytes.
+const MAX_TEXTS: u64 = 4 << 20;
 /// Layers that are GGUF files.
 const GGUF: &[&str] = &[
     "application/vnd.ollama.image.model",
@@ -54,6 +54,8 @@ struct Place {
     /// `https://HOST/v2/REPOSITORY`
     base: Url,
     access: Access,
+    /// What logins to it are kept under.
+    login: String,
     /// For people.
     what: String,
 }
@@ -68,30 +70,31 @@ impl Finder<'_> {
         };
         let user = model.user.as_deref().unwrap_or("library");
         let mut access = Access::from_url(&mut base);
+        let port = base.port().map(|port| format!(":{port}")).unwrap_or_default();
+        let login = format!("{}{port}", base.host_str().unwrap_or_default());
         if !access.is_somebody() {
-            let port = base.port().map(|port| format!(":{port}")).unwrap_or_default();
-            access = Access::registry(&base, &format!("{}{port}", base.host_str().unwrap_or_default()));
+            access = Access::registry(&base, &login);
         }
         below(&mut base, &["v2", user, &model.name]);
-        let place = Place { base, access, what };
+        let place = Place { base, access, login, what };
         self.artifact(&place, model.tag.as_deref().unwrap_or("latest"), None)
     }
 
     /// A model that is an artifact of an OCI registry.
     pub(super) fn oci(&self, reference: &Reference) -> Result<Plan, PullError> {
-        // Where docker's own registry answers, and the name under which docker keeps logins to it.
-        let (host, login) = match reference.registry.as_str() {
-            "docker.io" => ("registry-1.docker.io", "index.docker.io"),
-            host => (host, host),
+        // Where docker's own registry answers.
+        let host = match reference.registry.as_str() {
+            "docker.io" => "registry-1.docker.io",
+            host => host,
         };
         let mut base = registry(host, &reference.to_string())?;
-        let access = Access::registry(&base, login);
+        let access = Access::registry(&base, host);
         below(&mut base, &["v2", &reference.repository]);
         let digest = match reference.version {
             Version::Digest(digest) => Some(digest),
             Version::Tag(_) => None,
         };
-        let place = Place { base, access, what: reference.to_string() };
+        let place = Place { base, access, login: host.to_owned(), what: reference.to_string() };
         self.artifact(&place, &reference.version.to_string(), digest)
     }
 
@@ -130,13 +133,17 @@ impl Finder<'_> {
 
     /// What comes with a model: its system prompt, parameters, template and licences.
     fn defaults(&self, place: &Place, manifest: &Manifest) -> Result<Defaults, PullError> {
-        let mut defaults = Defaults::default();
+        let (mut defaults, mut room) = (Defaults::default(), MAX_TEXTS);
         for layer in &manifest.layers {
             let kind = layer.media_type.strip_prefix("application/vnd.ollama.image.").unwrap_or_default();
             let kind = if layer.media_type == "application/vnd.docker.ai.license" { "license" } else { kind };
             if !["system", "params", "template", "license"].contains(&kind) {
                 continue;
             }
+            room = room.checked_sub(layer.size).ok_or_else(|| PullError::Choice {
+                what: place.what.clone(),
+                why: format!("has texts of more than {MAX_TEXTS} bytes: licences, a template, a system prompt"),
+            })?;
             let Some(text) = self.text(place, layer)? else { continue };
             match kind {
                 "system" => defaults.system = Some(text),
@@ -151,14 +158,11 @@ impl Finder<'_> {
         Ok(defaults)
     }
 
-    /// A layer that is a text, checked; `None` if it is none, or too long to be one.
+    /// A layer that is a text, checked; `None` if it is none.
     fn text(&self, place: &Place, layer: &Layer) -> Result<Option<String>, PullError> {
-        if layer.size > MAX_TEXT {
-            return Ok(None);
-        }
         let url = blob(place, layer);
         let (text, _) =
-            self.web.read(&Call::new(&url, &place.access), MAX_TEXT).map_err(|error| refusal(place, error))?;
+            self.web.read(&Call::new(&url, &place.access), layer.size).map_err(|error| refusal(place, error))?;
         let got = Digest::of(&text);
         if got != layer.digest {
             let (expected, got) = (layer.digest.to_string(), got.to_string());
@@ -168,12 +172,10 @@ impl Finder<'_> {
     }
 }
 
-/// A registry's address: in the clear on this machine, else over TLS.
+/// A registry's address.
 fn registry(host: &str, what: &str) -> Result<Url, PullError> {
-    let parse = |scheme: &str| format!("{scheme}://{host}").parse::<Url>();
     let wrong = |error| PullError::Choice { what: what.to_owned(), why: format!("names no host: {error}") };
-    let url = parse("https").map_err(wrong)?;
-    if crate::models::fetch::http::is_local(&url) { parse("http").map_err(wrong) } else { Ok(url) }
+    crate::sources::web::registry(host).map_err(wrong)
 }
 
 fn below(url: &mut Url, parts: &[&str]) {
@@ -244,9 +246,7 @@ fn refusal(place: &Place, error: WebError) -> PullError {
         WebError::Refused { status: 401 | 403, detail, .. } => PullError::Gated {
             what,
             detail,
-            way:
-                "check its name; if it is there, set HOB_REGISTRY_USER and HOB_REGISTRY_PASSWORD, or log in with docker"
-                    .into(),
+            way: format!("check its name; if it is there, {}", auth::way_in(&place.login)),
         },
         WebError::Refused { status: 404, .. } => PullError::NotThere { what, way: "check its name and its tag".into() },
         error => error.into(),

@@ -8,7 +8,7 @@ use url::Url;
 use super::Finder;
 use crate::models::error::PullError;
 use crate::models::fetch::access::Access;
-use crate::models::fetch::http::{Call, WebError, shown};
+use crate::models::fetch::http::{Call, WebError, may_lead, shown};
 use crate::models::fetch::{Expect, Remote};
 use crate::models::plan::{Content, Plan};
 use crate::models::store::FilePath;
@@ -78,9 +78,7 @@ impl Finder<'_> {
             }
         };
         let place: Url = url.join(&file.url).map_err(|error| wrong(format!("names a file at no URL: {error}")))?;
-        if !["https", "http"].contains(&place.scheme()) {
-            return Err(wrong(format!("names a file at {}", shown(&place))));
-        }
+        may_lead(&url, &place).map_err(|why| wrong(format!("leads {why}")))?;
         Ok(Remote { url: place, access, name: file.filename, bytes: file.size, expect })
     }
 }
