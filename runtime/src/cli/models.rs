@@ -192,7 +192,7 @@ fn verify(store: &ModelStore, names: Vec<ModelName>) -> anyhow::Result<()> {
 }
 
 fn keep(store: &ModelStore, name: &ModelName, keep: Keep) -> anyhow::Result<()> {
-    store.name(&Manifest { keep, ..store.get(name)? })?;
+    store.keep(name, keep)?;
     println!("{name}: {keep}");
     Ok(())
 }

@@ -44,6 +44,15 @@ impl ModelStore {
         self.name(&Manifest { name: to.clone(), keep: Keep::default(), ..manifest })
     }
 
+    /// Notes how long a model is to stay in memory.
+    ///
+    /// # Errors
+    /// `NotFound`, `Damaged`, `Disk`.
+    pub fn keep(&self, name: &ModelName, keep: Keep) -> Result<(), StoreError> {
+        let _held = self.hold_names()?;
+        self.name(&Manifest { keep, ..self.get(name)? })
+    }
+
     /// Removes a name, and what no other name needs.
     ///
     /// # Errors
@@ -63,7 +72,7 @@ impl ModelStore {
     ///
     /// # Errors
     /// `Disk`.
-    pub(super) fn settle(&self, manifest: &Manifest) -> Result<bool, StoreError> {
+    pub(crate) fn settle(&self, manifest: &Manifest) -> Result<bool, StoreError> {
         let _held = self.hold_names()?;
         let here =
             |(digest, bytes): (Digest, u64)| fs::metadata(self.blob(&digest)).is_ok_and(|blob| blob.len() == bytes);
