@@ -105,6 +105,11 @@ impl std::fmt::Debug for Guide {
 }
 
 impl Guide {
+    /// One for another answer of the same form: it shares nothing with this one, so neither waits for the other.
+    pub(crate) fn fresh(&self) -> Self {
+        Self { matcher: self.matcher.deep_clone(), failed: self.failed.clone() }
+    }
+
     /// Rules out what cannot come next.
     pub(crate) fn apply(&mut self, logits: &mut [f32]) {
         match self.matcher.compute_mask_or_eos() {

@@ -30,7 +30,7 @@ pub use form::Form;
 pub use format::FormatError;
 pub use format::quantize::Quantize;
 pub use kv::KvType;
-pub use model::{Memory, Model, ModelInfo, ModelSource, Scores, chat_template, inspect};
+pub use model::{Memory, Model, ModelInfo, ModelSource, Scores, Written, chat_template, inspect};
 pub use ops::cpu::{Activations, CodePath};
 pub use residency::{EvictError, JoinError, ModelState, ModelStatus, Moves, Policy};
 pub use terms::{Bill, Billed, Budget, Grant, Priority, Terms, WEIGHT};

@@ -5,7 +5,7 @@
 
 use crate::ask::{Ask, Conversation, Message, Prompt, Refusal, TokenId};
 use crate::engine::{Engine, Submission};
-use crate::form::Forms;
+use crate::form::{Form, Forms, Guide};
 use crate::format::FormatError;
 use crate::format::quantize::Quantize;
 use crate::kv::KvType;
@@ -198,15 +198,17 @@ impl Loaded {
         self.forms.get_or_init(make).as_ref().map_err(Clone::clone)
     }
 
+    fn write(&self, conversation: Conversation) -> Result<Written, Refusal> {
+        let pieces = self.template()?.pieces(conversation, self.tokenizer.special_texts())?;
+        let tokens = self.tokenizer.encode_spans(&template::spans(&pieces.list));
+        Ok(Written { tokens, begins_thought: pieces.begins_thought })
+    }
+
     fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<TokenId>, Refusal> {
         match prompt {
             Prompt::Raw(text) => Ok(self.tokenizer.encode(&text, true)),
             Prompt::Chat(messages) => self.prompt_tokens(Prompt::Conversation(Box::new(messages.into()))),
-            Prompt::Conversation(conversation) => {
-                let specials = self.tokenizer.special_texts();
-                let pieces = self.template()?.pieces(&conversation, specials)?;
-                Ok(self.tokenizer.encode_spans(&template::spans(&pieces)))
-            }
+            Prompt::Conversation(conversation) => Ok(self.write(*conversation)?.tokens),
             Prompt::Tokens(ids) => match ids.iter().find(|id| id.0 as usize >= self.config.vocab) {
                 Some(TokenId(id)) => Err(Refusal::Invalid(format!(
                     "token {id} is not in the vocabulary of {}; tokenise with this model",
@@ -233,6 +235,15 @@ fn bring(
             Ok(())
         }
     }
+}
+
+/// A conversation as a model reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The prompt.
+    pub tokens: Vec<TokenId>,
+    /// It ends where a thought begins: the answer begins within one.
+    pub begins_thought: bool,
 }
 
 /// A lease on a resident model.
@@ -307,12 +318,12 @@ impl Model {
         self.loaded.template()?.render(&messages.to_vec().into())
     }
 
-    /// Whether the prompt of `conversation` ends where a thought begins: the answer then begins within it.
+    /// Writes a conversation down as the model reads it; [`Prompt::Tokens`] takes that.
     ///
     /// # Errors
     /// As [`Model::render`].
-    pub fn begins_thought(&self, conversation: &Conversation) -> Result<bool, Refusal> {
-        self.loaded.template()?.begins_thought(conversation)
+    pub fn write(&self, conversation: Conversation) -> Result<Written, Refusal> {
+        self.loaded.write(conversation)
     }
 
     /// The chat template that its file carries, if it does.
@@ -357,7 +368,33 @@ impl Model {
     ///
     /// # Errors
     /// Those of [`Model::generate`], and what the budget says.
-    pub fn generate_on(&self, mut ask: Ask, mut terms: Terms) -> Result<Tokens, Refusal> {
+    pub fn generate_on(&self, mut ask: Ask, terms: Terms) -> Result<Tokens, Refusal> {
+        self.check(&ask)?;
+        let prompt = std::mem::replace(&mut ask.prompt, Prompt::Tokens(Vec::new()));
+        let (prompt, guide) = self.prepare(prompt, ask.form.take().as_ref())?;
+        self.queue(prompt, guide, ask, terms)
+    }
+
+    /// Starts several answers to the same prompt, held to the same form: both are read once, and those of the asks do not
+    /// count. Where one is refused, those before it have been started.
+    pub fn generate_all(
+        &self,
+        prompt: Prompt,
+        form: Option<&Form>,
+        asks: Vec<(Ask, Terms)>,
+    ) -> (Vec<Tokens>, Result<(), Refusal>) {
+        let mut all = Vec::with_capacity(asks.len());
+        let started = asks.iter().try_for_each(|(ask, _)| self.check(ask)).and_then(|()| {
+            let (prompt, guide) = self.prepare(prompt, form)?;
+            for (ask, terms) in asks {
+                all.push(self.queue(prompt.clone(), guide.as_ref().map(Guide::fresh), ask, terms)?);
+            }
+            Ok(())
+        });
+        (all, started)
+    }
+
+    fn check(&self, ask: &Ask) -> Result<(), Refusal> {
         ask.check(self.loaded.config.vocab)?;
         if ask.max_tokens == Some(0) {
             return Err(Refusal::Invalid("max_tokens is 0; give 1 or more".into()));
@@ -365,20 +402,33 @@ impl Model {
         if ask.stop.iter().any(String::is_empty) {
             return Err(Refusal::Invalid("a stop text is empty; leave it out".into()));
         }
-        let guide = ask.form.take().map(|form| self.loaded.forms()?.compile(&form)).transpose()?;
-        let prompt = std::mem::replace(&mut ask.prompt, Prompt::Tokens(Vec::new()));
+        Ok(())
+    }
+
+    /// The tokens of a prompt that fits, and a form that can be.
+    fn prepare(&self, prompt: Prompt, form: Option<&Form>) -> Result<(Vec<TokenId>, Option<Guide>), Refusal> {
+        let guide = form.map(|form| self.loaded.forms()?.compile(form)).transpose()?;
         let prompt = self.loaded.prompt_tokens(prompt)?;
         if prompt.is_empty() {
             return Err(Refusal::Invalid("the prompt is empty; give at least one token".into()));
         }
-        let most = (self.engine.total_pages() * self.loaded.page_tokens).min(self.loaded.config.context);
+        let most = self.most_tokens();
         if prompt.len() >= most {
             let needed = u32::try_from(prompt.len() + 1).unwrap_or(u32::MAX);
             return Err(Refusal::TooLong { needed, available: most as u32 });
         }
+        Ok((prompt, guide))
+    }
+
+    /// Most tokens of a sequence.
+    fn most_tokens(&self) -> usize {
+        (self.engine.total_pages() * self.loaded.page_tokens).min(self.loaded.config.context)
+    }
+
+    fn queue(&self, prompt: Vec<TokenId>, guide: Option<Guide>, ask: Ask, mut terms: Terms) -> Result<Tokens, Refusal> {
         if let Some(budget) = &mut terms.budget {
             let more = ask.max_tokens.map_or(usize::MAX, |max| max as usize).min(RESERVE_TOKENS);
-            let pages = most.min(prompt.len() + more).div_ceil(self.loaded.page_tokens) as u64;
+            let pages = self.most_tokens().min(prompt.len() + more).div_ceil(self.loaded.page_tokens) as u64;
             budget.open(prompt.len() as u32, pages * self.engine.config().kv_page_bytes)?;
         }
         let scope = if self.shared { EVERYBODY } else { ask.account };

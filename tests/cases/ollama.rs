@@ -121,6 +121,7 @@ fn models_come_go_and_stay_as_callers_say() {
     connection.request("DELETE", "/api/delete", &[], json!({ "model": "pirate" }).to_string().as_bytes());
     assert_eq!(connection.head().status, 200);
     assert_eq!(ask(&hob, "/api/show", &json!({ "model": "pirate" })).0, 404);
+    assert_eq!(here().len(), 1, "it is there under other names");
 }
 
 #[test]
@@ -201,6 +202,33 @@ fn only_who_manages_changes_models() {
     let path = format!("/api/blobs/{}", hob::digest::Digest::of(b"x"));
     connection.request("POST", &path, &[("authorization", &format!("Bearer {key}"))], b"x");
     assert_eq!(connection.head().status, 403);
+    // Others use the same models: who only uses them decides neither that one goes nor that it stays.
+    let load = |keep: Value, prompt: &str| {
+        let body = json!({ "model": MODEL, "keep_alive": keep, "prompt": prompt, "options": { "num_predict": 1 } });
+        let mut connection = Connection::open(hob.address());
+        let bearer = format!("Bearer {key}");
+        connection.request("POST", "/api/generate", &[("authorization", &bearer)], body.to_string().as_bytes());
+        connection.head().status
+    };
+    assert_eq!((load(json!(0), ""), load(json!(-1), ""), load(json!(-1), "x")), (403, 200, 200));
+    let models: Value = serde_json::from_str(&hob.ok(&["models", "ps", "--json"])).unwrap();
+    assert_eq!((&models[0]["name"], &models[0]["pinned"]), (&json!(MODEL), &json!(false)));
+}
+
+#[test]
+fn pages_use_models_and_only_those_that_were_named_change_them() {
+    let args = ["--model-origin", "http://localhost:3000"].map(str::to_owned).to_vec();
+    let hob = Hob::with(ServeOptions { model: true, args, ..Default::default() });
+    let copy = |headers: &[(&str, &str)]| {
+        let mut connection = Connection::open(hob.address());
+        let body = json!({ "source": MODEL, "destination": "mine" }).to_string();
+        connection.request("POST", "/api/copy", headers, body.as_bytes());
+        connection.head().status
+    };
+    let own = hob.url("");
+    assert_eq!(copy(&[("origin", own.trim_end_matches('/'))]), 403, "functions serve pages there");
+    assert_eq!(copy(&[("sec-fetch-site", "same-site")]), 403);
+    assert_eq!((copy(&[("origin", "http://localhost:3000")]), copy(&[])), (200, 200));
 }
 
 #[test]
@@ -243,6 +271,9 @@ fn messages_of_anthropics_are_answered() {
     let usage = &whole["usage"];
     let input = usage["input_tokens"].as_u64().unwrap() + usage["cache_read_input_tokens"].as_u64().unwrap();
     assert_eq!(counted["input_tokens"].as_u64(), Some(input));
+    let begun: Vec<Value> =
+        stream.lines().filter_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok()).collect();
+    assert_eq!(begun[0]["message"]["usage"]["input_tokens"].as_u64(), Some(input));
     let (status, error) = ask(&hob, "/v1/messages", &body(json!({ "model": "nope" })));
     assert_eq!((status, &error["type"], &error["error"]["type"]), (404, &json!("error"), &json!("not_found_error")));
 }

@@ -157,6 +157,7 @@ fn options_do_what_they_say() {
 #[test]
 fn errors_have_all_fields_and_the_right_status() {
     let hob = Hob::with_model();
+    let many = json!({ "model": MODEL, "prompt": vec!["x"; 5], "n": 16 }).to_string();
     for (path, body, status, param, why) in [
         (CHAT, "{", 400, Value::Null, "cannot be read"),
         (
@@ -189,6 +190,7 @@ fn errors_have_all_fields_and_the_right_status() {
             "999999",
         ),
         ("/v1/completions", r#"{"model":"smollm2:135m"}"#, 400, json!("prompt"), "empty"),
+        ("/v1/completions", &many, 400, json!("prompt"), "at most 64"),
     ] {
         let (got, text) = post(&hob.url(path), body);
         let error = &serde_json::from_str::<Value>(&text).unwrap()["error"];
@@ -280,6 +282,12 @@ fn paths_are_reserved_where_that_is_wanted() {
     let hob = deployed(&[]);
     assert!(get(&hob.url("/v1/models")).1.contains(MODEL), "not even a function on `/` has it");
     assert!(!get(&hob.url("/v1/other")).1.contains("error") && !get(&hob.url("/health")).1.contains("status"));
+    for path in
+        ["/v1/embeddings", "/v1/files/x", "/v1/audio/speech", "/v1//models", "/v1/messages/batches", "/api/embed"]
+    {
+        let (status, text) = post(&hob.url(path), "{}");
+        assert!(status == 404 && text.contains("\"error\"") && text.contains("there is no call"), "{path}: {text}");
+    }
     let refused = hob.refused(&["deploy", hob_tests::component("hello").to_str().unwrap(), "--name", "model-api"]);
     assert!(refused.contains("choose another name"), "{refused}");
     let hob = deployed(&["--no-model-api"]);

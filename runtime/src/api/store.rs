@@ -74,19 +74,8 @@ pub async fn copy(
 /// What nobody can ask for any more gives its memory back, too, as soon as nobody uses it.
 pub async fn remove(State(app): State<App>, Path(name): Path<String>) -> Result<Json<Freed>, ApiError> {
     let name = parse(&name)?;
-    let (freed, gone) = on_disk(&app, move |store| {
-        let digest = store.get(&name).ok().map(|model| model.digest);
-        let freed = store.remove(&name)?;
-        let needed = store.list()?.iter().any(|model| Some(model.digest) == digest);
-        Ok((freed, digest.filter(|_| !needed)))
-    })
-    .await?;
-    if let Some(digest) = gone
-        && let Err(error) = app.host.library().engine().evict(&digest.to_string())
-    {
-        tracing::info!(%digest, %error, "removed, and in use still");
-    }
-    Ok(Json(freed))
+    let library = app.host.library().clone();
+    on_disk(&app, move |_| library.remove(&name).map(Json)).await
 }
 
 pub async fn collect(State(app): State<App>) -> Result<Json<Freed>, ApiError> {

@@ -1,4 +1,5 @@
-//! Calls that no guest sees: what the model APIs do for a tenant goes through the same meter, budgets and lists as a function.
+//! Calls that no guest sees: what the model APIs do for a tenant goes through the same meter and budgets as a
+//! function's invocations, and is listed among these.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +15,7 @@ use crate::request::{Invocation, RequestError};
 use crate::telemetry::{Trace, Watched};
 use crate::usage::Owner;
 
-/// The name under which such calls are metered, budgeted and listed. No function can have it.
+/// The name under which such calls are metered and budgeted, and listed among invocations. No function can have it.
 pub const MODEL_API: &str = "model-api";
 
 /// One call, for as long as it goes on.

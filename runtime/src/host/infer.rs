@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use hob_gpu::{Ask, Event, Finish, Message, Model, Penalties, Prompt, Refusal, Role, Sampling, Terms, Tokens};
+use hob_gpu::{Ask, Event, Finish, Form, Message, Model, Penalties, Prompt, Refusal, Role, Sampling, Terms, Tokens};
 use wasmtime::Result;
 use wasmtime::component::{Linker, Resource};
 use wasmtime_wasi_io::async_trait;
@@ -53,7 +53,7 @@ impl Joined {
 
 /// A running generation. Dropping it cancels the sequence, and notes what it has used by then.
 pub struct TokenStream {
-    pub(super) tokens: Tokens,
+    pub(crate) tokens: Tokens,
     /// Looked at by `ready`, not yet taken by `next`.
     peeked: Option<Event>,
     invocation: Arc<Invocation>,
@@ -114,7 +114,7 @@ impl Models {
 const INLINE_BYTES: usize = 16 << 10;
 
 /// Does work that reads `bytes` of text, where it holds up nobody.
-async fn beside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+pub(crate) async fn beside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     if bytes <= INLINE_BYTES {
         return Ok(work());
     }
@@ -129,25 +129,52 @@ pub(crate) async fn start(
     allowance: Option<&Arc<Allowance>>,
 ) -> Result<Result<Tokens, Refusal>> {
     ask.account = invocation.account;
+    let terms = terms(joined, invocation, allowance);
+    let bytes = bytes_to_read(&ask.prompt, ask.form.as_ref());
+    let model = joined.model.clone();
+    beside(bytes, move || model.generate_on(ask, terms)).await
+}
+
+/// The same for several answers to one prompt, held to one form. What was started before one is refused is on the
+/// invocation's account all the same.
+pub(crate) async fn start_all(
+    joined: &Joined,
+    prompt: Prompt,
+    form: Option<Form>,
+    asks: Vec<Ask>,
+    invocation: &Arc<Invocation>,
+    allowance: &Arc<Allowance>,
+) -> Result<Result<Vec<TokenStream>, Refusal>> {
+    let account = invocation.account;
+    let with_terms = |ask| (Ask { account, ..ask }, terms(joined, invocation, Some(allowance)));
+    let asks: Vec<_> = asks.into_iter().map(with_terms).collect();
+    let bytes = bytes_to_read(&prompt, form.as_ref());
+    let (model, invocation) = (joined.model.clone(), invocation.clone());
+    beside(bytes, move || {
+        let (all, started) = model.generate_all(prompt, form.as_ref(), asks);
+        let all = all.into_iter().map(|tokens| TokenStream::new(tokens, invocation.clone())).collect();
+        started.map(|()| all)
+    })
+    .await
+}
+
+fn terms(joined: &Joined, invocation: &Arc<Invocation>, allowance: Option<&Arc<Allowance>>) -> Terms {
     let bill = invocation.bill(&joined.name);
-    let terms = match allowance {
-        None => Terms { bill, ..Terms::default() },
-        Some(allowance) => {
-            let asker = invocation.clone();
-            let purse = Purse::new(allowance.clone(), invocation.taken.clone(), move |why| asker.print("host", why));
-            allowance.terms(bill, purse, invocation.meter.deadline())
-        }
-    };
-    let bytes = match &ask.prompt {
+    let Some(allowance) = allowance else { return Terms { bill, ..Terms::default() } };
+    let asker = invocation.clone();
+    let purse = Purse::new(allowance.clone(), invocation.taken.clone(), move |why| asker.print("host", why));
+    allowance.terms(bill, purse, invocation.meter.deadline())
+}
+
+fn bytes_to_read(prompt: &Prompt, form: Option<&Form>) -> usize {
+    match prompt {
+        // A form is compiled first: that takes a while, however short the prompt.
+        _ if form.is_some() => usize::MAX,
         Prompt::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
         Prompt::Conversation(conversation) => conversation.bytes(),
         Prompt::Raw(text) => text.len(),
         Prompt::Tokens(_) => 0,
-    };
-    let model = joined.model.clone();
-    // A form is compiled first: that takes a while, however short the prompt.
-    let bytes = if ask.form.is_some() { usize::MAX } else { bytes };
-    beside(bytes, move || model.generate_on(ask, terms)).await
+    }
 }
 
 impl wit::Host for ModelView<'_> {}

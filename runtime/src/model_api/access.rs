@@ -45,7 +45,9 @@ pub(super) struct Caller {
 impl Caller {
     /// The holder of the request's key. Where none is needed, clients send whatever they were configured with;
     /// whoever has none manages models only from this machine.
-    pub fn of(headers: &HeaderMap, host: &Host, needed: bool, local: bool) -> Result<Self, Refused> {
+    ///
+    /// `trusted`: no page asks, or one that the operator has named. Functions of this machine's tenants serve pages, too.
+    pub fn of(headers: &HeaderMap, host: &Host, needed: bool, trusted: bool) -> Result<Self, Refused> {
         let given = key(headers);
         let known = given.and_then(|given| host.keys().find(given));
         match (known, given) {
@@ -53,7 +55,7 @@ impl Caller {
             // One of ours that is none any more must not go on under another name.
             (None, Some(given)) if given.starts_with("hob_") => Err(Refused::key("this key is not known")),
             (None, _) if needed => Err(Refused::key("this needs a key, as `Authorization: Bearer`")),
-            (None, _) => Ok(Self { tenant: Tenant::default(), manages: local }),
+            (None, _) => Ok(Self { tenant: Tenant::default(), manages: trusted }),
         }
     }
 }
@@ -74,8 +76,13 @@ fn key(headers: &HeaderMap) -> Option<&str> {
 pub(super) enum Origin {
     /// No page, or a browser that does not say.
     None,
-    /// One that may.
-    Allowed(HeaderValue),
+    /// One that may use models.
+    Allowed {
+        /// What it is.
+        origin: HeaderValue,
+        /// The operator has named it: it may do what programs of this machine may.
+        named: bool,
+    },
     /// One that may not.
     Refused(String),
 }
@@ -87,14 +94,24 @@ impl Origin {
         let text = origin.to_str().unwrap_or_default();
         let listed = allowed.iter().any(|allowed| allowed == "*" || allowed.trim_end_matches('/') == text);
         match listed || is_here(text) {
-            true => Self::Allowed(origin.clone()),
+            true => Self::Allowed { origin: origin.clone(), named: listed },
             false => Self::Refused(text.chars().take(200).collect()),
+        }
+    }
+
+    /// Whether no page asks, or one that the operator has named.
+    pub fn is_trusted(&self, headers: &HeaderMap) -> bool {
+        match self {
+            // Browsers leave the origin out of what they take for harmless, and say whence it comes in another header.
+            Self::None => headers.get("sec-fetch-site").is_none_or(|site| site == "none"),
+            Self::Allowed { named, .. } => *named,
+            Self::Refused(_) => false,
         }
     }
 
     /// Lets the page read the answer.
     pub fn mark(&self, headers: &mut HeaderMap) {
-        if let Self::Allowed(origin) = self {
+        if let Self::Allowed { origin, .. } = self {
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
             let seen = HeaderValue::from_static("x-request-id, x-hob-invocation, retry-after");
             headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, seen);
@@ -109,7 +126,7 @@ impl Origin {
         headers.remove(header::CONTENT_TYPE);
         let methods = HeaderValue::from_static("GET, HEAD, POST, DELETE, OPTIONS");
         headers.insert(header::ALLOW, methods.clone());
-        if let Self::Allowed(_) = self {
+        if let Self::Allowed { .. } = self {
             headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
             let wanted = asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
             let usual = HeaderValue::from_static("authorization, content-type, x-api-key");
@@ -155,8 +172,23 @@ mod tests {
         headers.insert(header::ORIGIN, HeaderValue::from_static("https://ui.example"));
         assert!(matches!(Origin::of(&headers, &[]), Origin::Refused(from) if from == "https://ui.example"));
         for list in ["*", "https://ui.example", "https://ui.example/"] {
-            assert!(matches!(Origin::of(&headers, &[list.into()]), Origin::Allowed(_)), "{list}");
+            assert!(matches!(Origin::of(&headers, &[list.into()]), Origin::Allowed { named: true, .. }), "{list}");
         }
+    }
+
+    #[test]
+    fn only_pages_that_were_named_are_trusted() {
+        let trusted = |name: &'static str, value: &'static str, named: &[String]| {
+            let headers = HeaderMap::from_iter([(name.parse().unwrap(), HeaderValue::from_static(value))]);
+            Origin::of(&headers, named).is_trusted(&headers)
+        };
+        assert!(Origin::None.is_trusted(&HeaderMap::new()));
+        assert!(!trusted("origin", "http://localhost:8080", &[]));
+        assert!(trusted("origin", "http://localhost:8080", &["http://localhost:8080".into()]));
+        for site in ["cross-site", "same-site", "same-origin"] {
+            assert!(!trusted("sec-fetch-site", site, &[]), "{site}");
+        }
+        assert!(trusted("sec-fetch-site", "none", &[]));
     }
 
     #[test]

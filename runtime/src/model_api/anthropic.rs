@@ -1,12 +1,12 @@
 //! Anthropic's API: `/v1/messages` and `/v1/messages/count_tokens`.
 
-use bytes::Bytes;
 use hob_gpu::{Ask, Prompt, Sampling};
 use http::Response;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::ask::Call;
+use super::body::Given;
 use super::openai::{conversation, converse};
 use super::reader::Piece;
 use super::refused::{Dialect, Refused};
@@ -34,10 +34,6 @@ struct Asked {
 }
 
 impl Asked {
-    fn read(body: &Bytes) -> Result<Self, Refused> {
-        serde_json::from_slice(body).map_err(|error| Refused::json(&error))
-    }
-
     fn wanted(&self) -> Result<Wanted, Refused> {
         let tool = |tool: &Value| {
             let description = tool["description"].as_str().map(str::to_owned);
@@ -131,14 +127,14 @@ fn turns(message: &Value, out: &mut Vec<Value>) -> Result<(), Refused> {
 }
 
 /// Answers `/v1/messages`.
-pub(super) async fn answer(call: &Call, body: &Bytes) -> Result<Response<Body>, Refused> {
-    let mut asked = Asked::read(body)?;
+pub(super) async fn answer(call: &Call, body: Given) -> Result<Response<Body>, Refused> {
+    let mut asked: Asked = body.json().await?;
     let wanted = asked.wanted()?;
     let conversation = asked.conversation(&wanted)?;
     let Some(max_tokens) = asked.max_tokens.filter(|most| *most > 0) else {
         return Err(Refused::invalid("max_tokens", "max_tokens: field required"));
     };
-    let mut ask = Ask::new(Prompt::Raw(String::new()));
+    let mut ask = Ask::new(Prompt::Tokens(Vec::new()));
     ask.max_tokens = Some(max_tokens);
     ask.stop = asked.stop_sequences.unwrap_or_default();
     ask.sampling = Sampling {
@@ -171,13 +167,13 @@ pub(super) async fn answer(call: &Call, body: &Bytes) -> Result<Response<Body>, 
 }
 
 /// Answers `/v1/messages/count_tokens`.
-pub(super) async fn count(call: &Call, body: &Bytes) -> Result<Response<Body>, Refused> {
-    let mut asked = Asked::read(body)?;
+pub(super) async fn count(call: &Call, body: Given) -> Result<Response<Body>, Refused> {
+    let mut asked: Asked = body.json().await?;
     let wanted = asked.wanted()?;
     let conversation = asked.conversation(&wanted)?;
     let found = call.join(&asked.model).await?;
-    let prompt = Prompt::Conversation(Box::new(conversation));
-    Ok(call.whole(&json!({ "input_tokens": found.model.prompt_tokens(prompt)?.len() })))
+    let written = call.write(&found, conversation).await?;
+    Ok(call.whole(&json!({ "input_tokens": written.tokens.len() })))
 }
 
 fn usage(reply: &Reply) -> Value {
@@ -251,7 +247,12 @@ impl Blocks {
 
 impl Voice for Blocks {
     fn begin(&mut self, reply: &Reply, out: &mut Out) {
-        let message = self.shape.message(json!([]), None, usage(reply));
+        // How much of the prompt is found in the cache is known later: the last event says that.
+        let begun = json!({
+            "input_tokens": reply.prompt_tokens, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0,
+            "output_tokens": 0,
+        });
+        let message = self.shape.message(json!([]), None, begun);
         out.named("message_start", &json!({ "type": "message_start", "message": message }));
         out.named("ping", &json!({ "type": "ping" }));
     }
@@ -311,7 +312,7 @@ mod tests {
                 { "role": "assistant", "content": "It is" },
             ],
         });
-        let mut asked = Asked::read(&body.to_string().into()).unwrap();
+        let mut asked: Asked = serde_json::from_value(body).unwrap();
         let wanted = asked.wanted().unwrap();
         let conversation = asked.conversation(&wanted).unwrap();
         let roles: Vec<_> = conversation.messages.iter().map(|message| message["role"].as_str().unwrap()).collect();
@@ -319,7 +320,7 @@ mod tests {
         assert_eq!(conversation.messages[2]["tool_calls"][0]["function"]["arguments"], json!({ "x": 1 }));
         assert_eq!((conversation.begun.as_deref(), conversation.tools.len()), (Some("It is"), 1));
         let image = json!({ "messages": [{ "role": "user", "content": [{ "type": "image" }] }] });
-        let mut asked = Asked::read(&image.to_string().into()).unwrap();
+        let mut asked: Asked = serde_json::from_value(image).unwrap();
         let wanted = asked.wanted().unwrap();
         assert!(asked.conversation(&wanted).unwrap_err().message.contains("image"));
     }

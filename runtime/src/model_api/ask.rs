@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hob_gpu::{Ask, Model};
+use hob_gpu::{Ask, Conversation, Form, Model, Prompt, Written};
 use http::Response;
 use serde_json::Value;
 
-use super::body;
 use super::refused::Refused;
 use super::reply::Reply;
+use super::{beside_store, body};
 use crate::function_host::{Called, Host};
-use crate::host::infer::{self, Joined};
+use crate::host::infer::{self, Joined, beside};
 use crate::models::Stay;
-use crate::models::store::Defaults;
+use crate::models::store::{Defaults, Manifest, StoreError};
 use crate::names::ModelName;
 use crate::request::Body;
 
@@ -23,6 +23,8 @@ use crate::request::Body;
 pub(super) struct Call {
     host: Arc<Host>,
     pub called: Arc<Called>,
+    /// Its caller may change which models there are, and which are in memory.
+    manages: bool,
 }
 
 /// A model that a call may use.
@@ -34,8 +36,8 @@ pub(super) struct Found {
 }
 
 impl Call {
-    pub fn new(host: Arc<Host>, called: Called) -> Self {
-        Self { host, called: Arc::new(called) }
+    pub fn new(host: Arc<Host>, called: Called, manages: bool) -> Self {
+        Self { host, called: Arc::new(called), manages }
     }
 
     /// Its number, for ids.
@@ -45,47 +47,69 @@ impl Call {
 
     /// Joins the model that people call `name`; waits while it is loaded.
     pub async fn join(&self, name: &str) -> Result<Found, Refused> {
-        let name = resolve(&self.host, name)?;
         let started = Instant::now();
-        let model = self.host.library().join(&name).await?;
-        let defaults = self.host.library().store().get(&name).map(|stored| stored.defaults).unwrap_or_default();
+        let stored = self.find(name).await?;
+        let model = self.host.library().join_stored(&stored).await?;
         self.called.invocation.mark(|marks| marks.join += started.elapsed());
-        Ok(Found { model, name, defaults })
+        Ok(Found { model, name: stored.name, defaults: stored.defaults })
     }
 
-    /// Queues a sequence for each of `asks`.
-    pub async fn start(&self, found: &Found, asks: Vec<Ask>) -> Result<Reply, Refused> {
+    async fn find(&self, name: &str) -> Result<Manifest, Refused> {
+        let (host, name) = (self.host.clone(), name.to_owned());
+        beside_store(move || resolve(&host, &name)).await
+    }
+
+    /// Writes a conversation down as the model reads it.
+    pub async fn write(&self, found: &Found, conversation: Conversation) -> Result<Written, Refused> {
+        let model = found.model.clone();
+        let written = beside(conversation.bytes(), move || model.write(conversation)).await;
+        Ok(written.map_err(unread)??)
+    }
+
+    /// Queues a sequence for each of `asks`, for each of `prompts`: all are held to `form`.
+    pub async fn start(
+        &self,
+        found: &Found,
+        prompts: Vec<Prompt>,
+        form: Option<Form>,
+        asks: Vec<Ask>,
+    ) -> Result<Reply, Refused> {
         let joined = Joined::new(found.model.clone(), found.name.clone());
-        let mut all = Vec::with_capacity(asks.len());
-        for ask in asks {
-            let started = infer::start(&joined, ask, &self.called.invocation, Some(&self.called.allowance)).await;
-            let tokens =
-                started.map_err(|error| Refused::fault(format!("the prompt could not be read: {error}")))??;
-            all.push(tokens);
+        let Called { invocation, allowance, .. } = &*self.called;
+        let mut all = Vec::with_capacity(prompts.len() * asks.len());
+        for prompt in prompts {
+            let started = infer::start_all(&joined, prompt, form.clone(), asks.clone(), invocation, allowance).await;
+            all.extend(started.map_err(unread)??);
         }
         Ok(Reply::new(self.clone(), found.model.clone(), all))
     }
 
-    /// Notes how long its caller wishes the model to stay.
-    pub fn keep(&self, name: &ModelName, stay: Option<Stay>) {
-        if let Some(stay) = stay
-            && let Err(error) = self.host.library().wish(name, stay)
-        {
-            tracing::debug!(model = %name, %error, "nobody can be kept");
+    /// Notes how long its caller wishes the model to stay. Others may use it, too: only who manages models is heard.
+    pub async fn keep(&self, name: &ModelName, stay: Option<Stay>) {
+        let Some(stay) = stay.filter(|_| self.manages) else { return };
+        let (host, name) = (self.host.clone(), name.clone());
+        let noted = beside_store(move || Ok(host.library().wish(&name, stay)?)).await;
+        if let Err(refused) = noted {
+            tracing::debug!(why = refused.message, "nobody can be kept");
         }
     }
 
     /// Loads a model, or lets go of it if it is to stay no longer; says which.
     pub async fn keep_or_go(&self, name: &str, stay: Option<Stay>) -> Result<&'static str, Refused> {
         if stay == Some(Stay::Idle(Duration::ZERO)) {
-            let name = resolve(&self.host, name)?;
-            self.keep(&name, stay);
+            let stored = self.find(name).await?;
+            if !self.manages {
+                return Err(Refused::forbidden(
+                    "others may use this model: letting go of it needs a key of scope admin",
+                ));
+            }
+            self.keep(&stored.name, stay).await;
             // One that is in use goes when it is not.
-            let _ = self.host.library().evict(&name);
+            let _ = self.host.library().engine().evict(&stored.digest.to_string());
             return Ok("unload");
         }
         let found = self.join(name).await?;
-        self.keep(&found.name, stay);
+        self.keep(&found.name, stay).await;
         Ok("load")
     }
 
@@ -103,16 +127,25 @@ impl Call {
     }
 }
 
-/// The model that people call `name`: with its tag, or without if that is `latest`.
-pub(super) fn resolve(host: &Host, name: &str) -> Result<ModelName, Refused> {
-    let has = |name: &str| name.parse::<ModelName>().ok().filter(|name| host.library().has(name));
-    let found = match name.strip_suffix(":latest") {
-        Some(short) => has(name).or_else(|| has(short)),
-        None if name.contains(':') => has(name),
-        None => has(name).or_else(|| has(&format!("{name}:latest"))),
-    };
+fn unread(error: impl std::fmt::Display) -> Refused {
+    Refused::fault(format!("the prompt could not be read: {error}"))
+}
+
+/// The model that people call `name`: with its tag, or without if that is `latest`. Waits for the disk.
+pub(super) fn resolve(host: &Host, name: &str) -> Result<Manifest, Refused> {
     if name.is_empty() {
         return Err(Refused::invalid("model", "`model` is missing; `hob models list` shows those that are here"));
     }
-    found.ok_or_else(|| Refused::no_model(name))
+    let other = match name.strip_suffix(":latest") {
+        Some(short) => Some(short.to_owned()),
+        None => (!name.contains(':')).then(|| format!("{name}:latest")),
+    };
+    for name in [Some(name.to_owned()), other].into_iter().flatten() {
+        let Ok(name) = name.parse::<ModelName>() else { continue };
+        match host.library().store().get(&name) {
+            Err(StoreError::NotFound(_)) => {}
+            found => return Ok(found?),
+        }
+    }
+    Err(Refused::no_model(name))
 }

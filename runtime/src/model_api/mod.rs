@@ -15,6 +15,7 @@ mod body;
 mod health;
 mod ollama;
 mod openai;
+mod paths;
 mod reader;
 mod refused;
 mod reply;
@@ -27,12 +28,14 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use serde_json::json;
 
 pub use self::access::KeyRule;
 use self::access::{Caller, Origin};
 use self::ask::Call;
+use self::body::Bodies;
+use self::paths::{Found, What};
 use self::refused::{Dialect, Refused};
 use crate::function_host::Host;
 use crate::request::{Body, BoxError};
@@ -63,76 +66,20 @@ pub struct ModelApi {
     /// Nobody but this machine's programs can reach them.
     local: bool,
     health: health::Health,
-}
-
-/// What is answered, by path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum What {
-    Chat,
-    Completions,
-    Responses,
-    Models,
-    Model,
-    Live,
-    Ready,
-    Messages,
-    CountTokens,
-    OllamaChat,
-    Generate,
-    Tags,
-    Ps,
-    Version,
-    Running,
-    Show,
-    Pull,
-    Copy,
-    Create,
-    Delete,
-    Blob,
-}
-
-/// What stands before the digest of a blob.
-const BLOBS: &str = "/api/blobs/";
-
-static READ: [Method; 2] = [Method::GET, Method::HEAD];
-static POST: [Method; 1] = [Method::POST];
-static DELETE: [Method; 1] = [Method::DELETE];
-static SEND: [Method; 2] = [Method::HEAD, Method::POST];
-
-impl What {
-    /// The methods that it takes.
-    fn methods(self) -> &'static [Method] {
-        use What::{Live, Model, Models, Ps, Ready, Running, Tags, Version};
-        match self {
-            Models | Model | Live | Ready | Tags | Ps | Version | Running => &READ,
-            Self::Delete => &DELETE,
-            Self::Blob => &SEND,
-            _ => &POST,
-        }
-    }
-
-    /// Whether it changes which models there are.
-    fn manages(self) -> bool {
-        matches!(self, Self::Pull | Self::Copy | Self::Create | Self::Delete | Self::Blob)
-    }
-
-    /// Whether it uses models, and is metered.
-    fn uses(self) -> bool {
-        use What::{Chat, Completions, CountTokens, Generate, Messages, OllamaChat, Responses};
-        matches!(self, Chat | Completions | Responses | Messages | CountTokens | OllamaChat | Generate)
-    }
+    bodies: Bodies,
 }
 
 impl ModelApi {
     /// The APIs of `host`, for a listener on `address`.
     pub fn new(host: Arc<Host>, config: ModelApiConfig, address: IpAddr) -> Self {
-        Self { host, config, local: address.is_loopback(), health: health::Health::default() }
+        let bodies = Bodies::new(config.body_bytes);
+        Self { host, config, local: address.is_loopback(), health: health::Health::default(), bodies }
     }
 
     /// Whether a request is for these APIs, and not for a function.
     pub fn takes(&self, parts: &Parts) -> bool {
-        let Some((_, reserved)) = find(parts.uri.path()) else { return false };
-        self.is_host(parts) && (reserved || !self.host.has_route(parts))
+        let Some(found) = paths::find(parts.uri.path()) else { return false };
+        self.is_host(parts) && (found.reserved || !self.host.has_route(parts))
     }
 
     fn is_host(&self, parts: &Parts) -> bool {
@@ -154,10 +101,10 @@ impl ModelApi {
     {
         let started = Instant::now();
         let (parts, body) = request.into_parts();
-        let ((what, dialect), _) = match find(parts.uri.path()) {
-            Some(found) => found,
-            None => return Refused::not_found("there is no such path").response(Dialect::OpenAi),
+        let Some(found) = paths::find(parts.uri.path()) else {
+            return Refused::no_such_call(parts.uri.path()).response(Dialect::OpenAi);
         };
+        let dialect = found.dialect;
         let origin = Origin::of(&parts.headers, &self.config.origins);
         if let Origin::Refused(from) = &origin {
             let why = format!("pages of {from} may not call this; allow them with --model-origin");
@@ -165,10 +112,11 @@ impl ModelApi {
         }
         let mut response = match parts.method {
             Method::OPTIONS => origin.preflight(&parts.headers),
-            _ => match self.dispatch(what, &parts, body, started).await {
-                Ok(response) => response,
-                Err(refused) => refused.response(dialect),
-            },
+            _ => {
+                let trusted = origin.is_trusted(&parts.headers);
+                let answered = self.dispatch(found, &parts, body, (started, trusted)).await;
+                answered.unwrap_or_else(|refused| refused.response(dialect))
+            }
         };
         origin.mark(response.headers_mut());
         response
@@ -176,15 +124,19 @@ impl ModelApi {
 
     async fn dispatch<B>(
         self: &Arc<Self>,
-        what: What,
+        found: Found,
         parts: &Parts,
         body: B,
-        started: Instant,
+        (started, trusted): (Instant, bool),
     ) -> Result<Response<Body>, Refused>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
+        let what = found.what;
+        if what == What::Missing {
+            return Err(Refused::no_such_call(parts.uri.path()));
+        }
         if !what.methods().contains(&parts.method) {
             return Err(Refused::method(what.methods()));
         }
@@ -195,9 +147,11 @@ impl ModelApi {
             What::Version => return Ok(body::json(StatusCode::OK, &json!({ "version": ollama::VERSION }))),
             _ => {}
         }
-        let caller = Caller::of(&parts.headers, &self.host, self.keys_needed(), self.local)?;
+        let caller = self.caller(&parts.headers, trusted)?;
         if what.manages() && !caller.manages {
-            return Err(Refused::forbidden("changing which models there are needs a key of scope admin"));
+            let why = "changing which models there are needs a key of scope admin; pages that may do without are named \
+                       with --model-origin";
+            return Err(Refused::forbidden(why));
         }
         if !what.uses() {
             return self.about_models(what, parts, body).await;
@@ -205,28 +159,11 @@ impl ModelApi {
         let Some(called) = self.host.call(&caller.tenant, parts, started) else {
             return Err(Refused::stopping());
         };
-        let call = Call::new(self.host.clone(), called);
-        let answer = async {
-            let body = body::read(body, self.config.body_bytes).await?;
-            call.called.invocation.received(body.len());
-            match what {
-                What::Completions => openai::completions::answer(&call, &body).await,
-                What::Responses => openai::responses::answer(&call, &body).await,
-                What::Messages => anthropic::answer(&call, &body).await,
-                What::CountTokens => anthropic::count(&call, &body).await,
-                What::OllamaChat => ollama::chat::answer(&call, &body).await,
-                What::Generate => ollama::generate::answer(&call, &body).await,
-                _ => openai::chat::answer(&call, &body).await,
-            }
-        };
-        let mut answered = match answer.await {
-            Ok(response) => response,
-            Err(refused) => {
-                call.called.invocation.mark(|marks| marks.outcome = refused.outcome());
-                let dialect = find(parts.uri.path()).map_or(Dialect::OpenAi, |((_, dialect), _)| dialect);
-                refused.response(dialect)
-            }
-        };
+        let call = Call::new(self.host.clone(), called, caller.manages);
+        let mut answered = self.use_models(what, &call, body).await.unwrap_or_else(|refused| {
+            call.called.invocation.mark(|marks| marks.outcome = refused.outcome());
+            refused.response(found.dialect)
+        });
         call.called.watched.metrics.answered(answered.status());
         let id = HeaderValue::from_str(&call.called.invocation.id).expect("an id is hexadecimal digits and a dash");
         answered.headers_mut().insert("x-hob-invocation", id.clone());
@@ -234,73 +171,71 @@ impl ModelApi {
         Ok(answered)
     }
 
-    /// Answers what is about models, and uses none.
+    fn caller(&self, headers: &HeaderMap, trusted: bool) -> Result<Caller, Refused> {
+        let needed = match self.config.keys {
+            KeyRule::Auto => !self.local,
+            KeyRule::Required => true,
+            KeyRule::Optional => false,
+        };
+        Caller::of(headers, &self.host, needed, self.local && trusted)
+    }
+
+    /// Answers what has models make tokens, or count them.
+    async fn use_models<B>(&self, what: What, call: &Call, body: B) -> Result<Response<Body>, Refused>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let body = self.bodies.read(body).await?;
+        call.called.invocation.received(body.len());
+        match what {
+            What::Completions => openai::completions::answer(call, body).await,
+            What::Responses => openai::responses::answer(call, body).await,
+            What::Messages => anthropic::answer(call, body).await,
+            What::CountTokens => anthropic::count(call, body).await,
+            What::OllamaChat => ollama::chat::answer(call, body).await,
+            What::Generate => ollama::generate::answer(call, body).await,
+            _ => openai::chat::answer(call, body).await,
+        }
+    }
+
+    /// Answers what is about models, and uses none: all that looks into the store, on a thread that may wait for the disk.
     async fn about_models<B>(&self, what: What, parts: &Parts, body: B) -> Result<Response<Body>, Refused>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let host = &self.host;
+        let host = self.host.clone();
+        let path = parts.uri.path().to_owned();
         match what {
-            What::Models => return openai::models::list(host),
-            What::Model => return openai::models::one(host, parts.uri.path()),
-            What::Tags => return ollama::models::tags(host),
-            What::Ps => return ollama::models::ps(host),
+            What::Models => return beside_store(move || openai::models::list(&host)).await,
+            What::Model => return beside_store(move || openai::models::one(&host, &path)).await,
+            What::Tags => return beside_store(move || ollama::models::tags(&host)).await,
+            What::Ps => return beside_store(move || ollama::models::ps(&host)).await,
             What::Blob => {
-                let digest = parts.uri.path().trim_start_matches(BLOBS);
+                let digest = path.trim_start_matches(paths::BLOBS).to_owned();
                 return match parts.method {
-                    Method::POST => ollama::blobs::take(host, digest, &parts.headers, body).await,
-                    _ => ollama::blobs::here(host, digest),
+                    Method::POST => ollama::blobs::take(&host, &digest, &parts.headers, body).await,
+                    _ => beside_store(move || ollama::blobs::here(&host, &digest)).await,
                 };
             }
             _ => {}
         }
-        let body = body::read(body, self.config.body_bytes).await?;
+        let body = self.bodies.read(body).await?;
         match what {
-            What::Show => ollama::models::show(host, &body),
-            What::Copy => ollama::models::copy(host, &body),
-            What::Create => ollama::models::create(host, &body),
-            What::Delete => ollama::models::delete(host, &body),
-            _ => ollama::models::pull(host, &body).await,
-        }
-    }
-
-    fn keys_needed(&self) -> bool {
-        match self.config.keys {
-            KeyRule::Auto => !self.local,
-            KeyRule::Required => true,
-            KeyRule::Optional => false,
+            What::Show => beside_store(move || ollama::models::show(&host, body)).await,
+            What::Copy => beside_store(move || ollama::models::copy(&host, body)).await,
+            What::Create => beside_store(move || ollama::models::create(&host, body)).await,
+            What::Delete => beside_store(move || ollama::models::delete(&host, body)).await,
+            _ => ollama::models::pull(&host, body).await,
         }
     }
 }
 
-/// What a path is, and whether no function can have it.
-fn find(path: &str) -> Option<((What, Dialect), bool)> {
-    use Dialect::{Anthropic, Ollama, OpenAi};
-    let found = match path {
-        "/v1/chat/completions" => (What::Chat, OpenAi),
-        "/v1/completions" => (What::Completions, OpenAi),
-        "/v1/responses" => (What::Responses, OpenAi),
-        "/v1/models" => (What::Models, OpenAi),
-        "/v1/messages" => (What::Messages, Anthropic),
-        "/v1/messages/count_tokens" => (What::CountTokens, Anthropic),
-        "/v1/health/live" => (What::Live, OpenAi),
-        "/v1/health/ready" => (What::Ready, OpenAi),
-        "/api/chat" => (What::OllamaChat, Ollama),
-        "/api/generate" => (What::Generate, Ollama),
-        "/api/tags" => (What::Tags, Ollama),
-        "/api/ps" => (What::Ps, Ollama),
-        "/api/version" => (What::Version, Ollama),
-        "/api/show" => (What::Show, Ollama),
-        "/api/pull" => (What::Pull, Ollama),
-        "/api/copy" => (What::Copy, Ollama),
-        "/api/create" => (What::Create, Ollama),
-        "/api/delete" => (What::Delete, Ollama),
-        "/health" => return Some(((What::Ready, OpenAi), false)),
-        "/" => return Some(((What::Running, Ollama), false)),
-        _ if path.strip_prefix(BLOBS).is_some_and(|digest| !digest.is_empty()) => (What::Blob, Ollama),
-        _ if path.strip_prefix("/v1/models/").is_some_and(|id| !id.is_empty()) => (What::Model, OpenAi),
-        _ => return None,
-    };
-    Some((found, true))
+/// Does what waits for the disk, where it holds up nobody.
+async fn beside_store<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refused> + Send + 'static,
+) -> Result<T, Refused> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Refused::fault(format!("the models could not be looked at: {error}")))?
 }

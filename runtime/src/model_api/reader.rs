@@ -23,8 +23,6 @@ pub(super) struct Reader {
     calls: bool,
     state: State,
     held: String,
-    /// Some text was given out.
-    begun: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +57,7 @@ impl Reader {
             (false, true) => State::Start,
             (false, false) => State::Text,
         };
-        Self { marks, calls, state, held: String::new(), begun: false }
+        Self { marks, calls, state, held: String::new() }
     }
 
     /// For text that is nothing but text.
@@ -128,7 +126,6 @@ impl Reader {
             }
             State::Text => {
                 let text = std::mem::take(&mut self.held);
-                self.begun |= !text.is_empty();
                 give(out, Piece::Text(text));
                 false
             }
@@ -166,7 +163,6 @@ impl Reader {
             let is_text = self.state == State::Text;
             // A line end before a call belongs to the call.
             let before = if is_text { before.trim_end().to_owned() } else { before };
-            self.begun |= is_text && !before.is_empty();
             give(out, piece(before));
             return true;
         }
@@ -176,7 +172,6 @@ impl Reader {
         let safe = self.held[..self.held.len() - keep].trim_end().len();
         let rest = self.held.split_off(safe);
         let before = std::mem::replace(&mut self.held, rest);
-        self.begun |= self.state == State::Text && !before.is_empty();
         give(out, piece(before));
         false
     }

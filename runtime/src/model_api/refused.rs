@@ -54,6 +54,25 @@ impl Refused {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, why)
     }
 
+    /// Its body does not come.
+    pub fn slow(patience: Duration) -> Self {
+        let why = format!("the request's body did not come within {} s; send less, or faster", patience.as_secs());
+        Self::new(StatusCode::REQUEST_TIMEOUT, why)
+    }
+
+    /// Others' bodies have all the room there is.
+    pub fn crowded() -> Self {
+        let why = "this host is reading as much as it may of other requests; ask again in a moment";
+        Self { retry_after: Some(Duration::from_secs(1)), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, why) }
+    }
+
+    /// A call of an API that is not answered here.
+    pub fn no_such_call(path: &str) -> Self {
+        let path: String = path.chars().take(200).collect();
+        let why = format!("there is no call {path} here; GET /v1/openapi.json says which there are");
+        Self { code: Some("unknown_url"), ..Self::new(StatusCode::NOT_FOUND, why) }
+    }
+
     pub fn key(message: &str) -> Self {
         let why = format!("{message}; make one with `hob keys create`");
         Self { code: Some("invalid_api_key"), ..Self::new(StatusCode::UNAUTHORIZED, why) }
@@ -61,10 +80,6 @@ impl Refused {
 
     pub fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, message)
-    }
-
-    pub fn not_found(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::NOT_FOUND, message)
     }
 
     pub fn no_model(name: &str) -> Self {
@@ -209,10 +224,13 @@ mod tests {
             (Refused::key("x"), 401, "authentication_error"),
             (Refused::forbidden("x"), 403, "permission_error"),
             (Refused::no_model("x"), 404, "invalid_request_error"),
+            (Refused::no_such_call("/v1/files"), 404, "invalid_request_error"),
+            (Refused::slow(Duration::from_secs(60)), 408, "invalid_request_error"),
             (Refused::too_large(3), 413, "invalid_request_error"),
             (Refused::busy(Duration::from_millis(1200)), 429, "rate_limit_error"),
             (JoinRefusal::Busy(Duration::from_millis(1200)).into(), 503, "server_error"),
             (Refused::stopping(), 503, "server_error"),
+            (Refused::crowded(), 503, "server_error"),
             (Refusal::Fault("x".into()).into(), 500, "api_error"),
         ];
         for (refused, status, kind) in all {
@@ -222,7 +240,7 @@ mod tests {
             let response = refused.response(Dialect::OpenAi);
             let wait = response.headers().get(header::RETRY_AFTER).map(|wait| wait.to_str().unwrap().to_owned());
             assert_eq!(wait.is_some(), [429, 503].contains(&status), "{error}");
-            assert!(wait.is_none_or(|wait| wait == "2" || refused.message.contains("stopping")), "{error}");
+            assert!(wait.is_none_or(|wait| wait == "2" || refused.message.contains("in a moment")), "{error}");
         }
     }
 }

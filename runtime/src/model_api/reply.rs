@@ -3,15 +3,18 @@
 use std::future::poll_fn;
 use std::task::{Context, Poll};
 
-use hob_gpu::{Event, Finish, Model, TokenId, Tokens};
+use hob_gpu::{Event, Finish, Model, TokenId};
 
 use super::ask::Call;
 use super::reader::{Piece, Reader};
 use super::refused::Refused;
+use crate::host::infer::TokenStream;
 
 /// The answers of one call. Dropping it cancels what still runs, and notes what was used.
 pub(super) struct Reply {
     pub call: Call,
+    /// Of the first prompt.
+    pub prompt_tokens: usize,
     model: Model,
     choices: Vec<Choice>,
     /// Whose turn it is to be looked at first.
@@ -19,7 +22,7 @@ pub(super) struct Reply {
 }
 
 struct Choice {
-    tokens: Tokens,
+    stream: TokenStream,
     reader: Reader,
     /// Tools it has called.
     calls: u32,
@@ -105,9 +108,9 @@ impl Whole {
 
 impl Reply {
     /// Answers that are nothing but text, unless [`Reply::read_by`] says otherwise.
-    pub fn new(call: Call, model: Model, all: Vec<Tokens>) -> Self {
-        let choice = |tokens| Choice { tokens, reader: Reader::plain(), calls: 0, thought_tokens: 0, ended: false };
-        Self { call, model, choices: all.into_iter().map(choice).collect(), turn: 0 }
+    pub fn new(call: Call, model: Model, all: Vec<TokenStream>) -> Self {
+        let choice = |stream| Choice { stream, reader: Reader::plain(), calls: 0, thought_tokens: 0, ended: false };
+        Self { call, prompt_tokens: 0, model, choices: all.into_iter().map(choice).collect(), turn: 0 }
     }
 
     /// The same, told apart by a reader for each.
@@ -128,8 +131,8 @@ impl Reply {
             if self.choices[n].ended {
                 continue;
             }
-            if let Poll::Ready(event) = self.choices[n].tokens.poll_next(cx) {
-                self.call.called.invocation.saw(&event, &self.choices[n].tokens);
+            if let Poll::Ready(event) = self.choices[n].stream.tokens.poll_next(cx) {
+                self.call.called.invocation.saw(&event, &self.choices[n].stream.tokens);
                 self.turn = n + 1;
                 return Poll::Ready(self.said(n, event).map(Some));
             }
@@ -156,7 +159,7 @@ impl Reply {
         };
         choice.calls += pieces.iter().filter(|piece| matches!(piece, Piece::Call(_))).count() as u32;
         if thought || choice.reader.thinks() {
-            choice.thought_tokens = choice.tokens.usage().generated_tokens;
+            choice.thought_tokens = choice.stream.tokens.usage().generated_tokens;
         }
         let end = end.map(|finish| match finish {
             Finish::Stop if choice.calls > 0 => End::Calls,
@@ -165,7 +168,7 @@ impl Reply {
             Finish::Budget => End::Budget,
         });
         let is_text = |id: TokenId| !model.end_tokens().contains(&id);
-        let logprobs = choice.tokens.take_logprobs().into_iter().filter(|token| is_text(token.id));
+        let logprobs = choice.stream.tokens.take_logprobs().into_iter().filter(|token| is_text(token.id));
         let logprobs = logprobs.map(|token| Likely {
             bytes: model.token_bytes(token.id),
             logprob: token.logprob,
@@ -190,7 +193,7 @@ impl Reply {
     pub fn counts(&self, choices_each: usize) -> Counts {
         let mut counts = Counts::default();
         for (n, choice) in self.choices.iter().enumerate() {
-            let usage = choice.tokens.usage();
+            let usage = choice.stream.tokens.usage();
             if n % choices_each.max(1) == 0 {
                 counts.prompt += usage.prompt_tokens;
                 counts.cached += usage.cached_tokens;
@@ -203,14 +206,6 @@ impl Reply {
 
     /// Where the time of the first choice went.
     pub fn timing(&self) -> hob_gpu::Timing {
-        self.choices.first().map(|choice| choice.tokens.timing()).unwrap_or_default()
-    }
-}
-
-impl Drop for Reply {
-    fn drop(&mut self) {
-        for choice in &self.choices {
-            self.call.called.invocation.over(&choice.tokens);
-        }
+        self.choices.first().map(|choice| choice.stream.tokens.timing()).unwrap_or_default()
     }
 }

@@ -12,6 +12,8 @@ use super::refused::Refused;
 
 /// Most tools of one call.
 const MAX_TOOLS: usize = 128;
+/// Most bytes of tools and of the schema of an answer, together: they are compiled, and written into the prompt.
+const MAX_BYTES: usize = 1 << 20;
 /// Most calls of one answer: small models like to go on for ever.
 const MAX_CALLS: usize = 16;
 
@@ -46,6 +48,11 @@ impl Tool {
         Self::new(&function["name"], description, function.get("parameters"))
     }
 
+    /// About how many it has.
+    fn bytes(&self) -> usize {
+        self.name.len() + self.description.as_ref().map_or(0, String::len) + size(&self.parameters)
+    }
+
     /// Checks its parts.
     pub fn new(name: &Value, description: Option<String>, parameters: Option<&Value>) -> Result<Self, Refused> {
         let name = name.as_str().unwrap_or_default();
@@ -61,6 +68,16 @@ impl Tool {
             Some(_) => return Err(Refused::invalid("tools", format!("tool {name} has parameters that are no schema"))),
         };
         Ok(Self { name: name.to_owned(), description, parameters })
+    }
+}
+
+/// About how many bytes a value has as text.
+fn size(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len() + 2,
+        Value::Array(list) => list.iter().map(|value| size(value) + 1).sum::<usize>() + 2,
+        Value::Object(object) => object.iter().map(|(key, value)| key.len() + size(value) + 4).sum::<usize>() + 2,
+        _ => 4,
     }
 }
 
@@ -93,6 +110,13 @@ impl Wanted {
     pub fn new(tools: Vec<Tool>, choice: Choice, parallel: bool, answer: Option<Form>) -> Result<Self, Refused> {
         if tools.len() > MAX_TOOLS {
             return Err(Refused::invalid("tools", format!("{} tools; give up to {MAX_TOOLS}", tools.len())));
+        }
+        let schema = |form: &Form| if let Form::Schema(schema) = form { size(schema) } else { 0 };
+        let bytes = tools.iter().map(Tool::bytes).sum::<usize>() + answer.as_ref().map_or(0, schema);
+        if bytes > MAX_BYTES {
+            let param = if tools.is_empty() { "response_format" } else { "tools" };
+            let why = format!("tools and schemas have {bytes} bytes together; give up to {MAX_BYTES}");
+            return Err(Refused::invalid(param, why));
         }
         let wrong = |why: &str| Err(Refused::invalid("tool_choice", why));
         match &choice {
@@ -234,6 +258,16 @@ mod tests {
         for (tools, choice) in [(&[][..], Choice::Required), (&["a"][..], Choice::Named("b".into()))] {
             assert_eq!(wanted(tools, choice).unwrap_err().param.as_deref(), Some("tool_choice"));
         }
+        let long = Tool { description: Some("x".repeat(MAX_BYTES)), ..tool("a") };
+        let refused = Wanted::new(vec![long], Choice::Auto, true, None).unwrap_err();
+        assert!(
+            refused.param.as_deref() == Some("tools") && refused.message.contains("1048576"),
+            "{}",
+            refused.message
+        );
+        let schema = Form::Schema(json!({ "enum": vec!["word"; MAX_BYTES / 6] }));
+        let refused = Wanted::new(Vec::new(), Choice::Auto, true, Some(schema)).unwrap_err();
+        assert_eq!(refused.param.as_deref(), Some("response_format"));
         let hidden = wanted(&["a"], Choice::None).unwrap();
         assert!(hidden.shown().is_empty() && hidden.form(&MARKS, false).is_none());
         assert!(

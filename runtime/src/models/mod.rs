@@ -30,7 +30,7 @@ use crate::names::{ModelName, ModelRef};
 use keep::Share;
 pub use stay::Stay;
 use stay::Stays;
-use store::{ModelStore, StoreError};
+use store::{Manifest, ModelStore, StoreError};
 pub use sweep::Freed;
 
 /// Why a model cannot be joined.
@@ -94,9 +94,18 @@ impl Library {
             StoreError::NotFound(name) => JoinRefusal::NotFound(name.to_string()),
             error => fault(name, &error),
         })?;
+        self.join_stored(&entry).await
+    }
+
+    /// The same for one that was looked up in the store.
+    ///
+    /// # Errors
+    /// `Busy`, `Fault`.
+    pub async fn join_stored(&self, entry: &Manifest) -> Result<Model, JoinRefusal> {
+        let name = &entry.name;
         let source = ModelSource {
             name: name.to_string(),
-            path: self.store.path(&entry).map_err(|error| fault(name, &error))?,
+            path: self.store.path(entry).map_err(|error| fault(name, &error))?,
             digest: entry.digest.to_string(),
         };
         let policy = self.stays.over(&source.digest, entry.keep.policy());
@@ -155,6 +164,22 @@ impl Library {
         self.stays.set(digest.clone(), stay);
         self.engine.set_policy(&digest, self.stays.over(&digest, stored.keep.policy()));
         Ok(())
+    }
+
+    /// Removes a name, and what no other name needs; also from memory, as soon as nobody uses it.
+    ///
+    /// # Errors
+    /// `NotFound`, `Disk`.
+    pub fn remove(&self, name: &ModelName) -> Result<Freed, StoreError> {
+        let digest = self.store.get(name).ok().map(|model| model.digest);
+        let freed = self.store.remove(name)?;
+        let needed = self.store.list()?.iter().any(|model| Some(model.digest) == digest);
+        if let Some(digest) = digest.filter(|_| !needed)
+            && let Err(error) = self.engine.evict(&digest.to_string())
+        {
+            tracing::info!(%digest, %error, "removed, and in use still");
+        }
+        Ok(freed)
     }
 
     /// Gives back the memory of a model that nobody uses. `false` if it was not resident.

@@ -65,7 +65,7 @@ pub(super) fn is_about_tools(message: &Json) -> bool {
 
 /// The conversation for templates that know only who says what: tools are described to the model, calls and answers are
 /// plain text.
-pub(super) fn without_tools(conversation: &Conversation) -> Conversation {
+pub(super) fn without_tools(conversation: Conversation) -> Conversation {
     let mut messages: Vec<Json> = conversation.messages.iter().map(plain).collect();
     if !conversation.tools.is_empty() {
         let about = describe(&conversation.tools);
@@ -74,7 +74,7 @@ pub(super) fn without_tools(conversation: &Conversation) -> Conversation {
             None => messages.insert(0, json!({ "role": "system", "content": about })),
         }
     }
-    Conversation { messages, ..conversation.clone() }
+    Conversation { messages, ..conversation }
 }
 
 fn text<'a>(message: &'a Json, key: &str) -> &'a str {
@@ -184,7 +184,7 @@ mod tests {
     fn a_prompt_that_opens_a_thought_is_known() {
         let opens = |source: &str| {
             let template = Template::with(source, String::new(), String::new(), false).unwrap();
-            template.begins_thought(&Conversation::default()).unwrap()
+            template.pieces(Conversation::default(), std::iter::empty()).unwrap().begins_thought
         };
         assert!(opens("<|Assistant|><think>\n") && !opens("<think></think>x"));
     }

@@ -1,6 +1,5 @@
 //! `/api/chat`.
 
-use bytes::Bytes;
 use http::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -10,6 +9,7 @@ use super::options::{self, Options};
 use super::stream::{Lines, Shape};
 use super::{done_reason, keep, now, numbers};
 use crate::model_api::ask::Call;
+use crate::model_api::body::Given;
 use crate::model_api::openai::{conversation, converse};
 use crate::model_api::refused::Refused;
 use crate::model_api::stream;
@@ -26,8 +26,8 @@ struct Asked {
 }
 
 /// Answers a call.
-pub(in crate::model_api) async fn answer(call: &Call, body: &Bytes) -> Result<Response<Body>, Refused> {
-    let asked: Asked = serde_json::from_slice(body).map_err(|error| Refused::json(&error))?;
+pub(in crate::model_api) async fn answer(call: &Call, body: Given) -> Result<Response<Body>, Refused> {
+    let asked: Asked = body.json().await?;
     let stay = keep::read(asked.common.keep_alive.as_ref())?;
     if asked.messages.is_empty() {
         let reason = call.keep_or_go(&asked.common.model, stay).await?;
@@ -44,13 +44,13 @@ pub(in crate::model_api) async fn answer(call: &Call, body: &Bytes) -> Result<Re
     conversation.think = options::think(asked.common.think.as_ref())?;
     let found = call.join(&asked.common.model).await?;
     asked.common.check_think(&found.model.marks(), conversation.think)?;
-    call.keep(&found.name, stay);
+    call.keep(&found.name, stay).await;
     let defaults = found.defaults.clone();
     let system = defaults.system.as_deref().filter(|_| conversation.messages.iter().all(|m| m["role"] != "system"));
     if let Some(system) = system {
         conversation.messages.insert(0, json!({ "role": "system", "content": system }));
     }
-    let ask = Options::read(asked.common.options, &defaults.parameters)?.ask(None);
+    let ask = Options::read(asked.common.options, &defaults.parameters)?.ask();
     let mut reply = converse(call, &found, conversation, &wanted, vec![ask]).await?;
     let shape = Shape { model: asked.common.model, chat: true };
     if asked.common.stream != Some(false) {

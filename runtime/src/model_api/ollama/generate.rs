@@ -1,6 +1,5 @@
 //! `/api/generate`: an answer to a prompt, framed by the model's template unless `raw` says not to.
 
-use bytes::Bytes;
 use hob_gpu::model::template::Marks;
 use hob_gpu::{Conversation, Prompt};
 use http::Response;
@@ -11,6 +10,7 @@ use super::options::{self, Options};
 use super::stream::{Lines, Shape};
 use super::{done_reason, keep, now, numbers};
 use crate::model_api::ask::Call;
+use crate::model_api::body::Given;
 use crate::model_api::openai::converse;
 use crate::model_api::refused::Refused;
 use crate::model_api::stream;
@@ -54,8 +54,8 @@ struct Asked {
 }
 
 /// Answers a call.
-pub(in crate::model_api) async fn answer(call: &Call, body: &Bytes) -> Result<Response<Body>, Refused> {
-    let asked: Asked = serde_json::from_slice(body).map_err(|error| Refused::json(&error))?;
+pub(in crate::model_api) async fn answer(call: &Call, body: Given) -> Result<Response<Body>, Refused> {
+    let asked: Asked = body.json().await?;
     let stay = keep::read(asked.common.keep_alive.as_ref())?;
     let prompt = asked.prompt.clone().unwrap_or_default();
     if prompt.is_empty() {
@@ -69,15 +69,14 @@ pub(in crate::model_api) async fn answer(call: &Call, body: &Bytes) -> Result<Re
     let think = options::think(asked.common.think.as_ref())?;
     let found = call.join(&asked.common.model).await?;
     asked.common.check_think(&found.model.marks(), think)?;
-    call.keep(&found.name, stay);
+    call.keep(&found.name, stay).await;
     let defaults = found.defaults.clone();
-    let mut ask = Options::read(asked.common.options, &defaults.parameters)?.ask(None);
+    let ask = Options::read(asked.common.options, &defaults.parameters)?.ask();
     // A model without a template, or one that nobody knows, goes on from the text.
     let raw = asked.raw == Some(true) || !found.model.can_chat();
     let mut reply = if raw {
-        ask.prompt = Prompt::Raw(prompt);
-        ask.form = wanted.form(&plain(found.model.marks()), false);
-        call.start(&found, vec![ask]).await?
+        let form = wanted.form(&plain(found.model.marks()), false);
+        call.start(&found, vec![Prompt::Raw(prompt)], form, vec![ask]).await?
     } else {
         let system = asked.system.or(defaults.system).filter(|system| !system.is_empty());
         let system = system.map(|system| json!({ "role": "system", "content": system }));

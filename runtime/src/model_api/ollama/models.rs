@@ -17,8 +17,9 @@ use super::at;
 use crate::digest::Digest;
 use crate::function_host::Host;
 use crate::model_api::ask::resolve;
-use crate::model_api::body;
+use crate::model_api::body::{self, Given};
 use crate::model_api::refused::Refused;
+use crate::models::keep::Keep;
 use crate::models::pull::{self, PullLine, PullRequest};
 use crate::models::store::{Defaults, FilePath, FilePathError, Manifest, StoreError};
 use crate::models::view::StoredModel;
@@ -58,13 +59,6 @@ struct Named {
 }
 
 impl Named {
-    fn read(body: &Bytes) -> Result<Self, Refused> {
-        if body.is_empty() {
-            return Err(Refused::invalid(None, "missing request body"));
-        }
-        serde_json::from_slice(body).map_err(|error| Refused::json(&error))
-    }
-
     fn model(&self) -> &str {
         if self.model.is_empty() { &self.name } else { &self.model }
     }
@@ -126,12 +120,13 @@ fn details(model: &StoredModel) -> Value {
 pub(in crate::model_api) fn ps(host: &Arc<Host>) -> Result<Response<Body>, Refused> {
     let library = host.library();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let mut models = Vec::new();
+    let (known, mut models) = (library.store().list()?, Vec::new());
     for resident in library.engine().resident() {
-        let Some(stored) = resident.name.parse().ok().and_then(|name| library.store().get(&name).ok()) else {
-            continue;
-        };
-        let stored = StoredModel::of(library.store(), stored);
+        // The name it was loaded under may have gone; another may stand for the same.
+        let same: Vec<_> = known.iter().filter(|model| model.digest.to_string() == resident.digest).collect();
+        let named = same.iter().find(|model| model.name.as_str() == resident.name).or(same.first());
+        let Some(stored) = named else { continue };
+        let stored = StoredModel::of(library.store(), (*stored).clone());
         // One that stays until another needs its room has no hour; clients want a date.
         let left = resident.expires_in.unwrap_or(Duration::from_secs(100 * 365 * 86_400));
         let mut line = tag(&stored);
@@ -145,10 +140,10 @@ pub(in crate::model_api) fn ps(host: &Arc<Host>) -> Result<Response<Body>, Refus
 }
 
 /// `/api/show`
-pub(in crate::model_api) fn show(host: &Arc<Host>, asked: &Bytes) -> Result<Response<Body>, Refused> {
-    let named = Named::read(asked)?;
+pub(in crate::model_api) fn show(host: &Arc<Host>, asked: Given) -> Result<Response<Body>, Refused> {
+    let named: Named = asked.read()?;
     let store = host.library().store();
-    let manifest = store.get(&resolve(host, named.model())?)?;
+    let manifest = resolve(host, named.model())?;
     let path = store.path(&manifest).map_err(StoreError::Disk)?;
     let model = StoredModel::of(store, manifest);
     let template = hob_gpu::chat_template(&path).unwrap_or_default();
@@ -184,26 +179,24 @@ fn parameters(all: &Map<String, Value>) -> String {
 }
 
 /// `/api/copy`
-pub(in crate::model_api) fn copy(host: &Arc<Host>, asked: &Bytes) -> Result<Response<Body>, Refused> {
-    let named = Named::read(asked)?;
+pub(in crate::model_api) fn copy(host: &Arc<Host>, asked: Given) -> Result<Response<Body>, Refused> {
+    let named: Named = asked.read()?;
     let from = resolve(host, &named.source)?;
-    host.library().store().copy(&from, &new_name(&named.destination)?)?;
+    host.library().store().copy(&from.name, &new_name(&named.destination)?)?;
     Ok(body::text(StatusCode::OK, ""))
 }
 
 /// `/api/delete`
-pub(in crate::model_api) fn delete(host: &Arc<Host>, asked: &Bytes) -> Result<Response<Body>, Refused> {
-    let name = resolve(host, Named::read(asked)?.model())?;
-    // One that is in use stays in memory until it is not.
-    let _ = host.library().evict(&name);
-    host.library().store().remove(&name)?;
+pub(in crate::model_api) fn delete(host: &Arc<Host>, asked: Given) -> Result<Response<Body>, Refused> {
+    let named: Named = asked.read()?;
+    host.library().remove(&resolve(host, named.model())?.name)?;
     Ok(body::text(StatusCode::OK, ""))
 }
 
 /// `/api/create`: from a model that is here, another name for the same weights with words and parameters of its own; or from
 /// files that were sent to `/api/blobs`.
-pub(in crate::model_api) fn create(host: &Arc<Host>, asked: &Bytes) -> Result<Response<Body>, Refused> {
-    let named = Named::read(asked)?;
+pub(in crate::model_api) fn create(host: &Arc<Host>, asked: Given) -> Result<Response<Body>, Refused> {
+    let named: Named = asked.read()?;
     if named.adapters.is_some() || named.quantize.is_some() {
         let why = "adapters and quantize are not supported; send weights that are merged, and of the type that they shall have";
         return Err(Refused::invalid("quantize", why));
@@ -221,7 +214,7 @@ pub(in crate::model_api) fn create(host: &Arc<Host>, asked: &Bytes) -> Result<Re
             store.create(&name, files, named.defaults(Defaults::default()))?;
         }
         (false, None) => {
-            let parent = store.get(&resolve(host, &named.from)?)?;
+            let parent = resolve(host, &named.from)?;
             let (from, defaults) = (Some(parent.name.clone()), named.defaults(parent.defaults.clone()));
             let keep = store.get(&name).map(|known| known.keep).unwrap_or_default();
             store.put(&Manifest { name, parent: from, keep, defaults, ..parent })?;
@@ -242,8 +235,8 @@ fn file((path, digest): (&String, &Value)) -> Result<(FilePath, Digest), Refused
 }
 
 /// `/api/pull`
-pub(in crate::model_api) async fn pull(host: &Arc<Host>, asked: &Bytes) -> Result<Response<Body>, Refused> {
-    let named = Named::read(asked)?;
+pub(in crate::model_api) async fn pull(host: &Arc<Host>, asked: Given) -> Result<Response<Body>, Refused> {
+    let named: Named = asked.json().await?;
     let wanted = Wanted::from_ollama(named.model());
     let wanted = wanted.map_err(|error| Refused::invalid("model", format!("invalid model name: {error}")))?;
     let mut lines = pull::follow(host.library().store().clone(), PullRequest::new(wanted));

@@ -32,13 +32,12 @@ impl Options {
     }
 
     /// The ask, but for its prompt.
-    pub fn ask(self, form: Option<Form>) -> Ask {
-        let mut ask = Ask::new(Prompt::Raw(String::new()));
+    pub fn ask(self) -> Ask {
+        let mut ask = Ask::new(Prompt::Tokens(Vec::new()));
         // -1 and -2 are "until it ends" and "until the context is full".
         ask.max_tokens = self.num_predict.and_then(|most| u32::try_from(most).ok()).filter(|most| *most > 0);
         ask.stop =
             self.stop.map(OneOrMany::all).unwrap_or_default().into_iter().filter(|stop| !stop.is_empty()).collect();
-        ask.form = form;
         ask.sampling = Sampling {
             temperature: self.temperature.unwrap_or(0.8).clamp(0.0, 2.0),
             top_k: self.top_k.map_or(40, |k| u32::try_from(k).unwrap_or(0)),
@@ -91,10 +90,10 @@ mod tests {
     fn the_call_goes_before_the_model() {
         let defaults = json!({ "temperature": 0.1, "stop": ["</s>"], "num_ctx": 99 });
         let options = |asked: Value| Options::read(asked.as_object().cloned(), defaults.as_object().unwrap());
-        let ask = options(json!({ "temperature": 0, "num_predict": -1, "seed": 5, "stop": "x" })).unwrap().ask(None);
+        let ask = options(json!({ "temperature": 0, "num_predict": -1, "seed": 5, "stop": "x" })).unwrap().ask();
         assert_eq!((ask.sampling.temperature, ask.max_tokens, ask.sampling.seed), (0.0, None, Some(5)));
         assert_eq!(ask.stop, ["x"]);
-        let ask = options(Value::Null).unwrap().ask(Some(Form::Object));
+        let ask = options(Value::Null).unwrap().ask();
         assert_eq!((ask.sampling.temperature, ask.sampling.top_k, &ask.stop[..]), (0.1, 40, &["</s>".to_owned()][..]));
         assert_eq!(options(json!({ "top_k": "many" })).unwrap_err().status.as_u16(), 400);
     }

@@ -1,6 +1,5 @@
 //! `/v1/chat/completions`.
 
-use bytes::Bytes;
 use hob_gpu::{Ask, Conversation, Prompt};
 use http::Response;
 use serde::Deserialize;
@@ -10,6 +9,7 @@ use super::chat_stream::Chat;
 use super::options::Options;
 use super::{FINGERPRINT, finish_reason, form, logprobs, messages, now, usage};
 use crate::model_api::ask::{Call, Found};
+use crate::model_api::body::Given;
 use crate::model_api::reader::Reader;
 use crate::model_api::refused::Refused;
 use crate::model_api::reply::{Reply, Whole};
@@ -36,8 +36,8 @@ struct Asked {
 }
 
 /// Answers a call.
-pub(in crate::model_api) async fn answer(call: &Call, body: &Bytes) -> Result<Response<Body>, Refused> {
-    let mut asked: Asked = serde_json::from_slice(body).map_err(|error| Refused::json(&error))?;
+pub(in crate::model_api) async fn answer(call: &Call, body: Given) -> Result<Response<Body>, Refused> {
+    let mut asked: Asked = body.json().await?;
     limit(&mut asked)?;
     let wanted = form::wanted(
         asked.tools.as_deref(),
@@ -49,7 +49,7 @@ pub(in crate::model_api) async fn answer(call: &Call, body: &Bytes) -> Result<Re
     let mut conversation = messages::conversation(std::mem::take(&mut asked.messages), wanted.shown())?;
     conversation.think = think(&asked);
     let (streams, tells, name) = (asked.options.streams(), asked.options.tells_usage(), asked.options.model.clone());
-    let asks = asked.options.asks(Prompt::Raw(String::new()), logprobs)?;
+    let asks = asked.options.asks(logprobs)?;
     let found = call.join(&name).await?;
     let mut reply = converse(call, &found, conversation, &wanted, asks).await?;
     let shape = Shape { id: format!("chatcmpl-{}", call.id()), created: now(), model: found.name.to_string() };
@@ -64,26 +64,25 @@ pub(in crate::model_api) async fn answer(call: &Call, body: &Bytes) -> Result<Re
     Ok(call.whole(&answer))
 }
 
-/// Starts a conversation's answers, held to what is wanted; `asks` lack their prompt.
+/// Starts a conversation's answers, held to what is wanted; `asks` lack their prompt. It is written down once for all of them.
 pub(in crate::model_api) async fn converse(
     call: &Call,
     found: &Found,
     mut conversation: Conversation,
     wanted: &Wanted,
-    mut asks: Vec<Ask>,
+    asks: Vec<Ask>,
 ) -> Result<Reply, Refused> {
     let marks = found.model.marks();
     // One that is asked for JSON and may choose does not think first, unless it is told to.
     if marks.can_choose_to_think && conversation.think.is_none() && wanted.form(&marks, false).is_some() {
         conversation.think = Some(false);
     }
-    let in_thought = marks.thinks && conversation.begun.is_none() && found.model.begins_thought(&conversation)?;
+    let written = call.write(found, conversation).await?;
+    let in_thought = marks.thinks && written.begins_thought;
     let form = wanted.form(&marks, in_thought);
-    for ask in &mut asks {
-        ask.form = form.clone();
-        ask.prompt = Prompt::Conversation(Box::new(conversation.clone()));
-    }
-    let reply = call.start(found, asks).await?;
+    let prompt_tokens = written.tokens.len();
+    let mut reply = call.start(found, vec![Prompt::Tokens(written.tokens)], form, asks).await?;
+    reply.prompt_tokens = prompt_tokens;
     Ok(reply.read_by(|| Reader::new(marks, in_thought, wanted.calls())))
 }
 

@@ -1,6 +1,5 @@
 //! `/v1/completions`: text that goes on from a prompt, without a chat template.
 
-use bytes::Bytes;
 use hob_gpu::{Prompt, TokenId};
 use http::Response;
 use serde::Deserialize;
@@ -9,6 +8,7 @@ use serde_json::{Value, json};
 use super::options::Options;
 use super::{FINGERPRINT, finish_reason, logprobs, now, usage};
 use crate::model_api::ask::Call;
+use crate::model_api::body::Given;
 use crate::model_api::reader::Piece;
 use crate::model_api::refused::{Dialect, Refused};
 use crate::model_api::reply::{Likely, Reply, Said};
@@ -24,7 +24,7 @@ const MAX_SEQUENCES: usize = 64;
 struct Asked {
     #[serde(flatten)]
     options: Options,
-    prompt: Option<Given>,
+    prompt: Option<Prompts>,
     logprobs: Option<u32>,
     echo: Option<bool>,
     suffix: Option<String>,
@@ -34,15 +34,15 @@ struct Asked {
 /// Prompts, as text or tokens.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-enum Given {
+enum Prompts {
     Text(String),
     Texts(Vec<String>),
     Tokens(Vec<u32>),
     TokenLists(Vec<Vec<u32>>),
 }
 
-impl Given {
-    fn prompts(self) -> Vec<Prompt> {
+impl Prompts {
+    fn all(self) -> Vec<Prompt> {
         let tokens = |ids: Vec<u32>| Prompt::Tokens(ids.into_iter().map(TokenId).collect());
         match self {
             Self::Text(text) => vec![Prompt::Raw(text)],
@@ -54,28 +54,20 @@ impl Given {
 }
 
 /// Answers a call.
-pub(in crate::model_api) async fn answer(call: &Call, body: &Bytes) -> Result<Response<Body>, Refused> {
-    let mut asked: Asked = serde_json::from_slice(body).map_err(|error| Refused::json(&error))?;
-    let prompts = asked.prompt.take().map(Given::prompts).unwrap_or_default();
+pub(in crate::model_api) async fn answer(call: &Call, body: Given) -> Result<Response<Body>, Refused> {
+    let mut asked: Asked = body.json().await?;
+    let prompts = asked.prompt.take().map(Prompts::all).unwrap_or_default();
     check(&asked, &prompts)?;
     let (tells, name) = (asked.options.tells_usage(), asked.options.model.clone());
     let (streams, each) = (asked.options.streams(), asked.options.choices()? as usize);
     asked.options.max_tokens.get_or_insert(USUAL_TOKENS);
-    let template = asked.options.asks(Prompt::Raw(String::new()), asked.logprobs)?;
-    let with = |prompt: &Prompt| {
-        template.iter().cloned().map(|ask| hob_gpu::Ask { prompt: prompt.clone(), ..ask }).collect::<Vec<_>>()
-    };
-    let asks: Vec<_> = prompts.iter().flat_map(with).collect();
-    if asks.len() > MAX_SEQUENCES {
-        let why = format!("{} prompts and choices; at most {MAX_SEQUENCES} are answered at once", asks.len());
-        return Err(Refused::invalid("prompt", why));
-    }
+    let asks = asked.options.asks(asked.logprobs)?;
     let found = call.join(&name).await?;
-    let mut reply = call.start(&found, asks).await?;
-    let echo = |n: usize| match &prompts[n / each] {
-        _ if asked.echo != Some(true) => String::new(),
-        Prompt::Raw(text) => text.clone(),
-        Prompt::Tokens(ids) => found.model.detokenize(ids),
+    let echoed = if asked.echo == Some(true) { prompts.clone() } else { Vec::new() };
+    let mut reply = call.start(&found, prompts, None, asks).await?;
+    let echo = |n: usize| match echoed.get(n / each) {
+        Some(Prompt::Raw(text)) => text.clone(),
+        Some(Prompt::Tokens(ids)) => found.model.detokenize(ids),
         _ => String::new(),
     };
     let echoes: Vec<String> = (0..reply.choices()).map(echo).collect();
@@ -100,6 +92,11 @@ fn check(asked: &Asked, prompts: &[Prompt]) -> Result<(), Refused> {
         Prompt::Tokens(ids) => ids.is_empty(),
         _ => false,
     };
+    let sequences = prompts.len().saturating_mul(asked.options.choices()? as usize);
+    if sequences > MAX_SEQUENCES {
+        let why = format!("{sequences} prompts and choices; at most {MAX_SEQUENCES} are answered at once");
+        return Err(Refused::invalid("prompt", why));
+    }
     if prompts.is_empty() || prompts.iter().any(empty) {
         return Err(Refused::invalid("prompt", "the prompt is empty; give at least one token"));
     }
@@ -185,5 +182,25 @@ impl Voice for Plain {
     fn fault(&mut self, refused: &Refused, out: &mut Out) {
         out.event(&refused.json_in(Dialect::OpenAi));
         out.text("[DONE]");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequences_are_counted_before_they_are_made() {
+        let refused = |asked: Value| {
+            let mut asked: Asked = serde_json::from_value(asked).unwrap();
+            let prompts = asked.prompt.take().map(Prompts::all).unwrap_or_default();
+            check(&asked, &prompts).err().map(|refused| (refused.param.unwrap(), refused.message))
+        };
+        assert_eq!(refused(json!({ "prompt": vec!["x"; 4], "n": 16 })), None);
+        for (count, n) in [(5, 16), (65, 1)] {
+            let (param, why) = refused(json!({ "prompt": vec!["x"; count], "n": n })).unwrap();
+            assert!(param == "prompt" && why.contains("at most 64"), "{why}");
+        }
+        assert_eq!(refused(json!({ "prompt": [[1, 2], []] })).unwrap().0, "prompt");
     }
 }

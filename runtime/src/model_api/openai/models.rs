@@ -21,10 +21,8 @@ pub(in crate::model_api) fn list(host: &Arc<Host>) -> Result<Response<Body>, Ref
 
 /// The model that `path` ends with.
 pub(in crate::model_api) fn one(host: &Arc<Host>, path: &str) -> Result<Response<Body>, Refused> {
-    let name = path.trim_start_matches("/v1/models/").replace("%3A", ":").replace("%3a", ":");
-    let model = host.library().store().get(&resolve(host, &name)?);
-    let model = model.map_err(|error| Refused::fault(error.to_string()))?;
-    Ok(body::json(StatusCode::OK, &view(&model)))
+    let name = path.strip_prefix("/v1/models/").unwrap_or_default().replace("%3A", ":").replace("%3a", ":");
+    Ok(body::json(StatusCode::OK, &view(&resolve(host, &name)?)))
 }
 
 fn view(model: &Manifest) -> Value {

@@ -78,8 +78,8 @@ impl Options {
         }
     }
 
-    /// An ask for each choice.
-    pub fn asks(self, prompt: Prompt, logprobs: Option<u32>) -> Result<Vec<Ask>, Refused> {
+    /// An ask for each choice, without a prompt.
+    pub fn asks(self, logprobs: Option<u32>) -> Result<Vec<Ask>, Refused> {
         let choices = self.choices()?;
         if self.stream_options.is_some() && !self.streams() {
             return Err(Refused::invalid("stream_options", "stream_options need `\"stream\": true`"));
@@ -87,7 +87,7 @@ impl Options {
         if self.max_tokens == Some(0) {
             return Err(Refused::invalid("max_tokens", "max_tokens is 0; give 1 or more"));
         }
-        let mut ask = Ask::new(prompt);
+        let mut ask = Ask::new(Prompt::Tokens(Vec::new()));
         ask.max_tokens = self.max_tokens;
         ask.logprobs = logprobs;
         ask.stop = self.stop.map(OneOrMany::all).unwrap_or_default();
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     fn asks(text: &str) -> Result<Vec<Ask>, Refused> {
-        serde_json::from_str::<Options>(text).unwrap().asks(Prompt::Raw("x".into()), None)
+        serde_json::from_str::<Options>(text).unwrap().asks(None)
     }
 
     #[test]

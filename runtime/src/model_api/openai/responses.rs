@@ -1,6 +1,5 @@
 //! `/v1/responses`, without a memory: each call brings its conversation along.
 
-use bytes::Bytes;
 use hob_gpu::{Ask, Prompt, Sampling};
 use http::Response;
 use serde::Deserialize;
@@ -12,6 +11,7 @@ use super::messages::conversation;
 use super::now;
 use super::responses_stream::Events;
 use crate::model_api::ask::Call;
+use crate::model_api::body::Given;
 use crate::model_api::reader::Piece;
 use crate::model_api::refused::Refused;
 use crate::model_api::reply::{End, Reply};
@@ -105,8 +105,8 @@ impl Asked {
 }
 
 /// Answers a call.
-pub(in crate::model_api) async fn answer(call: &Call, body: &Bytes) -> Result<Response<Body>, Refused> {
-    let asked: Asked = serde_json::from_slice(body).map_err(|error| Refused::json(&error))?;
+pub(in crate::model_api) async fn answer(call: &Call, body: Given) -> Result<Response<Body>, Refused> {
+    let asked: Asked = body.json().await?;
     asked.check()?;
     let format = asked.text.as_ref().and_then(|text| text.get("format"));
     let tools = asked.tools();
@@ -114,7 +114,7 @@ pub(in crate::model_api) async fn answer(call: &Call, body: &Bytes) -> Result<Re
     let mut conversation = conversation(asked.messages()?, wanted.shown())?;
     let effort = asked.reasoning.as_ref().and_then(|reasoning| reasoning["effort"].as_str());
     conversation.think = effort.map(|effort| !matches!(effort, "none" | "minimal"));
-    let mut ask = Ask::new(Prompt::Raw(String::new()));
+    let mut ask = Ask::new(Prompt::Tokens(Vec::new()));
     ask.max_tokens = asked.max_output_tokens;
     ask.sampling = Sampling {
         temperature: asked.temperature.unwrap_or(1.0).clamp(0.0, 2.0),
