@@ -6,6 +6,7 @@
 //! HTTP and TLS come with an egress rule, models with a grant.
 
 mod config;
+pub(crate) mod embed;
 pub mod egress;
 pub mod infer;
 pub mod keyvalue;

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hob_gpu::{Ask, ModelState, Prompt};
+use hob_gpu::{Ask, ModelState, Prompt, Terms};
 use http::{Response, StatusCode};
 use serde_json::json;
 
@@ -84,6 +84,11 @@ impl Health {
 /// Has a model make one token.
 async fn answers(library: &Library, name: &ModelName) -> Result<(), String> {
     let model = library.join(name).await.map_err(|error| error.to_string())?;
+    if !model.generates() {
+        let tokens = model.embedding_tokens("a", true);
+        let embedding = model.embed_on(tokens, 0, Terms::default()).map_err(|error| error.to_string());
+        return embedding?.get().await.map(drop).map_err(|error| error.to_string());
+    }
     let ask = Ask { max_tokens: Some(1), ..Ask::new(Prompt::Raw("a".into())) };
     let tokens = model.generate(ask).map_err(|error| error.to_string())?;
     tokens.text().await.map(drop).map_err(|error| error.to_string())

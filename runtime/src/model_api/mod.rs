@@ -70,6 +70,7 @@ pub struct ModelApi {
 enum What {
     Chat,
     Completions,
+    Embeddings,
     Responses,
     Models,
     Model,
@@ -79,6 +80,8 @@ enum What {
     CountTokens,
     OllamaChat,
     Generate,
+    Embed,
+    OldEmbedding,
     Tags,
     Ps,
     Version,
@@ -114,6 +117,7 @@ impl What {
     fn uses(self) -> bool {
         use What::{Chat, Completions, CountTokens, Generate, Messages, OllamaChat, Responses};
         matches!(self, Chat | Completions | Responses | Messages | CountTokens | OllamaChat | Generate)
+            || matches!(self, Self::Embeddings | Self::Embed | Self::OldEmbedding)
     }
 }
 
@@ -205,11 +209,14 @@ impl ModelApi {
             call.called.invocation.received(body.len());
             match what {
                 What::Completions => openai::completions::answer(&call, &body).await,
+                What::Embeddings => openai::embeddings::answer(&call, &body).await,
                 What::Responses => openai::responses::answer(&call, &body).await,
                 What::Messages => anthropic::answer(&call, &body).await,
                 What::CountTokens => anthropic::count(&call, &body).await,
                 What::OllamaChat => ollama::chat::answer(&call, &body).await,
                 What::Generate => ollama::generate::answer(&call, &body).await,
+                What::Embed => ollama::embed::answer(&call, &body).await,
+                What::OldEmbedding => ollama::embed::answer_one(&call, &body).await,
                 _ => openai::chat::answer(&call, &body).await,
             }
         };
@@ -267,6 +274,7 @@ fn find(path: &str) -> Option<((What, Dialect), bool)> {
     let found = match path {
         "/v1/chat/completions" => (What::Chat, OpenAi),
         "/v1/completions" => (What::Completions, OpenAi),
+        "/v1/embeddings" => (What::Embeddings, OpenAi),
         "/v1/responses" => (What::Responses, OpenAi),
         "/v1/models" => (What::Models, OpenAi),
         "/v1/messages" => (What::Messages, Anthropic),
@@ -275,6 +283,8 @@ fn find(path: &str) -> Option<((What, Dialect), bool)> {
         "/v1/health/ready" => (What::Ready, OpenAi),
         "/api/chat" => (What::OllamaChat, Ollama),
         "/api/generate" => (What::Generate, Ollama),
+        "/api/embed" => (What::Embed, Ollama),
+        "/api/embeddings" => (What::OldEmbedding, Ollama),
         "/api/tags" => (What::Tags, Ollama),
         "/api/ps" => (What::Ps, Ollama),
         "/api/version" => (What::Version, Ollama),
