@@ -73,6 +73,16 @@ impl Model {
         Ok(self.0.tokenize(text)?)
     }
 
+    /// What each text means: as many numbers as the model is wide, of length 1 together, so that the dot product of two is the
+    /// cosine between them. At most 2048 texts.
+    ///
+    /// # Errors
+    /// `TooLong` if a text has more tokens than the context, `Busy`, `Invalid`, `Fault`.
+    pub fn embed<T: Into<String>>(&self, texts: impl IntoIterator<Item = T>) -> Result<Vec<Vec<f32>>, ModelError> {
+        let texts: Vec<String> = texts.into_iter().map(Into::into).collect();
+        Ok(self.0.embed(&texts)?)
+    }
+
     /// The next turn of a conversation, laid out by the model's own chat template.
     pub fn chat(&self, messages: impl IntoIterator<Item = Message>) -> Generation<'_> {
         let messages = messages.into_iter().map(Into::into).collect();

@@ -224,6 +224,8 @@ pub(crate) struct Submission {
     pub(crate) terms: Terms,
     /// Where the answer stands in its form.
     pub(crate) guide: Option<Guide>,
+    /// Whether an embedding of the prompt is wanted, and no token.
+    pub(crate) embeds: bool,
 }
 
 impl Engine {

@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 mod ask;
+mod embedding;
 mod engine;
 mod form;
 pub mod format;
@@ -25,6 +26,7 @@ mod tokens;
 mod turns;
 
 pub use ask::{Ask, Conversation, Message, Penalties, Prompt, Refusal, Role, Sampling, TokenId};
+pub use embedding::Embedding;
 pub use engine::{Engine, EngineConfig, EngineDevice, EngineStats, StartError};
 pub use form::Form;
 pub use format::FormatError;

@@ -4,6 +4,7 @@
 //! `forward`; when it computes is the engine's business.
 
 use crate::ask::{Ask, Conversation, Message, Prompt, Refusal, TokenId};
+use crate::embedding::Embedding;
 use crate::engine::{Engine, Submission};
 use crate::form::{Form, Forms, Guide};
 use crate::format::FormatError;
@@ -11,7 +12,7 @@ use crate::format::quantize::Quantize;
 use crate::kv::KvType;
 use crate::measure;
 use crate::ops::cpu::CodePath;
-use crate::ops::cuda::Device;
+use crate::ops::cuda::{CudaError, Device};
 use crate::residency::{JoinError, Lease, Loading};
 use crate::schedule::RESERVE_TOKENS;
 use crate::terms::Terms;
@@ -30,6 +31,7 @@ pub mod architecture;
 pub(crate) mod card;
 pub mod checkpoint;
 pub mod config;
+pub(crate) mod encoder;
 mod fallback;
 pub(crate) mod forward;
 mod opened;
@@ -126,9 +128,13 @@ impl Loaded {
         }
         let on_card = |source| JoinError::Card { name: name.clone(), source };
         let needed = match &room.card {
-            None => config.memory().activations(room.step),
+            None => config.memory().activations(step_of(&config, room.step)),
             Some(_) => card::step_bytes(&config, room.step),
         };
+        if config.architecture.encoder && room.card.is_some() {
+            let what = "models that embed; start an engine on the processor for them".into();
+            return Err(on_card(CudaError::Shape { what }));
+        }
         if room.card.is_some() {
             card::check(&config, room.kv_type, room.page_bytes).map_err(on_card)?;
         } else if let Some(available) = measure::available_memory().filter(|available| *available < needed) {
@@ -218,6 +224,12 @@ impl Loaded {
             },
         }
     }
+}
+
+/// The largest step of a model, in tokens and in tokens that give logits, where that of an engine is `step`: an encoder takes
+/// whole texts.
+pub(crate) fn step_of(c: &Config, step: (usize, usize)) -> (usize, usize) {
+    if c.architecture.encoder { (step.0.max(c.context), 0) } else { step }
 }
 
 /// Brings weights into memory, as they are in the files or quantised.
@@ -395,6 +407,9 @@ impl Model {
     }
 
     fn check(&self, ask: &Ask) -> Result<(), Refusal> {
+        if !self.generates() {
+            return Err(Refusal::Invalid(format!("model {} gives embeddings and generates nothing", self.name)));
+        }
         ask.check(self.loaded.config.vocab)?;
         if ask.max_tokens == Some(0) {
             return Err(Refusal::Invalid("max_tokens is 0; give 1 or more".into()));
@@ -432,7 +447,55 @@ impl Model {
             budget.open(prompt.len() as u32, pages * self.engine.config().kv_page_bytes)?;
         }
         let scope = if self.shared { EVERYBODY } else { ask.account };
-        self.engine.submit(Submission { loaded: self.loaded.clone(), prompt, scope, ask, terms, guide })
+        self.engine.submit(Submission { loaded: self.loaded.clone(), prompt, scope, ask, terms, guide, embeds: false })
+    }
+
+    /// The tokens of a text that is to be embedded, with those that go around it; special tokens in it mean nothing. If `cut`,
+    /// what the context has no room for is left away.
+    pub fn embedding_tokens(&self, text: &str, cut: bool) -> Vec<TokenId> {
+        let mut ids = self.loaded.tokenizer.encode(text, false);
+        if cut {
+            self.loaded.tokenizer.cut(&mut ids, self.most_tokens());
+        }
+        ids
+    }
+
+    /// Tokens of the longest sequence that there is KV for.
+    fn most_tokens(&self) -> usize {
+        (self.engine.total_pages() * self.loaded.page_tokens).min(self.loaded.config.context)
+    }
+
+    /// Starts computing what the text of `tokens` means: see [`Embedding`]. One longer than the context is refused.
+    ///
+    /// # Errors
+    /// As [`Model::generate_on`].
+    pub fn embed_on(&self, tokens: Vec<TokenId>, account: u64, mut terms: Terms) -> Result<Embedding, Refusal> {
+        if self.loaded.card.is_some() {
+            return Err(Refusal::Invalid("a card gives no embeddings yet; start with --device cpu for them".into()));
+        }
+        let prompt = self.loaded.prompt_tokens(Prompt::Tokens(tokens))?;
+        if prompt.is_empty() {
+            return Err(Refusal::Invalid("the text is empty; give at least one token".into()));
+        }
+        let most = self.most_tokens();
+        if prompt.len() > most {
+            let needed = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+            return Err(Refusal::TooLong { needed, available: most as u32 });
+        }
+        if let Some(budget) = &mut terms.budget {
+            let pages = prompt.len().div_ceil(self.loaded.page_tokens) as u64;
+            budget.open(prompt.len() as u32, pages * self.engine.config().kv_page_bytes)?;
+        }
+        let ask = Ask { max_tokens: Some(0), account, ..Ask::new(Prompt::Tokens(Vec::new())) };
+        let scope = if self.shared { EVERYBODY } else { account };
+        let (loaded, guide) = (self.loaded.clone(), None);
+        let submission = Submission { loaded, prompt, scope, ask, terms, guide, embeds: true };
+        self.engine.submit(submission).map(Embedding::new)
+    }
+
+    /// Whether it generates; if not, it only embeds.
+    pub fn generates(&self) -> bool {
+        !self.loaded.config.architecture.encoder
     }
 
     /// The log-probabilities of what follows each of `tokens`, for evaluation and tests.
@@ -443,6 +506,9 @@ impl Model {
     /// # Errors
     /// `TooLong` beyond the model's context, `Invalid` for an empty list or unknown tokens.
     pub fn score(&self, tokens: &[TokenId], chunk: usize) -> Result<Scores, Refusal> {
+        if !self.generates() {
+            return Err(Refusal::Invalid(format!("model {} gives embeddings and no probabilities", self.name)));
+        }
         if let (Some(device), Some(weights)) = (self.engine.card(), &self.loaded.card) {
             return score::score_on_card(&self.loaded, (device, weights), self.engine.kv_type(), tokens, chunk);
         }

@@ -51,6 +51,9 @@ pub(crate) struct Need {
     pub(crate) max_tokens: Option<usize>,
     /// The model's longest sequence, longer than the prompt.
     pub(crate) context: usize,
+    /// The prompt is processed in one step, however small the allowance, and nothing of it is kept for others: its keys and
+    /// values depend on all of it.
+    pub(crate) whole: bool,
 }
 
 /// One sequence: waiting -> prefilling until its last token is next -> decoding; back to waiting if preempted.
@@ -65,6 +68,8 @@ struct Sequence {
     prompt: usize,
     /// The most tokens it can come to.
     most: usize,
+    /// See [`Need::whole`].
+    whole: bool,
     /// Empty while it waits.
     table: PageTable,
     /// Tokens whose keys and values are in the pages.
@@ -165,6 +170,7 @@ impl Scheduler {
             prompt: prompt.len(),
             tokens: prompt,
             most: need.context.min(asked).min(room),
+            whole: need.whole,
             table: PageTable::new(need.realm),
             done: 0,
             turn: 0,
@@ -315,7 +321,8 @@ impl Scheduler {
         let spare = self.spare();
         let next = self.waiting.get_mut(&id).filter(|_| self.running.len() < self.max_running)?;
         // The last token is computed in any case, since it gives the logits.
-        let (known, pages) = (&next.tokens[..next.tokens.len() - 1], next.reserve());
+        let known = if next.whole { 0 } else { next.tokens.len() - 1 };
+        let (known, pages) = (&next.tokens[..known], next.reserve());
         self.pool.open(&mut next.table, known, pages, spare).ok()?;
         let mut next = self.waiting.remove(&id)?;
         let found = next.table.named_tokens();
@@ -351,11 +358,17 @@ impl Scheduler {
         prompts.sort_by(|a, b| b.share.priority.cmp(&a.share.priority).then(served(a).total_cmp(&served(b))));
         let mut budget = allowance.prompt_tokens;
         for s in prompts {
-            let tokens = budget.min(s.tokens.len() - s.done);
+            let left = s.tokens.len() - s.done;
+            let tokens = match s.whole {
+                // One that is too long for any step goes alone.
+                true if left > budget && budget < allowance.prompt_tokens => continue,
+                true if budget > 0 => left,
+                _ => budget.min(left),
+            };
             if tokens == 0 {
                 break;
             }
-            budget -= tokens;
+            budget = budget.saturating_sub(tokens);
             items.push(s.item(tokens));
         }
         items
@@ -399,7 +412,9 @@ impl Scheduler {
             if item.decodes {
                 s.turn = self.turn;
             }
-            self.pool.fill(&mut s.table, &s.tokens[..s.done]);
+            if !s.whole {
+                self.pool.fill(&mut s.table, &s.tokens[..s.done]);
+            }
         }
     }
 

@@ -77,6 +77,7 @@ pub struct Logprob {
 struct State {
     text: String,
     logprobs: Vec<Logprob>,
+    embedding: Vec<f32>,
     end: Option<Event>,
     waker: Option<Waker>,
     usage: Usage,
@@ -129,6 +130,11 @@ impl Tokens {
     /// The log-probabilities of the tokens chosen since the last call, if they were asked for.
     pub fn take_logprobs(&mut self) -> Vec<Logprob> {
         std::mem::take(&mut self.channel.lock().logprobs)
+    }
+
+    /// What the sequence was to give, if it was an embedding and has ended.
+    pub(crate) fn take_embedding(&mut self) -> Vec<f32> {
+        std::mem::take(&mut self.channel.lock().embedding)
     }
 
     /// How it ended, if it did, whether the rest was read or not.
@@ -203,6 +209,11 @@ impl Writer {
     /// Adds what the model thought of the token chosen last; before the token's text.
     pub(crate) fn logprob(&self, logprob: Logprob) {
         self.channel.lock().logprobs.push(logprob);
+    }
+
+    /// Gives the embedding, before the end.
+    pub(crate) fn embedding(&self, embedding: Vec<f32>) {
+        self.channel.lock().embedding = embedding;
     }
 
     /// Ends the tokens.

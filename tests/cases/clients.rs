@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hob_tests::{Hob, MODEL, root, skipped};
+use hob_tests::{EMBEDDER, Hob, MODEL, REAL_EMBEDDER, ServeOptions, root, skipped};
 
 /// Where `cargo xtask test` has put them; `None`, said loudly, where they cannot be had.
 fn clients() -> Option<PathBuf> {
@@ -22,6 +22,9 @@ fn run(mut command: Command, hob: &Hob) {
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
         command.env_remove(name);
     }
+    // The small one gives numbers, too, but they mean nothing.
+    let real = hob.ok(&["models", "list"]).contains(REAL_EMBEDDER);
+    command.env("HOB_EMBEDDER", if real { REAL_EMBEDDER } else { EMBEDDER });
     let output = command.args([hob.url(""), MODEL.to_owned()]).output().expect("it can be started");
     let (said, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && said.trim_end().ends_with(": ok"), "{command:?}:\n{said}{error}");
@@ -29,7 +32,7 @@ fn run(mut command: Command, hob: &Hob) {
 
 fn python(script: &str) {
     let Some(clients) = clients() else { return };
-    let hob = Hob::with_model();
+    let hob = Hob::with(ServeOptions { model: true, embedders: true, ..ServeOptions::default() });
     let mut command = Command::new(clients.join("py/bin/python3"));
     command.arg(root().join("tests/clients").join(script));
     run(command, &hob);
@@ -58,7 +61,7 @@ fn litellm_and_langchain() {
 #[test]
 fn openai_and_ai_for_javascript() {
     let Some(clients) = clients() else { return };
-    let hob = Hob::with_model();
+    let hob = Hob::with(ServeOptions { model: true, embedders: true, ..ServeOptions::default() });
     // Beside the modules: that is where they are looked for.
     let script = clients.join("js/clients.mjs");
     std::fs::copy(root().join("tests/clients/clients.mjs"), &script).expect("the folder can be written");

@@ -8,6 +8,7 @@ mod data;
 mod deploy;
 mod egress;
 mod embed;
+mod embeddings;
 mod examples;
 mod gpu;
 mod guests;

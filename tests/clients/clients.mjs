@@ -1,7 +1,7 @@
 // The `openai` and `ai` packages of npm against hob: `node clients.mjs BASE_URL MODEL`.
 import assert from "node:assert";
 import OpenAI from "openai";
-import { generateObject, generateText, jsonSchema, streamText, tool } from "ai";
+import { embed, generateObject, generateText, jsonSchema, streamText, tool } from "ai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 
 const [base, model] = process.argv.slice(2);
@@ -36,4 +36,9 @@ const calls = await called.toolCalls;
 assert(calls.length > 0 && calls[0].toolName === "weather" && "city" in calls[0].input);
 const { object } = await generateObject({ ...asked, schema: jsonSchema(city) });
 assert("city" in object);
+const embedder = process.env.HOB_EMBEDDER;
+const rows = await client.embeddings.create({ model: embedder, input: ["A dog runs.", "A puppy is running."] });
+assert.strictEqual(rows.data.length, 2);
+const { embedding } = await embed({ model: provider.textEmbeddingModel(embedder), value: "A dog runs." });
+assert(Math.abs(embedding[0] - rows.data[0].embedding[0]) < 1e-6);
 console.log("openai and ai of npm: ok");

@@ -7,7 +7,7 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # asks nobody for prices
 
 import litellm
 from langchain_core.messages import HumanMessage
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
 base, model = sys.argv[1:]
 asked = [{"role": "user", "content": "What is the capital of France?"}]
@@ -38,4 +38,12 @@ answer = free.with_structured_output(schema, method="json_schema").invoke("Name 
 assert "city" in answer, answer
 answer = free.with_structured_output(schema, method="function_calling").invoke("Name a city.")
 assert "city" in answer, answer
+rows = litellm.embedding(
+    model="openai/" + os.environ["HOB_EMBEDDER"], input=["A dog runs."], api_base=base + "/v1", api_key="none"
+)
+assert len(rows.data[0]["embedding"]) > 0, rows
+embedder = OpenAIEmbeddings(
+    model=os.environ["HOB_EMBEDDER"], base_url=base + "/v1", api_key="none", check_embedding_ctx_length=False
+)
+assert len(embedder.embed_documents(["A dog runs.", "A puppy is running."])) == 2
 print("litellm and langchain: ok")

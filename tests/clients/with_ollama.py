@@ -1,6 +1,7 @@
 """The official `ollama` package against hob: `python with_ollama.py BASE_URL MODEL`."""
 
 import json
+import os
 import sys
 
 import ollama
@@ -44,6 +45,11 @@ assert answer.message.content or answer.message.tool_calls, answer
 assert model in [m.model for m in client.list().models]
 assert client.show(model).capabilities
 assert any(m.model == model for m in client.ps().models)
+rows = client.embed(model=os.environ["HOB_EMBEDDER"], input=["A dog runs.", "A puppy is running."])
+assert len(rows.embeddings) == 2 and rows.prompt_eval_count > 0, rows
+assert "embedding" in client.show(os.environ["HOB_EMBEDDER"]).capabilities
+one = client.embeddings(model=os.environ["HOB_EMBEDDER"], prompt="A dog runs.")
+assert max(abs(a - b) for a, b in zip(one.embedding, rows.embeddings[0])) < 1e-6
 client.copy(model, "copied")
 client.create(model="pirate", from_=model, system="Talk like a pirate.")
 assert client.generate(model="pirate", prompt="Hi", options={"num_predict": 2}).response is not None

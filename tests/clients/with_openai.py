@@ -1,6 +1,7 @@
 """The official `openai` package against hob: `python with_openai.py BASE_URL MODEL`."""
 
 import json
+import os
 import sys
 
 import openai
@@ -97,6 +98,29 @@ answer = client.responses.create(model=model, input="What is the capital of Fran
 assert answer.output_text, answer
 events = list(client.responses.create(model=model, input="Hi", temperature=0, max_output_tokens=5, stream=True))
 assert events[0].type == "response.created" and events[-1].type in ("response.completed", "response.incomplete")
+
+# embeddings: as the client asks for them, packed, and as numbers
+embedder = os.environ["HOB_EMBEDDER"]
+texts = ["A dog runs.", "A puppy is running.", "Interest rates rose again."]
+rows = client.embeddings.create(model=embedder, input=texts)
+assert [row.index for row in rows.data] == [0, 1, 2] and rows.usage.prompt_tokens > 0, rows
+plain = client.embeddings.create(model=embedder, input=texts, encoding_format="float")
+for packed, row in zip(rows.data, plain.data):
+    assert max(abs(a - b) for a, b in zip(packed.embedding, row.embedding)) < 1e-6
+    assert abs(sum(x * x for x in row.embedding) - 1) < 1e-4
+near = lambda a, b: sum(x * y for x, y in zip(rows.data[a].embedding, rows.data[b].embedding))
+if embedder.startswith("all-minilm"):
+    assert near(0, 1) > 0.7 > 0.2 > near(0, 2), (near(0, 1), near(0, 2))
+try:
+    client.embeddings.create(model=embedder, input=[""])
+    raise SystemExit("nothing has no meaning")
+except openai.BadRequestError as error:
+    assert error.param == "input", error
+try:
+    client.chat.completions.create(model=embedder, messages=asked)
+    raise SystemExit("it does not talk")
+except openai.BadRequestError:
+    pass
 
 # errors
 try:

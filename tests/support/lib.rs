@@ -126,6 +126,30 @@ pub fn lend_model_as(home: &Path, name: &str) {
     store.put(&manifest).expect("a temporary directory can be written");
 }
 
+/// A small model that embeds, of the golden files.
+pub const EMBEDDER: &str = "tiny-bert";
+
+/// The real one, if it was pulled.
+pub const REAL_EMBEDDER: &str = "all-minilm:l6-v2";
+
+/// Puts [`EMBEDDER`], and [`REAL_EMBEDDER`] where that was pulled, into a data directory.
+pub fn lend_embedders(home: &Path) {
+    let data = DataDir::open(Some(home)).expect("a temporary directory can be written");
+    let folder = root().join("tests/golden/hf/bert");
+    let output = hob(home, &["models", "pull", &format!("file:{}", folder.display()), "--as", EMBEDDER]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let from = ModelStore::new(DataDir::open(Some(&model_home())).expect("it can be opened"));
+    let Ok(manifest) = from.get(&REAL_EMBEDDER.parse().expect("it is a name")) else { return };
+    let to = ModelStore::new(data);
+    for (digest, _) in manifest.blobs() {
+        let (from, to) = (from.blob(&digest), to.blob(&digest));
+        if !to.exists() && std::fs::hard_link(&from, &to).is_err() {
+            std::os::unix::fs::symlink(&from, &to).expect("a link can be made");
+        }
+    }
+    to.name(&manifest).expect("a temporary directory can be written");
+}
+
 /// A second model: the weights of [`MODEL`] in another file, of which nobody knows that they are the same.
 pub const TWIN: &str = "twin:135m";
 

@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct ServeOptions {
     /// Put the test model into its directory.
     pub model: bool,
+    /// Put models that embed into it, too.
+    pub embedders: bool,
     /// More arguments for `hob serve`.
     pub args: Vec<String>,
     /// Variables of its environment.
@@ -60,6 +62,9 @@ impl Hob {
     pub fn on(home: TempDir, options: ServeOptions) -> Self {
         if options.model {
             crate::lend_model(home.path());
+        }
+        if options.embedders {
+            crate::lend_embedders(home.path());
         }
         let log = Arc::default();
         let ServeOptions { args, variables, .. } = options;

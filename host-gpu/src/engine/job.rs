@@ -21,6 +21,8 @@ pub(super) struct Job {
     scope: u64,
     pub(super) weight: u32,
     max_tokens: Option<usize>,
+    /// Whether it is to give an embedding, and no token.
+    pub(super) embeds: bool,
     prompt: usize,
     writer: Writer,
     sampler: Sampler,
@@ -51,6 +53,7 @@ impl Job {
             scope: s.scope,
             weight: s.terms.weight.max(1),
             max_tokens: s.ask.max_tokens.map(|max| max as usize),
+            embeds: s.embeds,
             writer,
             utf8: Utf8::default(),
             stop: StopFilter::new(s.ask.stop),
@@ -73,6 +76,7 @@ impl Job {
             share: Share { account: self.account, weight: self.weight, priority: self.terms.priority },
             max_tokens: self.max_tokens,
             context: self.loaded.config.context,
+            whole: self.loaded.config.architecture.encoder,
         }
     }
 
@@ -202,6 +206,13 @@ impl Job {
     /// Lets go of its bill and its budget: before its reader is told of the end, and may begin another on the same.
     fn settle(&mut self) {
         self.terms = Terms::default();
+    }
+
+    /// Ends it with the embedding of its prompt.
+    pub(super) fn embed(mut self, embedding: Vec<f32>) {
+        self.writer.embedding(embedding);
+        self.settle();
+        self.writer.end(Event::Finished(Finish::Stop));
     }
 
     /// Emits what was held back and ends the tokens.

@@ -11,6 +11,7 @@ use crate::ask::TokenId;
 use crate::kv::Arena;
 use crate::model::card::{Given, OnCardState, Wanted};
 use crate::model::forward::{self, Buffers, Compute, Part};
+use crate::model::{encoder, step_of};
 use crate::ops::cuda::CudaError;
 use crate::schedule::{Admitted, Allowance, Change, Item, ModelKey, Scheduler, SeqId};
 use crate::terms::Grant;
@@ -177,7 +178,10 @@ impl Worker {
             return;
         };
         let reserved = match &mut self.card {
-            None => self.buffers.reserve(&loaded.config, self.largest_step).map_err(|error| error.to_string()),
+            None => self
+                .buffers
+                .reserve(&loaded.config, step_of(&loaded.config, self.largest_step))
+                .map_err(|error| error.to_string()),
             Some(card) => card.reserve(&loaded.config, self.largest_step).map_err(|error| error.to_string()),
         };
         if let Err(why) = reserved {
@@ -186,14 +190,20 @@ impl Worker {
         let parts: Vec<Part<'_>> = items.iter().map(|item| part(&self.jobs, &self.scheduler, item)).collect();
         let (c, w) = (&loaded.config, &loaded.weights);
         let (compute, arena, buffers) = (&mut self.compute, &mut self.arena, &mut self.buffers);
-        let likeliest = |item: &Item| self.jobs.get(&item.id).is_none_or(Job::takes_likeliest);
-        let wanted = match items.iter().filter(|item| item.gives_token).all(likeliest) {
+        let job = |item: &Item| self.jobs.get(&item.id);
+        let gives = |item: &&Item| item.gives_token && job(item).is_some_and(|job| !job.embeds);
+        let giving: Vec<SeqId> = items.iter().filter(gives).map(|item| item.id).collect();
+        let wanted = match items.iter().filter(gives).all(|item| job(item).is_none_or(Job::takes_likeliest)) {
             true => Wanted::Likeliest,
             false => Wanted::Logits,
         };
         let (card, weights) = (&mut self.card, loaded.card.as_ref());
         let run = AssertUnwindSafe(|| match (card, weights) {
             (Some(card), Some(weights)) => card.step(c, weights, &parts, wanted),
+            _ if c.architecture.encoder => {
+                encoder::step(c, w, compute, arena, &parts, buffers);
+                Ok(())
+            }
             _ => {
                 forward::step(c, w, compute, arena, &parts, buffers);
                 Ok(())
@@ -217,7 +227,7 @@ impl Worker {
         }
         let (buffers, card) = (std::mem::take(&mut self.buffers), self.card.take());
         let given = card.as_ref().map_or(Given::Logits(buffers.logits()), OnCardState::given);
-        let chosen = catch_unwind(AssertUnwindSafe(|| self.choose(&items, given, c.vocab)));
+        let chosen = catch_unwind(AssertUnwindSafe(|| self.choose(&giving, given, c.vocab)));
         (self.buffers, self.card) = (buffers, card);
         let Ok(chosen) = chosen else { return self.fail(&items, Some("no token could be chosen")) };
         let decoding = items.iter().filter(|item| item.decodes).count();
@@ -231,9 +241,28 @@ impl Worker {
                 job.computed(took.mul_f64(item.tokens as f64 / tokens as f64));
             }
         }
+        self.finish_embeddings(&items, c.width);
         self.finish_step(&items, chosen);
         if self.huge_pages && items.iter().any(|item| item.gives_token) {
             loaded.settle();
+        }
+    }
+
+    /// Ends the sequences that were to give embeddings, with the ones that the step gave.
+    fn finish_embeddings(&mut self, items: &[Item], width: usize) {
+        let now = Instant::now();
+        let embeds = |item: &&Item| item.gives_token && self.jobs.get(&item.id).is_some_and(|job| job.embeds);
+        let ended: Vec<&Item> = items.iter().filter(embeds).collect();
+        let rows: Vec<Vec<f32>> = self.buffers.embeddings().chunks_exact(width.max(1)).map(unit).collect();
+        for (item, row) in ended.into_iter().zip(rows) {
+            if let Some(job) = self.jobs.get_mut(&item.id) {
+                job.prefilled(item, now);
+                self.counters.prefilled.fetch_add(item.tokens as u64, Ordering::Relaxed);
+            }
+            self.scheduler.done(item);
+            if let Some(job) = self.remove(item.id) {
+                job.embed(row);
+            }
         }
     }
 
@@ -269,11 +298,10 @@ impl Worker {
         self.counters.steps.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The next token of each item that gives one, in order, and whether its budget says that this is the last one;
+    /// The next token of each of `giving`, in order, and whether its budget says that this is the last one;
     /// `None` if that allows none. Vocabularies are large: threads share the work.
-    fn choose(&mut self, items: &[Item], given: Given<'_>, vocab: usize) -> Vec<Option<(TokenId, bool)>> {
-        let giving = items.iter().filter(|item| item.gives_token);
-        let rows: HashMap<SeqId, usize> = giving.enumerate().map(|(row, item)| (item.id, row)).collect();
+    fn choose(&mut self, giving: &[SeqId], given: Given<'_>, vocab: usize) -> Vec<Option<(TokenId, bool)>> {
+        let rows: HashMap<SeqId, usize> = giving.iter().enumerate().map(|(row, id)| (*id, row)).collect();
         let mut jobs: Vec<(usize, &mut Job, Grant, TokenId)> = Vec::with_capacity(rows.len());
         for (id, job) in &mut self.jobs {
             let Some(row) = rows.get(id) else { continue };
@@ -316,6 +344,15 @@ impl Worker {
 
 fn part<'a>(jobs: &'a HashMap<SeqId, Job>, scheduler: &'a Scheduler, item: &Item) -> Part<'a> {
     let (tokens, pages) = scheduler.input(item);
-    let account = jobs[&item.id].account;
-    Part { tokens, position: item.position, pages, account, logits: usize::from(item.gives_token) }
+    let Job { account, embeds, .. } = jobs[&item.id];
+    let embeds = embeds && item.gives_token;
+    let logits = usize::from(item.gives_token && !embeds);
+    Part { tokens, position: item.position, pages, account, logits, embeds }
+}
+
+/// The same direction, of length 1; what has none stays as it is.
+fn unit(x: &[f32]) -> Vec<f32> {
+    let length = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    let by = if length > 0.0 { length.recip() } else { 1.0 };
+    x.iter().map(|x| (f64::from(*x) * by) as f32).collect()
 }

@@ -14,6 +14,8 @@ pub use crate::ops::cpu::vector::Pairs;
 pub struct Architecture {
     /// `general.architecture` in the file.
     pub name: &'static str,
+    /// Whether it reads a text as a whole and gives what it means, and no next token: every token attends to all others.
+    pub encoder: bool,
     /// Which numbers of a head turn together.
     pub pairs: Pairs,
     /// What the feed-forward part does to its gate.
@@ -67,6 +69,7 @@ pub enum Windows {
 /// Most architectures are this one and a little more.
 pub(super) const LLAMA: Architecture = Architecture {
     name: "llama",
+    encoder: false,
     // The conversion permutes q and k so that neighbours turn together.
     pairs: Pairs::Neighbours,
     gate: Gate::Silu,
@@ -118,6 +121,10 @@ pub(super) const GEMMA3: Architecture = Architecture {
 /// llama.cpp ignores the window of Phi-3; transformers does not, and the model was trained with it.
 pub(super) const PHI3: Architecture =
     Architecture { name: "phi3", pairs: Pairs::Halves, fused: true, windows: Windows::Always, ..LLAMA };
+
+/// BERT (arXiv 1810.04805), of which checkpoints run and GGUF files do not yet. Its forward pass is `encoder`'s; of what else
+/// stands here only the name counts.
+pub(super) const BERT: Architecture = Architecture { name: "bert", encoder: true, ..LLAMA };
 
 /// Every architecture that runs, as its GGUF files have it. Llama is Llama 2 to 3.2, Mistral, SmolLM2;
 /// the stretched rotation of Llama 3.1 is a tensor of the file.

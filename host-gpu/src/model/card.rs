@@ -99,7 +99,7 @@ impl OnCard {
         };
         let mut layers = Vec::with_capacity(w.layers.len());
         for layer in &w.layers {
-            let Layer { attn_norm, q, k, v, qkv_bias, head_norms, o, ff_norm, gate, up, down } = layer;
+            let Layer { attn_norm, q, k, v, qkv_bias, head_norms, o, ff_norm, gate, up, down, .. } = layer;
             layers.push(CardLayer {
                 attn_norm: device.put(attn_norm)?,
                 q: matrix(q)?,
@@ -112,7 +112,7 @@ impl OnCard {
                 },
                 o: out(o)?,
                 ff_norm: device.put(ff_norm)?,
-                gate: matrix(gate)?,
+                gate: matrix(gate.as_ref().expect("what generates has gates"))?,
                 up: matrix(up)?,
                 down: out(down)?,
             });

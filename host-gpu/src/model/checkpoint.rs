@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 mod class;
+mod encoder;
 mod rope;
 mod settings;
 mod shape;
@@ -49,7 +50,10 @@ impl Checkpoint {
             reason: "there is no such file; a checkpoint has it beside its weights".into(),
         };
         let text = json::read(folder, CONFIG, MAX_CONFIG)?.ok_or_else(|| missing(CONFIG))?;
-        let (config, naming, mut ends) = read_config(&text)?;
+        let (mut config, naming, mut ends) = read_config(&text)?;
+        if config.architecture.encoder {
+            encoder::sentences(folder, &mut config)?;
+        }
         if let Some(more) = parsed(folder, "generation_config.json", MAX_CONFIG)? {
             let more = eos(Settings::new("generation_config.json", &more), config.vocab)?;
             ends.retain(|end| !more.contains(end));
@@ -87,6 +91,8 @@ impl Checkpoint {
             context_tokens: self.config.context as u32,
             vocab: self.config.vocab as u32,
             layers: self.config.layers as u32,
+            embedding: self.config.width as u32,
+            generates: !self.config.architecture.encoder,
             has_chat_template: self.template.is_some(),
             chat_template: self.template().and_then(super::template::family),
             memory: Ok(self.config.memory()),
@@ -175,6 +181,9 @@ fn eos(settings: Settings<'_>, vocab: usize) -> Result<Vec<TokenId>, FormatError
 fn read_config(text: &[u8]) -> Result<(Config, Naming, Vec<TokenId>), FormatError> {
     let value: Value = serde_json::from_slice(text).map_err(|e| json::unsound(CONFIG, text, 0, &e))?;
     let settings = Settings::new(CONFIG, &value);
+    if encoder::is_encoder(&value) {
+        return Ok((encoder::shape(settings)?, encoder::NAMING, Vec::new()));
+    }
     let class = shape::class(settings)?;
     let config = shape::shape(class, settings)?;
     let tied = Some(settings.flag("tie_word_embeddings")?.unwrap_or(class.tied));

@@ -54,6 +54,22 @@ pub struct Config {
     pub context: usize,
     /// Tokens of the vocabulary.
     pub vocab: usize,
+    /// Positions that have an embedding of their own; none where heads turn.
+    pub positions: usize,
+    /// Which of a text's tokens its embedding is made of.
+    pub pooling: Pooling,
+}
+
+/// Which of a text's tokens its embedding is made of. Whichever they are, it is scaled to the length 1 then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean of all.
+    Mean,
+    /// The first.
+    First,
+    /// The last, which alone has seen all others where a token sees only those before it.
+    #[default]
+    Last,
 }
 
 /// How heads turn with their position: pair `i` by `position * base^(-2i / rope_dims)`, stretched.
@@ -92,6 +108,10 @@ pub struct ModelInfo {
     pub context_tokens: u32,
     /// Tokens of the vocabulary.
     pub vocab: u32,
+    /// Numbers in the embedding of a text.
+    pub embedding: u32,
+    /// Whether it generates; if not, it only embeds.
+    pub generates: bool,
     /// Bytes of all tensors.
     pub weight_bytes: u64,
     /// Transformer layers.
@@ -184,6 +204,8 @@ impl Config {
             norm_eps: float("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5) as f32,
             context,
             vocab: vocab(header)?,
+            positions: 0,
+            pooling: Pooling::Last,
         };
         config.check().map_err(|(name, problem)| wrong(&key(name), &problem))?;
         match optional("attention.value_length")? {
@@ -335,6 +357,7 @@ impl ModelInfo {
             context_tokens: number("context_length")?.unwrap_or(0) as u32,
             vocab: vocab(header)? as u32,
             layers: number("block_count")?.unwrap_or(0) as u32,
+            embedding: number("embedding_length")?.unwrap_or(0) as u32,
             has_chat_template: template.is_some(),
             chat_template: template.and_then(super::template::family),
             memory: Config::read(header).map(|config| config.memory()),
@@ -352,6 +375,8 @@ impl ModelInfo {
             quantization: main_type(tensors),
             context_tokens: 0,
             vocab: 0,
+            embedding: 0,
+            generates: true,
             weight_bytes: sum(|t| t.bytes.len() as u64),
             layers: 0,
             files: tensors.values().map(|t| t.file as u32 + 1).max().unwrap_or(1),

@@ -28,6 +28,8 @@ pub(crate) struct Part<'a> {
     pub(crate) account: u64,
     /// How many of the last tokens need logits.
     pub(crate) logits: usize,
+    /// Whether an embedding is wanted of the sequence, whose last tokens these are.
+    pub(crate) embeds: bool,
 }
 
 /// What computes: the code path and its threads.
@@ -41,21 +43,23 @@ pub(crate) struct Compute {
 #[derive(Default)]
 pub(crate) struct Buffers {
     /// (tokens, width): the residual stream
-    x: Vec<f32>,
+    pub(super) x: Vec<f32>,
     /// (tokens, width): after a norm
     h: Vec<f32>,
     /// (tokens, (heads + 2 * kv_heads) * head_dim)
-    qkv: Vec<f32>,
+    pub(super) qkv: Vec<f32>,
     /// (tokens, heads * head_dim)
-    attended: Vec<f32>,
+    pub(super) attended: Vec<f32>,
     /// (tokens, 2 * ff): gate and up, where they are not gated as they are computed
     gates: Vec<f32>,
     /// (tokens, ff)
-    ff: Vec<f32>,
+    pub(super) ff: Vec<f32>,
     /// (tokens that need logits, vocab)
     logits: Vec<f32>,
+    /// (parts that embed, width)
+    pub(super) embeddings: Vec<f32>,
     /// a product's input as the kernels take it
-    tiles: Tiles,
+    pub(super) tiles: Tiles,
     /// (tokens, rope_dims / 2): cos and sin
     turns: Vec<[f32; 2]>,
     /// The same for layers that turn otherwise
@@ -87,6 +91,11 @@ impl Buffers {
     /// What the last step gave.
     pub(crate) fn logits(&self) -> &[f32] {
         &self.logits
+    }
+
+    /// The embeddings that the last step gave: (parts that embed, width), in their order, of no particular length.
+    pub(crate) fn embeddings(&self) -> &[f32] {
+        &self.embeddings
     }
 }
 
@@ -128,7 +137,7 @@ pub(crate) fn step<'b>(
     let kv = KvLayout::new(c.kv_shape(), *kv_type, arena.page_bytes());
     let slots = flatten(parts);
     let split = Split { kv_heads: c.kv_heads, threads: pool.threads() };
-    let (blocks, rows): (Vec<Block<'_>>, Vec<Range<usize>>) = blocks(parts, split).into_iter().unzip();
+    let blocks = blocks(parts, split, false);
     let n = slots.len();
     let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
     let qkv_width = q_width + 2 * kv_width;
@@ -175,41 +184,18 @@ pub(crate) fn step<'b>(
                 cpu.rope(c.architecture.pairs, head, turns);
             }
         });
-        let (layer_range, side) = (kv.layer(number), kv.head().side_bytes());
-        let chunk = if n < FEW_TOKENS { layer_range.len() } else { side };
-        pool.columns_of(arena.pages_mut(), kv.page_bytes(), layer_range.clone(), chunk, |mut view| {
-            let first = (view.range().start - layer_range.start) / side;
-            for (slot, row) in slots.iter().zip(b.qkv.chunks_exact(qkv_width)) {
-                let (page, at) = (slot.position / kv.page_tokens(), slot.position % kv.page_tokens());
-                for (n, side) in view.row(slot.pages[page] as usize).chunks_exact_mut(side).enumerate() {
-                    let (head, of) = ((first + n) / 2, (first + n) % 2);
-                    let x = &row[q_width + of * kv_width + head * c.head_dim..][..c.head_dim];
-                    match of {
-                        0 => kv.head().write_key(side, at, x),
-                        _ => kv.head().write_value(side, at, x),
-                    }
-                }
-            }
-        });
+        store(c, pool, arena, &kv, number, &slots, &b.qkv);
 
         // x += W_o attention(q, k, v)
-        let group = c.heads / c.kv_heads;
-        let (qkv, arena_now, scoring) = (&b.qkv, arena.bytes(), Scoring { scale: c.score_scale, cap: c.score_cap });
-        pool.tiles(&mut b.attended, q_width, &rows, group * c.head_dim, |n, head, out| {
-            let Block { pages, position } = blocks[n];
-            let q = &qkv[rows[n].start * qkv_width + head * group * c.head_dim..];
-            let queries = Queries { q, stride: qkv_width, group, position, tokens: rows[n].len(), window };
-            let (offset, layout, page_bytes) = (kv.offset(number, head), kv.head(), kv.page_bytes());
-            let kv = KvHead { arena: arena_now, pages, page_bytes, offset, layout };
-            SCORES.with_borrow_mut(|scores| cpu.attend(queries, kv, scoring, scores, out));
-        });
+        attend(c, (cpu, pool), arena, &kv, number, window, &blocks, &b.qkv, &mut b.attended);
         let w_o = m(&layer.o.w);
         let input = Input::new(cpu, pool, &b.attended, q_width, &[w_o], &mut b.tiles);
         join(cpu, pool, (&layer.o, w_o), &input, c.norm_eps, &mut b.h, &mut b.x);
 
         // x += W_down (act(W_gate h) * W_up h)  where  h = norm(x)
         norm(cpu, pool, &b.x, &layer.ff_norm, c.norm_eps, &mut b.h);
-        let weights = [m(&layer.gate), m(&layer.up)];
+        let gate = layer.gate.as_ref().expect("what generates has gates");
+        let weights = [m(gate), m(&layer.up)];
         let input = Input::new(cpu, pool, &b.h, c.width, &weights, &mut b.tiles);
         match c.architecture.gate {
             Gate::Silu => cpu.matmul_gated(pool, weights[0], weights[1], &input, &mut b.ff),
@@ -227,6 +213,7 @@ pub(crate) fn step<'b>(
         let input = Input::new(cpu, pool, &b.ff, c.ff, &[w_down], &mut b.tiles);
         join(cpu, pool, (&layer.down, w_down), &input, c.norm_eps, &mut b.h, &mut b.x);
     }
+    embed(c, w, cpu, parts, b);
     // logits = W_head norm(x), for the tokens that need them
     let wanted = gather(parts, &mut b.x, c.width);
     b.logits.resize(wanted * c.vocab, 0.0);
@@ -244,6 +231,76 @@ pub(crate) fn step<'b>(
     &mut b.logits
 }
 
+/// Writes keys and values of layer `number` to the pages.
+pub(super) fn store(
+    c: &Config,
+    pool: &mut Pool,
+    arena: &mut Arena,
+    kv: &KvLayout,
+    number: usize,
+    slots: &[Slot<'_>],
+    qkv: &[f32],
+) {
+    let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+    let (layer_range, side) = (kv.layer(number), kv.head().side_bytes());
+    let chunk = if slots.len() < FEW_TOKENS { layer_range.len() } else { side };
+    pool.columns_of(arena.pages_mut(), kv.page_bytes(), layer_range.clone(), chunk, |mut view| {
+        let first = (view.range().start - layer_range.start) / side;
+        for (slot, row) in slots.iter().zip(qkv.chunks_exact(q_width + 2 * kv_width)) {
+            let (page, at) = (slot.position / kv.page_tokens(), slot.position % kv.page_tokens());
+            for (n, side) in view.row(slot.pages[page] as usize).chunks_exact_mut(side).enumerate() {
+                let (head, of) = ((first + n) / 2, (first + n) % 2);
+                let x = &row[q_width + of * kv_width + head * c.head_dim..][..c.head_dim];
+                match of {
+                    0 => kv.head().write_key(side, at, x),
+                    _ => kv.head().write_value(side, at, x),
+                }
+            }
+        }
+    });
+}
+
+/// `attended = attention(q, k, v)` in layer `number`.
+#[expect(clippy::too_many_arguments, reason = "what a layer knows")]
+pub(super) fn attend(
+    c: &Config,
+    (cpu, pool): (Cpu, &mut Pool),
+    arena: &Arena,
+    kv: &KvLayout,
+    number: usize,
+    window: Option<usize>,
+    blocks: &Blocks<'_>,
+    qkv: &[f32],
+    attended: &mut [f32],
+) {
+    let (q_width, group) = (c.heads * c.head_dim, c.heads / c.kv_heads);
+    let stride = q_width + 2 * c.kv_heads * c.head_dim;
+    let (arena, scoring) = (arena.bytes(), Scoring { scale: c.score_scale, cap: c.score_cap });
+    pool.tiles(attended, q_width, &blocks.rows, group * c.head_dim, |n, head, out| {
+        let (Block { pages, position, until }, rows) = (blocks.blocks[n], &blocks.rows[n]);
+        let q = &qkv[rows.start * stride + head * group * c.head_dim..];
+        let queries = Queries { q, stride, group, position, tokens: rows.len(), window, until };
+        let (offset, layout, page_bytes) = (kv.offset(number, head), kv.head(), kv.page_bytes());
+        let kv = KvHead { arena, pages, page_bytes, offset, layout };
+        SCORES.with_borrow_mut(|scores| cpu.attend(queries, kv, scoring, scores, out));
+    });
+}
+
+/// The last token's state, normed as for the head, of each part that embeds.
+fn embed(c: &Config, w: &Weights, cpu: Cpu, parts: &[Part<'_>], b: &mut Buffers) {
+    b.embeddings.clear();
+    let mut end = 0;
+    for part in parts {
+        end += part.tokens.len();
+        if part.embeds {
+            let at = b.embeddings.len();
+            b.embeddings.resize(at + c.width, 0.0);
+            let x = &b.x[(end - 1) * c.width..end * c.width];
+            cpu.rms_norm(x, &w.final_norm, c.norm_eps, &mut b.embeddings[at..]);
+        }
+    }
+}
+
 pub(super) fn flatten<'a>(parts: &[Part<'a>]) -> Vec<Slot<'a>> {
     let each = |p: &Part<'a>| {
         let (from, pages) = (p.position, p.pages);
@@ -257,32 +314,41 @@ pub(super) fn flatten<'a>(parts: &[Part<'a>]) -> Vec<Slot<'a>> {
 struct Block<'a> {
     pages: &'a [PageId],
     position: usize,
+    /// See [`Queries::until`].
+    until: Option<usize>,
+}
+
+/// A batch in blocks of at most [`BLOCK_TOKENS`], and which of its tokens each has.
+pub(super) struct Blocks<'a> {
+    blocks: Vec<Block<'a>>,
+    rows: Vec<Range<usize>>,
 }
 
 /// What the work is split for.
 #[derive(Clone, Copy)]
-struct Split {
-    kv_heads: usize,
-    threads: usize,
+pub(super) struct Split {
+    pub(super) kv_heads: usize,
+    pub(super) threads: usize,
 }
 
-/// The batch in blocks of at most [`BLOCK_TOKENS`], and which of its tokens each has.
-fn blocks<'a>(parts: &[Part<'a>], split: Split) -> Vec<(Block<'a>, Range<usize>)> {
-    let (mut blocks, mut begin) = (Vec::new(), 0);
+/// The batch in blocks. If `whole`, each token attends to all of its part.
+pub(super) fn blocks<'a>(parts: &[Part<'a>], split: Split, whole: bool) -> Blocks<'a> {
+    let (mut all, mut begin) = (Blocks { blocks: Vec::new(), rows: Vec::new() }, 0);
     for part in parts {
         let fair = part.tokens.len() * split.kv_heads / (BLOCKS * split.threads);
         let size = fair.clamp(1, BLOCK_TOKENS);
+        let until = whole.then_some(part.position + part.tokens.len());
         for first in (0..part.tokens.len()).step_by(size) {
-            let rows = begin + first..begin + part.tokens.len().min(first + size);
-            blocks.push((Block { pages: part.pages, position: part.position + first }, rows));
+            all.rows.push(begin + first..begin + part.tokens.len().min(first + size));
+            all.blocks.push(Block { pages: part.pages, position: part.position + first, until });
         }
         begin += part.tokens.len();
     }
-    blocks
+    all
 }
 
 /// Claims each page that is about to get its first token.
-fn claim(parts: &[Part<'_>], kv: &KvLayout, arena: &mut Arena) {
+pub(super) fn claim(parts: &[Part<'_>], kv: &KvLayout, arena: &mut Arena) {
     for part in parts {
         for position in part.position..part.position + part.tokens.len() {
             if position.is_multiple_of(kv.page_tokens()) {
@@ -330,7 +396,7 @@ fn join(
 }
 
 /// `out += x`.
-fn add(x: &[f32], out: &mut [f32]) {
+pub(super) fn add(x: &[f32], out: &mut [f32]) {
     out.iter_mut().zip(x).for_each(|(out, x)| *out += x);
 }
 

@@ -100,14 +100,14 @@ impl Tokenizer {
     /// usual one first.
     ///
     /// # Errors
-    /// `Metadata` if the file is damaged or does not have `ends`, `Unsupported` if its model is no BPE.
+    /// `Metadata` if the file is damaged or does not have `ends`, `Unsupported` if its model is neither BPE nor WordPiece.
     pub fn from_json(json: &[u8], ends: &[TokenId]) -> Result<Self, FormatError> {
         let Parts { json, vocab, around, swallowing } = Json::read(json)?;
         if let Some(end) = ends.iter().find(|id| id.0 as usize >= vocab.len()) {
             let problem = format!("is {}, and there are {} tokens", end.0, vocab.len());
             return Err(wrong("eos_token_id", &problem));
         }
-        let eos = ends.first().copied();
+        let eos = ends.first().or(around.get(1)).copied();
         // What the file puts around every sequence: the first token, the last, or both.
         let bos = around.first().copied().filter(|id| Some(*id) != eos || around.len() > 1);
         Ok(Self {
@@ -271,6 +271,16 @@ impl Tokenizer {
     /// The text of the token that ends every sequence; empty if there is none.
     pub fn eos(&self) -> &str {
         self.eos.map_or("", |id| self.token(id))
+    }
+
+    /// Cuts `ids`, a whole sequence, to at most `most` tokens; the one that ends every sequence stays.
+    pub fn cut(&self, ids: &mut Vec<TokenId>, most: usize) {
+        if ids.len() > most {
+            ids.truncate(most);
+            if let (Some(last), Some(eos)) = (ids.last_mut(), self.eos.filter(|_| self.add_eos)) {
+                *last = eos;
+            }
+        }
     }
 
     /// Whether every sequence begins with [`Tokenizer::bos`].

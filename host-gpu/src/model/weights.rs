@@ -16,7 +16,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+mod encoder;
 mod quantized;
+
+pub use encoder::Entry;
 
 /// A matrix's place.
 #[derive(Clone, Debug)]
@@ -77,7 +80,7 @@ impl MatrixAt {
 /// One layer's tensors.
 #[derive(Debug)]
 pub struct Layer {
-    /// (width)
+    /// (width); an encoder has none before its products
     pub attn_norm: Vec<f32>,
     /// (heads * head_dim, width)
     pub q: MatrixAt,
@@ -93,15 +96,17 @@ pub struct Layer {
     pub o: Out,
     /// (width)
     pub ff_norm: Vec<f32>,
-    /// (ff, width)
-    pub gate: MatrixAt,
+    /// (ff, width); an encoder has none
+    pub gate: Option<MatrixAt>,
     /// (ff, width)
     pub up: MatrixAt,
+    /// (ff)
+    pub up_bias: Option<Vec<f32>>,
     /// (width, ff)
     pub down: Out,
 }
 
-/// What brings a result back to the residual stream: `x += norm(w y + bias)`.
+/// What brings a result back to the residual stream: `x += norm(w y + bias)`, in an encoder `x = norm(x + w y + bias)`.
 #[derive(Debug)]
 pub struct Out {
     /// (width, length of the result)
@@ -110,6 +115,8 @@ pub struct Out {
     pub bias: Option<Vec<f32>>,
     /// (width)
     pub norm: Option<Vec<f32>>,
+    /// (width)
+    pub norm_bias: Option<Vec<f32>>,
 }
 
 /// All tensors of a model.
@@ -123,6 +130,8 @@ pub struct Weights {
     made: Vec<Vec<u8>>,
     /// (vocab, width)
     pub embedding: MatrixAt,
+    /// What an encoder has beside it where a text enters.
+    pub entry: Option<Entry>,
     /// In order.
     pub layers: Vec<Layer>,
     /// (width)
@@ -151,13 +160,18 @@ impl Weights {
         c: &Config,
     ) -> Result<Self, FormatError> {
         let f = Finder { files: &files, tensors, naming, used: RefCell::default() };
-        let layers = (0..c.layers).map(|n| f.layer(c, n)).collect::<Result<_, FormatError>>()?;
+        let layer = |n| if c.architecture.encoder { f.encoder_layer(c, n) } else { f.layer(c, n) };
+        let layers = (0..c.layers).map(layer).collect::<Result<_, FormatError>>()?;
+        let entry = c.architecture.encoder.then(|| f.entry(c)).transpose()?;
         let embedding = f.matrix("token_embd.weight", c.vocab, c.width)?;
         let head = match naming.tied.unwrap_or(!f.has("output.weight")) {
             true => embedding.clone(),
             false => f.matrix("output.weight", c.vocab, c.width)?,
         };
-        let final_norm = f.norm("output_norm.weight", c.width)?;
+        let final_norm = match entry {
+            None => f.norm("output_norm.weight", c.width)?,
+            Some(_) => Vec::new(),
+        };
         let rope_factors = match &c.rope.factors {
             None => None,
             Some(Factors::Tensor(name)) => Some(f.divisors(name, c.rope_dims / 2)?),
@@ -167,7 +181,7 @@ impl Weights {
         let (copied, settled) = (AtomicBool::new(false), Arc::default());
         let (made, fine_head) = (Vec::new(), false);
         let mut all =
-            Self { embedding, layers, final_norm, head, rope_factors, fine_head, files, copied, settled, made };
+            Self { embedding, entry, layers, final_norm, head, rope_factors, fine_head, files, copied, settled, made };
         let size = |at: &MatrixAt| (at.rows * at.cols) as f64;
         let layers: f64 = all.matrices().into_iter().filter(|(_, end)| !end).map(|(at, _)| size(at)).sum();
         all.fine_head = size(&all.head) <= SMALL_HEAD * (layers + size(&all.head));
@@ -276,12 +290,14 @@ impl Weights {
     pub fn bytes(&self) -> u64 {
         let matrices: usize = self.matrices().iter().map(|(at, _)| at.bytes.len()).sum();
         let floats = |v: &Option<Vec<f32>>| v.as_ref().map_or(0, Vec::len);
-        let out = |out: &Out| floats(&out.bias) + floats(&out.norm);
+        let out = |out: &Out| floats(&out.bias) + floats(&out.norm) + floats(&out.norm_bias);
         let layer = |l: &Layer| {
             let heads = l.head_norms.as_ref().map_or(0, |norms| norms[0].len() + norms[1].len());
-            l.attn_norm.len() + floats(&l.qkv_bias) + heads + out(&l.o) + l.ff_norm.len() + out(&l.down)
+            let biases = floats(&l.qkv_bias) + floats(&l.up_bias);
+            l.attn_norm.len() + biases + heads + out(&l.o) + l.ff_norm.len() + out(&l.down)
         };
-        let vectors = self.final_norm.len() + floats(&self.rope_factors) + self.layers.iter().map(layer).sum::<usize>();
+        let ends = self.final_norm.len() + floats(&self.rope_factors) + self.entry.as_ref().map_or(0, Entry::len);
+        let vectors = ends + self.layers.iter().map(layer).sum::<usize>();
         (matrices + vectors * size_of::<f32>()) as u64
     }
 
@@ -306,7 +322,11 @@ impl Weights {
 
     /// All matrices but a head that is the embedding; of each, whether it is an end of the model.
     fn matrices(&self) -> Vec<(&MatrixAt, bool)> {
-        let inner = self.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o.w, &l.gate, &l.up, &l.down.w]);
+        let of = |l| -> [Option<&MatrixAt>; 7] {
+            let Layer { q, k, v, o, gate, up, down, .. } = l;
+            [Some(q), Some(k), Some(v), Some(&o.w), gate.as_ref(), Some(up), Some(&down.w)]
+        };
+        let inner = self.layers.iter().flat_map(of).flatten();
         let head = Some(&self.head).filter(|head| !head.is(&self.embedding));
         inner.map(|at| (at, false)).chain([&self.embedding].into_iter().chain(head).map(|at| (at, true))).collect()
     }
@@ -377,7 +397,7 @@ impl Finder<'_> {
             let w = self.matrix(&name(part), c.width, cols)?;
             let bias = self.optional(&format!("blk.{n}.{part}.bias"), c.width)?;
             let norm = a.post_norms.then(|| self.norm(&name(norm), c.width)).transpose()?;
-            Ok(Out { w, bias, norm })
+            Ok(Out { w, bias, norm, norm_bias: None })
         };
         let head_norm = |part: &str| self.norm(&name(part), c.head_dim);
         Ok(Layer {
@@ -395,8 +415,9 @@ impl Finder<'_> {
             },
             o: out("attn_output", q, "post_attention_norm")?,
             ff_norm: self.norm(&name("ffn_norm"), c.width)?,
-            gate,
+            gate: Some(gate),
             up,
+            up_bias: None,
             down: out("ffn_down", c.ff, "post_ffw_norm")?,
         })
     }
@@ -480,7 +501,11 @@ impl Finder<'_> {
 
     /// A norm's weights or a bias: small, and always floats.
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, FormatError> {
-        let tensor = self.find(name, &[len])?;
+        self.floats(name, &[len])
+    }
+
+    fn floats(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>, FormatError> {
+        let tensor = self.find(name, dims)?;
         let bytes = &self.files[tensor.file].bytes()[tensor.bytes.clone()];
         let halves = |convert: fn([u8; 2]) -> f32| bytes.as_chunks().0.iter().map(|b| convert(*b)).collect();
         match tensor.row.quant {

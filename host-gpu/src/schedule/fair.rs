@@ -28,7 +28,11 @@ impl Host {
         self.next += 1;
         let tokens = (0..prompt as u32).map(|n| TokenId(self.next as u32 * 10_000 + n)).collect();
         let realm = Realm { scope: share.account, ..REALM };
-        self.s.submit(self.next, Need { realm, share, max_tokens: Some(answer), context: 100_000 }, tokens);
+        self.s.submit(
+            self.next,
+            Need { realm, share, max_tokens: Some(answer), context: 100_000, whole: false },
+            tokens,
+        );
         self.next
     }
 

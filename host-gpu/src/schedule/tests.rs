@@ -5,7 +5,7 @@ use super::*;
 const REALM: Realm = Realm { model: 1, scope: 1, page_tokens: 4 };
 
 fn need(max_tokens: Option<usize>) -> Need {
-    Need { realm: REALM, share: share(1, 100), max_tokens, context: 200 }
+    Need { realm: REALM, share: share(1, 100), max_tokens, context: 200, whole: false }
 }
 
 fn share(account: u64, weight: u32) -> Share {

@@ -92,7 +92,7 @@ impl Walk {
         let most = max_tokens.map_or(CONTEXT, |max| CONTEXT.min(tokens.len() + max));
         let priority = [Priority::Normal, Priority::Low, Priority::High][self.random(8) / 3 % 3];
         let share = Share { account: realm.scope, weight: [100, 250][realm.scope as usize], priority };
-        self.s.submit(self.next, Need { realm, share, max_tokens, context: CONTEXT }, tokens.clone());
+        self.s.submit(self.next, Need { realm, share, max_tokens, context: CONTEXT, whole: false }, tokens.clone());
         self.alive.insert(self.next, Known { realm, tokens, most });
         self.next += 1;
     }

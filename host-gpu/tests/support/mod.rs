@@ -54,3 +54,14 @@ pub fn wait<F: Future>(future: F) -> F::Output {
         }
     }
 }
+
+/// A real checkpoint: the folder that `variable` names, or the stored model of that name.
+pub fn checkpoint_path(variable: &str, name: &str) -> Option<PathBuf> {
+    let given = std::env::var_os(variable).map(PathBuf::from);
+    let stored = || {
+        let data = PathBuf::from(std::env::var_os("HOB_TEST_DATA")?);
+        let folder = std::fs::read_dir(data.join("models/views")).ok()?;
+        folder.flatten().map(|entry| entry.path()).find(|path| path.ends_with(name))
+    };
+    given.or_else(stored).filter(|path| path.join("config.json").exists())
+}

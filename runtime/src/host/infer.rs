@@ -9,6 +9,7 @@ use wasmtime::component::{Linker, Resource};
 use wasmtime_wasi_io::async_trait;
 use wasmtime_wasi_io::poll::{DynPollable, Pollable, subscribe};
 
+use super::embed::{self, Text};
 use super::{HasModels, MAX_CALL_BYTES, ModelView, Models, State, model_view};
 use crate::budget::{Allowance, Purse};
 use crate::models::JoinRefusal;
@@ -27,6 +28,7 @@ mod bindings {
         imports: {
             "hob:infer/models.[static]model.open": async | trappable,
             "hob:infer/models.[method]model.tokenize": async | trappable,
+            "hob:infer/models.[method]model.embed": async | trappable,
             "hob:infer/models.[method]model.generate": async | trappable,
             default: trappable,
         },
@@ -40,8 +42,8 @@ const MAX_STOPS: usize = 16;
 /// A joined model: the guest's right to use it.
 #[derive(Clone)]
 pub struct Joined {
-    model: Model,
-    name: ModelName,
+    pub(super) model: Model,
+    pub(super) name: ModelName,
 }
 
 impl Joined {
@@ -158,7 +160,8 @@ pub(crate) async fn start_all(
     .await
 }
 
-fn terms(joined: &Joined, invocation: &Arc<Invocation>, allowance: Option<&Arc<Allowance>>) -> Terms {
+/// On what terms a sequence of an invocation is computed.
+pub(super) fn terms(joined: &Joined, invocation: &Arc<Invocation>, allowance: Option<&Arc<Allowance>>) -> Terms {
     let bill = invocation.bill(&joined.name);
     let Some(allowance) = allowance else { return Terms { bill, ..Terms::default() } };
     let asker = invocation.clone();
@@ -207,6 +210,22 @@ impl wit::HostModel for ModelView<'_> {
         let model = self.table.get(&model)?.model.clone();
         let ids = beside(text.len(), move || model.tokenize(&text, false)).await?;
         Ok(Ok(ids.into_iter().map(|id| id.0).collect()))
+    }
+
+    async fn embed(
+        &mut self,
+        model: Resource<Joined>,
+        texts: Vec<String>,
+    ) -> Result<Result<Vec<Vec<f32>>, wit::Error>> {
+        let bytes: usize = texts.iter().map(String::len).sum();
+        if bytes > MAX_CALL_BYTES {
+            let why = format!("the texts have {bytes} bytes; at most {MAX_CALL_BYTES} are embedded at once");
+            return Ok(Err(wit::Error::Invalid(why)));
+        }
+        let joined = self.table.get(&model)?.clone();
+        let texts = texts.into_iter().map(Text::Words).collect();
+        let rows = embed::embed(&joined, texts, false, self.invocation, self.models.allowance.as_ref()).await?;
+        Ok(rows.map(|embedded| embedded.rows).map_err(Into::into))
     }
 
     async fn generate(

@@ -7,6 +7,7 @@
 
 mod config;
 pub mod egress;
+pub(crate) mod embed;
 pub mod infer;
 pub mod keyvalue;
 mod log;

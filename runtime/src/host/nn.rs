@@ -10,7 +10,7 @@ mod ggml;
 use wasmtime::Result;
 use wasmtime::component::{Linker, Resource};
 
-use self::ggml::{LOADS_NO_BYTES, generate};
+use self::ggml::LOADS_NO_BYTES;
 pub use self::ggml::{NnError, Tensor};
 use super::infer::Joined;
 use super::{HasModels, MAX_TENSOR_BYTES, ModelView, State, model_view};
@@ -117,11 +117,11 @@ impl inference::HostGraphExecutionContext for ModelView<'_> {
             .map(|(name, tensor)| Ok((name, self.take_tensor(tensor)?)))
             .collect::<Result<Vec<_>>>()?;
         let joined = self.table.get(&context)?.0.clone();
-        match generate(&joined, &inputs, self.invocation, self.models.allowance.as_ref()).await {
-            Ok((text, metadata)) => {
-                let text = self.push_tensor(Tensor::text(text))?;
-                let metadata = self.push_tensor(Tensor::text(metadata))?;
-                Ok(Ok(vec![("0".into(), text), ("1".into(), metadata)]))
+        match ggml::compute(&joined, &inputs, self.invocation, self.models.allowance.as_ref()).await {
+            Ok((made, metadata)) => {
+                let made = self.push_tensor(made)?;
+                let metadata = self.push_tensor(metadata)?;
+                Ok(Ok(vec![("0".into(), made), ("1".into(), metadata)]))
             }
             Err(error) => self.fail(error),
         }

@@ -12,6 +12,7 @@ use super::refused::Refused;
 use super::reply::Reply;
 use super::{beside_store, body};
 use crate::function_host::{Called, Host};
+use crate::host::embed::{self, Embedded, Text};
 use crate::host::infer::{self, Joined, beside};
 use crate::models::Stay;
 use crate::models::store::{Defaults, Manifest, StoreError};
@@ -82,6 +83,13 @@ impl Call {
             all.extend(started.map_err(unread)??);
         }
         Ok(Reply::new(self.clone(), found.model.clone(), all))
+    }
+
+    /// Embeds `texts`; if `cut`, what a context has no room for is left away.
+    pub async fn embed(&self, found: &Found, texts: Vec<Text>, cut: bool) -> Result<Embedded, Refused> {
+        let joined = Joined::new(found.model.clone(), found.name.clone());
+        let embedded = embed::embed(&joined, texts, cut, &self.called.invocation, Some(&self.called.allowance)).await;
+        Ok(embedded.map_err(|error| Refused::fault(format!("the texts could not be read: {error}")))??)
     }
 
     /// Notes how long its caller wishes the model to stay. Others may use it, too: only who manages models is heard.

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hob_gpu::{Ask, ModelState, Prompt};
+use hob_gpu::{Ask, ModelState, Prompt, Terms};
 use http::{Response, StatusCode};
 use serde_json::json;
 
@@ -34,6 +34,9 @@ impl Health {
         let waits = self.waits_for(host.library());
         if host.is_draining() {
             return body::json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": "stopping" }));
+        }
+        if host.library().engine().is_lost() {
+            return body::json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": "device lost" }));
         }
         match waits {
             None => body::json(StatusCode::OK, &json!({ "status": "ok" })),
@@ -84,6 +87,11 @@ impl Health {
 /// Has a model make one token.
 async fn answers(library: &Library, name: &ModelName) -> Result<(), String> {
     let model = library.join(name).await.map_err(|error| error.to_string())?;
+    if !model.generates() {
+        let tokens = model.embedding_tokens("a", true);
+        let embedding = model.embed_on(tokens, 0, Terms::default()).map_err(|error| error.to_string());
+        return embedding?.get().await.map(drop).map_err(|error| error.to_string());
+    }
     let ask = Ask { max_tokens: Some(1), ..Ask::new(Prompt::Raw("a".into())) };
     let tokens = model.generate(ask).map_err(|error| error.to_string())?;
     tokens.text().await.map(drop).map_err(|error| error.to_string())

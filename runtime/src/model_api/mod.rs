@@ -190,11 +190,14 @@ impl ModelApi {
         call.called.invocation.received(body.len());
         match what {
             What::Completions => openai::completions::answer(call, body).await,
+            What::Embeddings => openai::embeddings::answer(call, body).await,
             What::Responses => openai::responses::answer(call, body).await,
             What::Messages => anthropic::answer(call, body).await,
             What::CountTokens => anthropic::count(call, body).await,
             What::OllamaChat => ollama::chat::answer(call, body).await,
             What::Generate => ollama::generate::answer(call, body).await,
+            What::Embed => ollama::embed::answer(call, body).await,
+            What::OldEmbedding => ollama::embed::answer_one(call, body).await,
             _ => openai::chat::answer(call, body).await,
         }
     }

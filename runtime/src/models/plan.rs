@@ -57,6 +57,13 @@ pub enum Content {
         /// Its bytes, where that is known.
         bytes: Option<u64>,
     },
+    /// A folder of an archive, and what makes up a model there: known when the archive is here.
+    Folder {
+        /// The archive.
+        archive: Remote,
+        /// The folder, with a slash at its end.
+        folder: String,
+    },
     /// A file of this machine.
     Disk(PathBuf),
 }
@@ -67,7 +74,7 @@ impl Content {
         match self {
             Self::Remote(remote) => remote.digest(),
             Self::Joined { expect, .. } => *expect,
-            Self::Disk(_) => None,
+            Self::Folder { .. } | Self::Disk(_) => None,
         }
     }
 

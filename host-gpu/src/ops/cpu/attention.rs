@@ -78,6 +78,8 @@ pub struct Queries<'a> {
     pub group: usize,
     /// The first token's place in its sequence; it attends to itself and to those before it.
     pub position: usize,
+    /// Each attends to all tokens before this one instead, also to those behind it.
+    pub until: Option<usize>,
     /// How many tokens.
     pub tokens: usize,
     /// How many tokens, itself included, each attends to, if not all.
@@ -88,7 +90,7 @@ impl Queries<'_> {
     /// What token `n` attends to.
     #[inline(always)]
     fn range(&self, n: usize) -> Range<usize> {
-        let end = self.position + n + 1;
+        let end = self.until.unwrap_or(self.position + n + 1);
         self.window.map_or(0, |window| end.saturating_sub(window))..end
     }
 }

@@ -145,6 +145,39 @@ pub fn gelu_tanh_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
     }
 }
 
+/// `x = (x - mean(x)) / deviation(x) * weight + bias`.
+pub fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    let mean = |of: &dyn Fn(f64) -> f64| x.iter().map(|x| of(f64::from(*x))).sum::<f64>() / x.len() as f64;
+    let center = mean(&|x| x);
+    let deviation = (mean(&|x| (x - center).powi(2)) + f64::from(eps)).sqrt();
+    for i in 0..x.len() {
+        x[i] = ((f64::from(x[i]) - center) / deviation) as f32 * weight[i] + bias[i];
+    }
+}
+
+/// `x = x P(X <= x)` for a normal `X`, by the series of the error function where it converges well, and its continued
+/// fraction beyond (Abramowitz and Stegun, 7.1.6 and 7.1.14).
+pub fn gelu(x: &mut [f32]) {
+    for x in x.iter_mut() {
+        let z = f64::from(*x);
+        let y = z.abs() / std::f64::consts::SQRT_2;
+        let gauss = (-y * y).exp() / std::f64::consts::PI.sqrt();
+        let erfc = if y < 3.0 {
+            let (mut term, mut sum) = (2.0 * y, 0.0);
+            for n in 1..200 {
+                sum += term;
+                term *= 2.0 * y * y / (2 * n + 1) as f64;
+            }
+            1.0 - gauss * sum
+        } else {
+            let fraction = (1..60).rev().fold(y, |f, n| y + n as f64 / 2.0 / f);
+            gauss / fraction
+        };
+        let below = if z < 0.0 { erfc / 2.0 } else { 1.0 - erfc / 2.0 };
+        *x = (z * below) as f32;
+    }
+}
+
 /// `x = cap * tanh(x / cap)`.
 pub fn soft_cap(x: &mut [f32], cap: f32) {
     x.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());

@@ -175,7 +175,67 @@ impl Task for SiluMul<'_> {
     }
 }
 
+struct LayerNorm<'a> {
+    x: &'a mut [f32],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    eps: f32,
+}
+
+impl Task for LayerNorm<'_> {
+    #[inline(always)]
+    fn run<L: Lanes, const R: usize, const T: usize, const S: usize>(self) {
+        let len = self.x.len() as f32;
+        let mut sum = L::splat(0.0);
+        for x in self.x.as_chunks::<LANES>().0 {
+            sum = L::add(sum, L::load(x));
+        }
+        let mean = L::sum(sum) / len;
+        for x in self.x.iter_mut() {
+            *x -= mean;
+        }
+        let scale = 1.0 / (dot::<L>(self.x, self.x) / len + self.eps).sqrt();
+        for ((x, w), b) in self.x.iter_mut().zip(self.weight).zip(self.bias) {
+            *x = L::fma1(*x * scale, *w, *b);
+        }
+    }
+}
+
+struct Gelu<'a> {
+    x: &'a mut [f32],
+}
+
+impl Task for Gelu<'_> {
+    #[inline(always)]
+    fn run<L: Lanes, const R: usize, const T: usize, const S: usize>(self) {
+        // gelu(x) = x (1 + erf(x / sqrt 2)) / 2; erf to 1.5e-7 (Abramowitz and Stegun, 7.1.26).
+        for x in self.x.iter_mut() {
+            let y = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+            let t = 1.0 / L::fma1(0.327_591_1, y, 1.0);
+            let mut p = 1.061_405_4;
+            for c in [-1.453_152_1, 1.421_413_8, -0.284_496_72, 0.254_829_6] {
+                p = L::fma1(p, t, c);
+            }
+            // Half of what erfc is where x is positive.
+            let half = 0.5 * p * t * exp::<L>(-y * y);
+            *x *= if *x < 0.0 { half } else { 1.0 - half };
+        }
+    }
+}
+
 impl Cpu {
+    /// `x = (x - mean(x)) / deviation(x) * weight + bias`; all of one length, a multiple of sixteen.
+    pub fn layer_norm(self, x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+        assert!(x.len() == weight.len() && x.len() == bias.len(), "one length");
+        assert!(x.len().is_multiple_of(LANES), "whole vectors");
+        self.run(LayerNorm { x, weight, bias, eps });
+    }
+
+    /// `x = gelu(x)`, with the error function itself.
+    pub fn gelu(self, x: &mut [f32]) {
+        self.run(Gelu { x });
+    }
+
     /// `out = x / rms(x) * weight`; all of one length, a multiple of sixteen.
     pub fn rms_norm(self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         assert!(x.len() == weight.len() && x.len() == out.len(), "one length");
@@ -267,6 +327,17 @@ mod tests {
                 cpu.silu_mul(&x, &w, &mut out);
                 reference::silu_mul(&x, &w, &mut want);
                 close(&out, &want, 1e-6);
+                let bias: Vec<f32> = (0..len).map(|i| (i % 5) as f32 - 2.0).collect();
+                let mut normed = x.clone();
+                cpu.layer_norm(&mut normed, &w, &bias, 1e-12);
+                want.copy_from_slice(&x);
+                reference::layer_norm(&mut want, &w, &bias, 1e-12);
+                close(&normed, &want, 1e-5);
+                let mut gated = x.clone();
+                cpu.gelu(&mut gated);
+                want.copy_from_slice(&x);
+                reference::gelu(&mut want);
+                close(&gated, &want, 3e-7);
                 let turns: Vec<_> = (0..len / 2).map(|i| [(i as f32).cos(), (i as f32).sin()]).collect();
                 let mut normed = x.clone();
                 cpu.rms_norm_in_place(&mut normed, &w, 1e-5);

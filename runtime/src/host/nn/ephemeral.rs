@@ -12,7 +12,7 @@ use wasmtime::{Caller, Extern, Linker, Memory, Result};
 use super::super::preview1::ModuleState;
 use super::bindings::wasi::nn::errors::ErrorCode;
 use super::bindings::wasi::nn::tensor::TensorType;
-use super::ggml::{LOADS_NO_BYTES, NnError, Tensor, generate};
+use super::ggml::{self, LOADS_NO_BYTES, NnError, Tensor};
 use crate::host::MAX_TENSOR_BYTES;
 use crate::host::infer::Joined;
 
@@ -39,7 +39,7 @@ pub struct Tables {
 struct Execution {
     joined: Arc<Joined>,
     inputs: Vec<(String, Tensor)>,
-    outputs: Option<[String; 2]>,
+    outputs: Option<[Vec<u8>; 2]>,
 }
 
 /// Error numbers of the interface.
@@ -161,17 +161,17 @@ impl Call<'_> {
     async fn compute(mut self, execution: u32) -> Answer<()> {
         let nn = self.nn();
         let own = nn.find(execution)?;
-        let before = own.outputs.take().map_or(0, |outputs| outputs.iter().map(String::len).sum());
+        let before = own.outputs.take().map_or(0, |outputs| outputs.iter().map(Vec::len).sum());
         let (joined, inputs) = (own.joined.clone(), std::mem::take(&mut own.inputs));
         nn.hold(0, before)?;
         let invocation = self.0.data().invocation.clone();
         let allowance = self.0.data().models.allowance.clone();
-        let generated = generate(&joined, &inputs, &invocation, allowance.as_ref()).await;
+        let made = ggml::compute(&joined, &inputs, &invocation, allowance.as_ref()).await;
         let nn = self.nn();
         nn.find(execution)?.inputs = inputs;
-        let (text, about) = generated?;
-        nn.hold(text.len() + about.len(), 0)?;
-        nn.find(execution)?.outputs = Some([text, about]);
+        let (made, about) = made?;
+        nn.hold(made.data.len() + about.data.len(), 0)?;
+        nn.find(execution)?.outputs = Some([made.data, about.data]);
         Ok(())
     }
 
@@ -182,14 +182,15 @@ impl Call<'_> {
             return Err(Refused(Errno::RuntimeError, "nothing was computed yet; call compute first".into()));
         };
         let output = outputs.get(index as usize);
-        let output =
-            output.ok_or_else(|| invalid(format!("there is no output {index}: 0 is the text, 1 its numbers")))?;
+        let output = output.ok_or_else(|| {
+            invalid(format!("there is no output {index}: 0 is the text or the embedding, 1 its numbers"))
+        })?;
         if output.len() > most as usize {
             let why = format!("output {index} has {} bytes, the buffer {most}", output.len());
             return Err(Refused(Errno::TooLarge, why));
         }
         let output = output.clone();
-        self.write(to, output.as_bytes())?;
+        self.write(to, &output)?;
         self.write(written, &u32::try_from(output.len()).unwrap_or(u32::MAX).to_le_bytes())
     }
 

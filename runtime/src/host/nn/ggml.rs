@@ -4,8 +4,9 @@
 //! | tensor | also called | type | what |
 //! |---|---|---|---|
 //! | input `0` | `prompt`, `input`; a single input of any name | `U8`, `[bytes]` | the prompt, UTF-8, special tokens obeyed |
-//! | input `1` | `options`, `metadata` | `U8`, `[bytes]` | JSON: `n-predict`, `temp`, `top-k`, `top-p`, `min-p`, `repeat-penalty`, `presence-penalty`, `frequency-penalty`, `seed`, `reverse-prompt`; others are ignored |
+//! | input `1` | `options`, `metadata` | `U8`, `[bytes]` | JSON: `n-predict`, `temp`, `top-k`, `top-p`, `min-p`, `repeat-penalty`, `presence-penalty`, `frequency-penalty`, `seed`, `reverse-prompt`, `embedding`; others are ignored |
 //! | output `0` | | `U8`, `[bytes]` | the text, UTF-8 |
+//! | | | `FP32`, `[1, width]` | of a model that embeds, and with the option `embedding`: what the prompt means, of length 1 |
 //! | output `1` | | `U8`, `[bytes]` | JSON: `input_tokens`, `output_tokens`, `finish_reason` |
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use hob_gpu::{Ask, Event, Finish, Prompt, Refusal};
 use serde::Deserialize;
 
+use super::super::embed::{Text, embed};
 use super::super::infer::{Joined, TokenStream, start};
 use super::bindings::wasi::nn::errors::ErrorCode;
 use super::bindings::wasi::nn::tensor::TensorType;
@@ -52,14 +54,31 @@ impl NnError {
     }
 }
 
-/// One whole generation: the text, and what is to be said about it.
-pub async fn generate(
+/// One whole generation, or an embedding: what comes of it, and what is to be said about it.
+pub async fn compute(
     joined: &Joined,
     inputs: &[(String, Tensor)],
     invocation: &Arc<Invocation>,
     allowance: Option<&Arc<Allowance>>,
+) -> Result<(Tensor, Tensor), NnError> {
+    let (text, options) = read(inputs)?;
+    if joined.model.generates() && !options.embedding {
+        let (text, about) = generate(joined, ask(text, options), invocation, allowance).await?;
+        return Ok((Tensor::text(text), Tensor::text(about)));
+    }
+    let embedded = embed(joined, vec![Text::Words(text.into())], false, invocation, allowance).await;
+    let embedded = embedded.map_err(|error| NnError::new(ErrorCode::RuntimeError, error.to_string()))??;
+    let about = serde_json::json!({ "input_tokens": embedded.tokens, "output_tokens": 0, "finish_reason": "stop" });
+    Ok((Tensor::floats(&embedded.rows.concat()), Tensor::text(about.to_string())))
+}
+
+async fn generate(
+    joined: &Joined,
+    ask: Ask,
+    invocation: &Arc<Invocation>,
+    allowance: Option<&Arc<Allowance>>,
 ) -> Result<(String, String), NnError> {
-    let started = start(joined, ask(inputs)?, invocation, allowance).await;
+    let started = start(joined, ask, invocation, allowance).await;
     let tokens = started.map_err(|error| NnError::new(ErrorCode::RuntimeError, error.to_string()))??;
     let mut stream = TokenStream::new(tokens, invocation.clone());
     let mut text = String::new();
@@ -87,6 +106,12 @@ impl Tensor {
     pub fn text(text: String) -> Self {
         let data = text.into_bytes();
         Self { dimensions: vec![u32::try_from(data.len()).unwrap_or(u32::MAX)], ty: TensorType::U8, data }
+    }
+
+    /// One row of floats as a tensor.
+    fn floats(row: &[f32]) -> Self {
+        let data = row.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Self { dimensions: vec![1, u32::try_from(row.len()).unwrap_or(u32::MAX)], ty: TensorType::Fp32, data }
     }
 
     /// The tensor as text.
@@ -117,9 +142,11 @@ struct Options {
     frequency_penalty: Option<f32>,
     seed: Option<u64>,
     reverse_prompt: Option<String>,
+    embedding: bool,
 }
 
-fn ask(inputs: &[(String, Tensor)]) -> Result<Ask, NnError> {
+/// The prompt, and what else is said.
+fn read(inputs: &[(String, Tensor)]) -> Result<(&str, Options), NnError> {
     let find = |names: &[&str]| inputs.iter().find(|(name, _)| names.contains(&name.as_str()));
     let invalid = |why: String| NnError::new(ErrorCode::InvalidArgument, why);
     let prompt = match (find(&["0", "prompt", "input"]), inputs) {
@@ -136,6 +163,10 @@ fn ask(inputs: &[(String, Tensor)]) -> Result<Ask, NnError> {
     if text.is_empty() {
         return Err(invalid(format!("tensor `{}` is empty; a prompt needs text", prompt.0)));
     }
+    Ok((text, options))
+}
+
+fn ask(text: &str, options: Options) -> Ask {
     let mut ask = Ask::new(Prompt::Raw(text.to_owned()));
     // ggml's -1 is "until the end", which here has a bound all the same: the context.
     ask.max_tokens = match options.n_predict {
@@ -154,7 +185,7 @@ fn ask(inputs: &[(String, Tensor)]) -> Result<Ask, NnError> {
     penalties.frequency = options.frequency_penalty.unwrap_or(penalties.frequency);
     sampling.seed = options.seed;
     ask.stop = options.reverse_prompt.into_iter().filter(|stop| !stop.is_empty()).collect();
-    Ok(ask)
+    ask
 }
 
 impl From<Refusal> for NnError {

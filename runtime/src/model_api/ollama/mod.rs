@@ -4,6 +4,7 @@
 
 pub mod blobs;
 pub mod chat;
+pub mod embed;
 pub mod generate;
 mod keep;
 pub mod models;
@@ -14,6 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use super::ask::Call;
 use super::reply::{End, Reply};
 
 /// What `/api/version` says: clients look whether it is new enough for what they want.
@@ -67,13 +69,10 @@ fn done_reason(end: Option<End>) -> &'static str {
 /// What the last line tells of tokens and times.
 fn numbers(reply: &Reply, line: &mut Value) {
     let (counts, timing) = (reply.counts(1), reply.timing());
-    let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    let mut load = Duration::ZERO;
-    let invocation = &reply.call.called.invocation;
-    invocation.mark(|marks| load = marks.join);
+    let (total, load) = times(&reply.call);
     let told = json!({
-        "total_duration": ns(invocation.started.elapsed()),
-        "load_duration": ns(load),
+        "total_duration": total,
+        "load_duration": load,
         "prompt_eval_count": counts.prompt,
         "prompt_eval_duration": ns(timing.prefill),
         "eval_count": counts.generated,
@@ -82,6 +81,18 @@ fn numbers(reply: &Reply, line: &mut Value) {
     for (key, value) in told.as_object().into_iter().flatten() {
         line[key] = value.clone();
     }
+}
+
+fn ns(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Nanoseconds since a call began, and those in which its model was loaded.
+fn times(call: &Call) -> (u64, u64) {
+    let invocation = &call.called.invocation;
+    let mut load = Duration::ZERO;
+    invocation.mark(|marks| load = marks.join);
+    (ns(invocation.started.elapsed()), ns(load))
 }
 
 #[cfg(test)]

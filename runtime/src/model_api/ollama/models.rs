@@ -148,7 +148,8 @@ pub(in crate::model_api) fn show(host: &Arc<Host>, asked: Given) -> Result<Respo
     let model = StoredModel::of(store, manifest);
     let template = hob_gpu::chat_template(&path).unwrap_or_default();
     let marks = hob_gpu::model::template::Marks::of(template.as_deref());
-    let mut capabilities = vec!["completion"];
+    let embeds = hob_gpu::inspect(&path).is_ok_and(|info| !info.generates);
+    let mut capabilities = vec![if embeds { "embedding" } else { "completion" }];
     capabilities.extend(template.is_some().then_some("tools"));
     capabilities.extend(marks.thinks.then_some("thinking"));
     let architecture = model.architecture.clone().unwrap_or_default();

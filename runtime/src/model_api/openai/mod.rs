@@ -1,10 +1,11 @@
-//! OpenAI's API: `/v1/chat/completions`, `/v1/completions`, `/v1/models`.
+//! OpenAI's API: `/v1/chat/completions`, `/v1/completions`, `/v1/responses`, `/v1/embeddings`, `/v1/models`.
 //!
 //! Fields that are not known are ignored, as clients send ever new ones; what is known and cannot be is refused with its name.
 
 pub mod chat;
 mod chat_stream;
 pub mod completions;
+pub mod embeddings;
 mod form;
 mod logprobs;
 mod messages;

@@ -1,6 +1,6 @@
 //! Finding out what there is to get: one module for each kind of place. Nothing is downloaded here but lists.
 
-mod checkpoint;
+pub(super) mod checkpoint;
 mod disk;
 mod hub;
 mod registry;
@@ -71,6 +71,6 @@ fn pin(plan: &mut Plan, entry: &Entry) {
             remote.bytes = entry.bytes.or(remote.bytes);
         }
         Content::Joined { expect, bytes, .. } => (*expect, *bytes) = (Some(digest), entry.bytes),
-        Content::Disk(_) => {}
+        Content::Folder { .. } | Content::Disk(_) => {}
     }
 }

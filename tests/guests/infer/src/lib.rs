@@ -38,6 +38,7 @@ async fn infer(Query(ask): Query<Ask>) -> Result<Response> {
             let info = model.info();
             json!({ "name": info.name, "context_tokens": info.context_tokens, "chat": info.chat })
         }
+        "embed" => json!(model.embed(vec![ask.text.as_str(); ask.n])?),
         "tokenize" => json!({ "tokens": model.tokenize(&ask.text)? }),
         "chat" => json!(ask.with_options(model.chat([Message::user(&ask.text)])).text().await?),
         "raw" => json!(ask.with_options(model.raw(&ask.text)).text().await?),

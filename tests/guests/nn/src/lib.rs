@@ -47,5 +47,13 @@ fn tensor(text: &str, kind: TensorType) -> Tensor {
 
 fn compute(graph: Graph, inputs: Vec<(String, Tensor)>) -> Result<BTreeMap<String, String>, Error> {
     let outputs = graph.init_execution_context()?.compute(inputs)?;
-    Ok(outputs.into_iter().map(|(name, bytes)| (name, String::from_utf8_lossy(&bytes.data()).into_owned())).collect())
+    let shown = |tensor: &Tensor| match tensor.ty() {
+        TensorType::Fp32 => {
+            let data = tensor.data();
+            let row: Vec<f32> = data.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
+            json!({ "dimensions": tensor.dimensions(), "row": row }).to_string()
+        }
+        _ => String::from_utf8_lossy(&tensor.data()).into_owned(),
+    };
+    Ok(outputs.into_iter().map(|(name, tensor)| (name, shown(&tensor))).collect())
 }
