@@ -147,7 +147,7 @@ pub fn lend_embedders(home: &Path) {
             std::os::unix::fs::symlink(&from, &to).expect("a link can be made");
         }
     }
-    to.name(&manifest).expect("a temporary directory can be written");
+    to.put(&manifest).expect("a temporary directory can be written");
 }
 
 /// A second model: the weights of [`MODEL`] in another file, of which nobody knows that they are the same.
