@@ -460,11 +460,6 @@ impl Model {
         ids
     }
 
-    /// Tokens of the longest sequence that there is KV for.
-    fn most_tokens(&self) -> usize {
-        (self.engine.total_pages() * self.loaded.page_tokens).min(self.loaded.config.context)
-    }
-
     /// Starts computing what the text of `tokens` means: see [`Embedding`]. One longer than the context is refused.
     ///
     /// # Errors

@@ -321,10 +321,9 @@ impl Weights {
     }
 
     /// All matrices but a head that is the embedding; of each, whether it is an end of the model.
-    fn matrices(&self) -> Vec<(&MatrixAt, bool)> {
-        let of = |l| -> [Option<&MatrixAt>; 7] {
-            let Layer { q, k, v, o, gate, up, down, .. } = l;
-            [Some(q), Some(k), Some(v), Some(&o.w), gate.as_ref(), Some(up), Some(&down.w)]
+    fn matrices<'a>(&'a self) -> Vec<(&'a MatrixAt, bool)> {
+        let of = |l: &'a Layer| {
+            [Some(&l.q), Some(&l.k), Some(&l.v), Some(&l.o.w), l.gate.as_ref(), Some(&l.up), Some(&l.down.w)]
         };
         let inner = self.layers.iter().flat_map(of).flatten();
         let head = Some(&self.head).filter(|head| !head.is(&self.embedding));

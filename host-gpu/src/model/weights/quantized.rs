@@ -68,10 +68,10 @@ impl Weights {
     fn matrices_mut(&mut self) -> Vec<&mut MatrixAt> {
         let head = Some(&mut self.head).filter(|head| !head.is(&self.embedding));
         let inner = self.layers.iter_mut();
-        let of = |l| -> [Option<&mut MatrixAt>; 7] {
-            let Layer { q, k, v, o, gate, up, down, .. } = l;
-            [Some(q), Some(k), Some(v), Some(&mut o.w), gate.as_mut(), Some(up), Some(&mut down.w)]
-        };
-        inner.flat_map(of).flatten().chain([&mut self.embedding]).chain(head).collect()
+        let inner = inner.flat_map(|l| {
+            let both = [Some(&mut l.q), Some(&mut l.k), Some(&mut l.v), Some(&mut l.o.w)];
+            both.into_iter().chain([l.gate.as_mut(), Some(&mut l.up), Some(&mut l.down.w)]).flatten()
+        });
+        inner.chain([&mut self.embedding]).chain(head).collect()
     }
 }
