@@ -17,6 +17,7 @@ pub(super) enum What {
     Model,
     Live,
     Ready,
+    Description,
     Messages,
     CountTokens,
     OllamaChat,
@@ -41,9 +42,9 @@ static DELETE: [Method; 1] = [Method::DELETE];
 impl What {
     /// The methods that it takes.
     pub fn methods(self) -> &'static [Method] {
-        use What::{Live, Model, Models, Ps, Ready, Running, Tags, Version};
+        use What::{Description, Live, Model, Models, Ps, Ready, Running, Tags, Version};
         match self {
-            Models | Model | Live | Ready | Tags | Ps | Version | Running => &READ,
+            Models | Model | Live | Ready | Description | Tags | Ps | Version | Running => &READ,
             Self::Delete => &DELETE,
             _ => &POST,
         }
@@ -72,7 +73,7 @@ pub(super) struct Found {
 }
 
 /// Calls that are answered.
-const CALLS: &[(&str, What, Dialect)] = &[
+pub(super) const CALLS: &[(&str, What, Dialect)] = &[
     ("/v1/chat/completions", What::Chat, Dialect::OpenAi),
     ("/v1/completions", What::Completions, Dialect::OpenAi),
     ("/v1/responses", What::Responses, Dialect::OpenAi),
@@ -81,6 +82,7 @@ const CALLS: &[(&str, What, Dialect)] = &[
     ("/v1/messages/count_tokens", What::CountTokens, Dialect::Anthropic),
     ("/v1/health/live", What::Live, Dialect::OpenAi),
     ("/v1/health/ready", What::Ready, Dialect::OpenAi),
+    ("/v1/openapi.json", What::Description, Dialect::OpenAi),
     ("/api/chat", What::OllamaChat, Dialect::Ollama),
     ("/api/generate", What::Generate, Dialect::Ollama),
     ("/api/tags", What::Tags, Dialect::Ollama),
