@@ -59,6 +59,11 @@ fn litellm_and_langchain() {
 }
 
 #[test]
+fn schemathesis() {
+    python("with_schemathesis.py");
+}
+
+#[test]
 fn openai_and_ai_for_javascript() {
     let Some(clients) = clients() else { return };
     let hob = Hob::with(ServeOptions { model: true, embedders: true, ..ServeOptions::default() });

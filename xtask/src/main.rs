@@ -33,6 +33,8 @@ const PACKAGES: [&str; 10] = ["-p", "hob-gpu", "-p", "hob", "-p", "hob-sdk", "-p
 const MODEL: &str = "smollm2:135m";
 /// A second one, of another architecture, that the engine's golden tests use.
 const SECOND_MODEL: &str = "gemma3:270m";
+/// One that embeds.
+const EMBEDDER: &str = "all-minilm:l6-v2";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -89,6 +91,7 @@ fn test() -> Result<()> {
     say("bringing the clients of OpenAI's, Ollama's and Anthropic's APIs");
     scripts::clients(root())?;
     pull(SECOND_MODEL)?;
+    pull(EMBEDDER)?;
     step("tests of these chores", cargo().args(["test", "--release", "--quiet", "-p", "xtask"]))?;
     let mut tests = cargo();
     tests.args(["test", "--release"]).args(PACKAGES).env("HOB_TEST_DATA", data());

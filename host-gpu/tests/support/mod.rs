@@ -55,13 +55,15 @@ pub fn wait<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// A real checkpoint: the folder that `variable` names, or the stored model of that name.
-pub fn checkpoint_path(variable: &str, name: &str) -> Option<PathBuf> {
+/// A real checkpoint: the folder that `variable` names, or the stored one that has the weights of that digest.
+pub fn checkpoint_path(variable: &str, sha256: &str) -> Option<PathBuf> {
     let given = std::env::var_os(variable).map(PathBuf::from);
     let stored = || {
         let data = PathBuf::from(std::env::var_os("HOB_TEST_DATA")?);
-        let folder = std::fs::read_dir(data.join("models/views")).ok()?;
-        folder.flatten().map(|entry| entry.path()).find(|path| path.ends_with(name))
+        let blob = data.join(format!("models/blobs/sha256-{sha256}")).canonicalize().ok()?;
+        let trees = std::fs::read_dir(data.join("models/trees")).ok()?;
+        let has = |tree: &PathBuf| tree.join("model.safetensors").canonicalize().is_ok_and(|weights| weights == blob);
+        trees.flatten().map(|entry| entry.path()).find(has)
     };
     given.or_else(stored).filter(|path| path.join("config.json").exists())
 }

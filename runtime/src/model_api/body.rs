@@ -99,6 +99,11 @@ pub(super) fn json(status: StatusCode, value: &Value) -> Response<Body> {
     whole(status, "application/json", value.to_string().into())
 }
 
+/// An answer in JSON that is written already.
+pub(super) fn written(json: &'static str) -> Response<Body> {
+    whole(StatusCode::OK, "application/json", Bytes::from_static(json.as_bytes()))
+}
+
 /// An answer in words.
 pub(super) fn text(status: StatusCode, text: &'static str) -> Response<Body> {
     whole(status, "text/plain; charset=utf-8", Bytes::from_static(text.as_bytes()))

@@ -15,6 +15,7 @@ mod body;
 mod health;
 mod ollama;
 mod openai;
+mod openapi;
 mod paths;
 mod reader;
 mod refused;
@@ -142,6 +143,7 @@ impl ModelApi {
         }
         match what {
             What::Live => return Ok(body::text(StatusCode::OK, "ok")),
+            What::Description => return Ok(body::written(openapi::DOCUMENT)),
             What::Ready => return Ok(self.health.answer(&self.host)),
             What::Running => return Ok(body::text(StatusCode::OK, "Ollama is running")),
             What::Version => return Ok(body::json(StatusCode::OK, &json!({ "version": ollama::VERSION }))),

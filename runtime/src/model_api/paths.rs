@@ -18,6 +18,7 @@ pub(super) enum What {
     Model,
     Live,
     Ready,
+    Description,
     Messages,
     CountTokens,
     OllamaChat,
@@ -49,9 +50,9 @@ pub(super) const BLOBS: &str = "/api/blobs/";
 impl What {
     /// The methods that it takes.
     pub fn methods(self) -> &'static [Method] {
-        use What::{Live, Model, Models, Ps, Ready, Running, Tags, Version};
+        use What::{Description, Live, Model, Models, Ps, Ready, Running, Tags, Version};
         match self {
-            Models | Model | Live | Ready | Tags | Ps | Version | Running => &READ,
+            Models | Model | Live | Ready | Description | Tags | Ps | Version | Running => &READ,
             Self::Delete => &DELETE,
             Self::Blob => &SEND,
             _ => &POST,
@@ -82,7 +83,7 @@ pub(super) struct Found {
 }
 
 /// Calls that are answered.
-const CALLS: &[(&str, What, Dialect)] = &[
+pub(super) const CALLS: &[(&str, What, Dialect)] = &[
     ("/v1/chat/completions", What::Chat, Dialect::OpenAi),
     ("/v1/completions", What::Completions, Dialect::OpenAi),
     ("/v1/embeddings", What::Embeddings, Dialect::OpenAi),
@@ -92,6 +93,7 @@ const CALLS: &[(&str, What, Dialect)] = &[
     ("/v1/messages/count_tokens", What::CountTokens, Dialect::Anthropic),
     ("/v1/health/live", What::Live, Dialect::OpenAi),
     ("/v1/health/ready", What::Ready, Dialect::OpenAi),
+    ("/v1/openapi.json", What::Description, Dialect::OpenAi),
     ("/api/chat", What::OllamaChat, Dialect::Ollama),
     ("/api/generate", What::Generate, Dialect::Ollama),
     ("/api/embed", What::Embed, Dialect::Ollama),

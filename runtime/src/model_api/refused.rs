@@ -82,6 +82,10 @@ impl Refused {
         Self::new(StatusCode::FORBIDDEN, message)
     }
 
+    pub fn no_blob() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "there is no such blob; send it with POST")
+    }
+
     pub fn no_model(name: &str) -> Self {
         let name: String = name.chars().take(140).collect();
         let why = format!("model '{name}' not found; `hob models list` shows those that are here");

@@ -83,7 +83,7 @@ impl Content {
         match self {
             Self::Remote(remote) => remote.bytes,
             Self::Joined { bytes, .. } => *bytes,
-            Self::Disk(_) => None,
+            Self::Folder { .. } | Self::Disk(_) => None,
         }
     }
 }

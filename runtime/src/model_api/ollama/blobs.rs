@@ -51,7 +51,7 @@ pub(super) fn digest(text: &str) -> Result<Digest, Refused> {
 pub(in crate::model_api) fn here(host: &Arc<Host>, named: &str) -> Result<Response<Body>, Refused> {
     match host.library().store().has_blob(&digest(named)?, None) {
         true => Ok(body::text(StatusCode::OK, "")),
-        false => Err(Refused::not_found("there is no such blob; send it with POST")),
+        false => Err(Refused::no_blob()),
     }
 }
 

@@ -19,7 +19,6 @@ use crate::function_host::Host;
 use crate::model_api::ask::resolve;
 use crate::model_api::body::{self, Given};
 use crate::model_api::refused::Refused;
-use crate::models::keep::Keep;
 use crate::models::pull::{self, PullLine, PullRequest};
 use crate::models::store::{Defaults, FilePath, FilePathError, Manifest, StoreError};
 use crate::models::view::StoredModel;
