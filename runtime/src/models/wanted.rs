@@ -158,8 +158,11 @@ fn package(text: &str) -> Result<Package, String> {
     if !plain(package) || !plain(version) || package.len().max(version.len()) > 200 {
         return Err("a package is written PACKAGE==VERSION#MEMBER".into());
     }
-    if !safe_path(member) {
-        return Err("what follows # is the path of a file in the wheel".into());
+    // A folder has a slash at its end.
+    if !safe_path(member.strip_suffix('/').unwrap_or(member)) {
+        return Err(
+            "what follows # is the path of a file in the wheel, or of a folder there with a slash at its end".into()
+        );
     }
     Ok(Package { package: package.into(), version: version.into(), member: member.into() })
 }
@@ -371,6 +374,7 @@ mod tests {
             ("oci://h/a/b:t", "oci://h/a/b:t", "b:t"),
             ("https://h/a/M.Q4_0.gguf?sig=1#", "https://h/a/M.Q4_0.gguf", "m.q4_0"),
             ("https://h/m-00002-of-00003.gguf", "https://h/m-00002-of-00003.gguf", "m"),
+            ("pypi:p-q==1.0#a/b/", "pypi:p-q==1.0#a/b/", "p-q"),
             ("pypi:p-q==1.0#a/b.gguf  pypi:r==2#c", "pypi:p-q==1.0#a/b.gguf pypi:r==2#c", "p-q"),
         ] {
             let wanted: Wanted = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
