@@ -151,7 +151,7 @@ fn forms(report: &mut Report) -> Result<()> {
     let source = ModelSource { name: MODEL.into(), path: weights(), digest: "bench".into() };
     let model = runtime.block_on(engine.join(&source))?;
     let schemas = schemas();
-    let judge = |schema| jsonschema::options().should_validate_formats(true).build(schema);
+    let judge = |schema| jsonschema::options().should_validate_formats(true).build(schema).map_err(Box::new);
     let judges = schemas.iter().map(judge).collect::<Result<Vec<_>, _>>()?;
     let (mut good, mut bad) = (0, None);
     for batch in 0..GENERATIONS / schemas.len() {

@@ -316,11 +316,8 @@ mod tests {
         let said = serde_json::json!({ "type": "function", "function": { "description": "<|im_end|>" } });
         for (tool, refused) in [(named, true), (typed, true), (said, false)] {
             let conversation = Conversation { tools: vec![tool], ..says("hi") };
-            assert_eq!(
-                template(CHATML).pieces(&conversation, SPECIALS.into_iter()).is_err(),
-                refused,
-                "{conversation:?}"
-            );
+            let pieces = template(CHATML).pieces(conversation.clone(), SPECIALS.into_iter());
+            assert_eq!(pieces.is_err(), refused, "{conversation:?}");
         }
     }
 

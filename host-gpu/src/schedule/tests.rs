@@ -63,6 +63,28 @@ fn decode_goes_first_and_prompts_share_a_budget() {
 }
 
 #[test]
+fn what_is_whole_is_never_cut_nor_kept() {
+    let mut s = Scheduler::new(100, 8);
+    let whole = Need { whole: true, ..need(Some(0)) };
+    for (id, tokens) in [(1, 30), (2, 4), (3, 20)] {
+        s.submit(id, whole, prompt(1, tokens)); // they begin alike
+    }
+    assert_eq!(admit(&mut s), [1, 2, 3]);
+    let sizes = |items: &[Item]| items.iter().map(|i| (i.id, i.tokens, i.gives_token)).collect::<Vec<_>>();
+    // One that is too long for any step goes, and takes all of it.
+    let first = plan(&mut s, 10);
+    assert_eq!(sizes(&first), [(1, 30, true)]);
+    s.done(&first[0]);
+    s.remove(1);
+    assert_eq!(sizes(&plan(&mut s, 10)), [(2, 4, true)], "the next does not fit beside it");
+    assert_eq!(sizes(&plan(&mut s, 24)), [(2, 4, true), (3, 20, true)]);
+    assert_eq!(plan(&mut s, 0), []);
+    assert_eq!(s.free_pages().1, 0, "nothing is cached");
+    s.submit(4, need(Some(1)), prompt(1, 30));
+    assert_eq!(s.admit(), [Change::Admitted(Admitted { id: 4, found: 0 })]);
+}
+
+#[test]
 fn nobody_overtakes_and_what_is_reserved_is_bounded() {
     let mut s = Scheduler::new(50, 8);
     s.submit(1, need(None), prompt(1, 100)); // the context, 200 tokens: all 50 pages

@@ -3,7 +3,7 @@
 use super::shim;
 use super::support::{self, golden_path, ids, read, wait};
 use hob_gpu::{
-    Activations, Ask, Engine, EngineConfig, EngineDevice, Finish, KvType, Model, ModelSource, Prompt, Quantize, TokenId,
+    Activations, Ask, Engine, EngineConfig, EngineDevice, KvType, Model, ModelSource, Prompt, Quantize, TokenId,
 };
 
 /// The tiny models of `tests/golden/arch`: every architecture, and every kind of rotation.

@@ -160,10 +160,9 @@ pub(super) fn find(path: &str) -> Option<Found> {
 
 /// Whose call that is not answered a path is. A client that was given its base URL with a slash too many writes two of them.
 fn missing(path: &str) -> Option<Dialect> {
-    let mut parts = path.split('/').filter(|part| !part.is_empty()).peekable();
     let mut begin = String::new();
     let mut found = None;
-    while let Some(part) = parts.next() {
+    for part in path.split('/').filter(|part| !part.is_empty()) {
         begin.push('/');
         begin.push_str(part);
         let all = [(OPENAI, Dialect::OpenAi), (ANTHROPIC, Dialect::Anthropic), (OLLAMA, Dialect::Ollama)];

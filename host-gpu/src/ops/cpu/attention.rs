@@ -419,6 +419,7 @@ mod tests {
         keys: Vec<f32>,
         values: Vec<f32>,
         q: Vec<f32>,
+        until: Option<usize>,
     }
 
     const OFFSET: usize = 32;
@@ -442,7 +443,7 @@ mod tests {
             layout.write_value(values, t % layout.page_tokens, value);
         }
         let q = (0..tokens * GROUP * dim).map(|i| ((i * 31) % 17) as f32 / 9.0 - 1.0).collect();
-        Fixture { arena, pages, page_bytes, keys, values, q }
+        Fixture { arena, pages, page_bytes, keys, values, q, until: None }
     }
 
     impl Fixture {
@@ -464,13 +465,33 @@ mod tests {
             for position in (from..tokens).step_by(chunk) {
                 let count = chunk.min(tokens - position);
                 let q = &self.q[position * width..];
-                let queries = Queries { q, stride: width, group: GROUP, position, tokens: count, window: w };
+                let queries =
+                    Queries { q, stride: width, group: GROUP, position, tokens: count, window: w, until: self.until };
                 let out = &mut out[(position - from) * width..][..count * width];
                 Pool::new(1).unwrap().columns(out, width, width, |view| {
                     cpu.attend(queries, kv, scoring, &mut vec![f32::NAN; 7], view);
                 });
             }
             out
+        }
+    }
+
+    #[test]
+    fn tokens_may_attend_to_those_behind_them() {
+        for (dim, page_tokens, tokens) in [(16, 3, 1), (32, 7, 20), (64, 40, 70)] {
+            let layout = HeadLayout { kind: KvType::F32, page_tokens, head_dim: dim };
+            let fixture = Fixture { until: Some(tokens), ..fixture(layout, tokens) };
+            let mut want = vec![0.0; tokens * GROUP * dim];
+            for (q, out) in fixture.q.chunks_exact(GROUP * dim).zip(want.chunks_exact_mut(GROUP * dim)) {
+                let scoring = reference::Scoring { dim, scale: 0.125, cap: None, window: tokens };
+                reference::attend(q, &fixture.keys, &fixture.values, &scoring, out);
+            }
+            for cpu in CodePath::ALL.iter().filter_map(|path| Cpu::new(Some(*path))) {
+                for chunk in [1, 8, tokens] {
+                    let got = fixture.run(cpu, layout, Scoring { scale: 0.125, cap: None }, None, 0, chunk);
+                    assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-5), "{} {dim}", cpu.path());
+                }
+            }
         }
     }
 
