@@ -133,7 +133,7 @@ fn a_login_is_sent_to_the_registry_that_it_is_for_and_to_no_other() {
 fn an_index_on_the_web_leads_nowhere_in_the_clear() {
     let place = Place::new();
     let secure = Shelf::with_tls();
-    let cert = certificate("cert.pem");
+    let cert = certificate("ca.pem");
     let index = format!("{}/simple", secure.url);
     let variables = [("HOB_PYPI_INDEX", index.as_str()), ("SSL_CERT_FILE", cert.to_str().unwrap())];
     for (to, why) in [("http://far.example/x", "anybody could answer"), ("file:///etc/passwd", "no web address")] {
