@@ -28,7 +28,7 @@ CHECKS = [
 # What is sent is the same each time: a failure can be repeated.
 LIMITS = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 # It would ask registries elsewhere.
-LEFT_OUT = {"pull", "send_blob"}
+LEFT_OUT = {"pull"}
 # A short answer says as much as a long one.
 MOST = {"max_tokens": 3, "max_completion_tokens": 3, "max_output_tokens": 3, "n": 2}
 USES_MODEL = {"chat", "complete", "respond", "message", "count_tokens", "ollama_chat", "generate", "show"}
