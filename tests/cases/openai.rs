@@ -283,7 +283,7 @@ fn paths_are_reserved_where_that_is_wanted() {
     assert!(get(&hob.url("/v1/models")).1.contains(MODEL), "not even a function on `/` has it");
     assert!(!get(&hob.url("/v1/other")).1.contains("error") && !get(&hob.url("/health")).1.contains("status"));
     for path in
-        ["/v1/embeddings", "/v1/files/x", "/v1/audio/speech", "/v1//models", "/v1/messages/batches", "/api/embed"]
+        ["/v1/moderations", "/v1/files/x", "/v1/audio/speech", "/v1//models", "/v1/messages/batches", "/api/push"]
     {
         let (status, text) = post(&hob.url(path), "{}");
         assert!(status == 404 && text.contains("\"error\"") && text.contains("there is no call"), "{path}: {text}");

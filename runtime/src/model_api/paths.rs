@@ -187,7 +187,7 @@ mod tests {
         assert_eq!(what("/v1/models/a/b:c"), Some((What::Model, Dialect::OpenAi, true)));
         assert_eq!(what("/health"), Some((What::Ready, Dialect::OpenAi, false)));
         for (path, dialect) in [
-            ("/v1/embeddings", Dialect::OpenAi),
+            ("/v1/embeddings/", Dialect::OpenAi),
             ("/v1/files/x/content", Dialect::OpenAi),
             ("/v1/audio/speech", Dialect::OpenAi),
             ("/v1/responses/resp_1/cancel", Dialect::OpenAi),
