@@ -71,7 +71,8 @@ fn run_takes_files_of_every_architecture() {
         report
     };
     let ggufs = tiny_models("arch", |path| path.extension().is_some_and(|ext| ext == "gguf"));
-    let checkpoints = tiny_models("hf", Path::is_dir);
+    // Bert embeds, and says nothing.
+    let checkpoints = tiny_models("hf", |path| path.is_dir() && !path.ends_with("bert"));
     assert!(ggufs.len() >= 11 && checkpoints.len() >= 13);
     for path in &ggufs {
         // `ab` is one token of theirs, and there is no template.

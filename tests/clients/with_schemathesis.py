@@ -49,7 +49,9 @@ def mend(operation, case):
         if isinstance(body.get(key), int) and most < body[key] <= 4294967295 and (key != "n" or body[key] <= 16):
             body[key] = most
     if operation in {"chat", "complete", "respond"} and not body.get("max_completion_tokens"):
-        body.setdefault("max_output_tokens" if operation == "respond" else "max_tokens", 3)
+        most = "max_output_tokens" if operation == "respond" else "max_tokens"
+        if body.get(most) is None:
+            body[most] = 3
     if operation in {"ollama_chat", "generate"}:
         options = body.get("options")
         if not isinstance(options, dict) or isinstance(options.get("num_predict"), int):

@@ -6,7 +6,8 @@
 //!
 //! A token's results have the same bits in any batch of up to eight tokens, which matrix-vector kernels serve, and in any larger
 //! one, which tensor cores serve; between the two, sums are added in another order. Where the head gets its activations in
-//! two parts, it is between four and five tokens that want logits.
+//! two parts, it is between four and five tokens that want logits. In attention it is between one token of a sequence
+//! and several.
 
 pub mod check;
 mod device;

@@ -141,11 +141,11 @@ fn a_batch_of_up_to_eight_changes_nobodys_bits() {
 #[test]
 fn many_sequences_share_the_card_and_its_pages() {
     // Fewer pages than all of them want: some wait, some are put off, pages change hands.
-    // Steps of up to eight tokens, in which each has the bits that it has alone.
-    let config = EngineConfig { max_running: 4, kv_bytes: 12 << 13, prefill_tokens: 4, ..config() };
+    // Steps of few tokens, and one of a prompt at a time: each token has the bits that it has alone.
+    let config = EngineConfig { max_running: 4, kv_bytes: 12 << 13, prefill_tokens: 1, ..config() };
     let Some(card) = on_card(config) else { return };
     let model = load(&card, "llama");
-    let count = if shim::again() { 6 } else { 14 };
+    let count = if shim::again() { 5 } else { 10 };
     let alone: Vec<_> = (0..count).map(|n| read::read(model.generate(ask(n, 5 + n * 3, 10)).unwrap()).0).collect();
     // For others, whom no page was for.
     let other = |n: usize| Ask { account: 1000 + n as u64, ..ask(n, 5 + n * 3, 10) };
