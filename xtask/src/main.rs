@@ -8,6 +8,7 @@ mod skipped;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::LazyLock;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -170,6 +171,12 @@ fn release(program: &str) -> PathBuf {
 fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).env("CARGO_TARGET_DIR", root().join("target"));
+    // What cargo told this process about its own package. Some build scripts ask to run again where that changes, and all
+    // that depends on them would be built anew each time that cargo is run now by hand and now from here.
+    let told = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(told)) {
+        command.env_remove(name);
+    }
     command
 }
 
@@ -187,5 +194,9 @@ fn run(command: &mut Command) -> Result<()> {
 }
 
 fn say(what: &str) {
-    println!("== {what}");
+    static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
+    match STARTED.elapsed().as_secs() {
+        0 => println!("== {what}"),
+        seconds => println!("== {what} (after {seconds} s)"),
+    }
 }
