@@ -166,6 +166,8 @@ pub struct EngineStats {
     pub total_pages: usize,
     /// Steps so far.
     pub steps: u64,
+    /// Those of them that a card did as one graph, not kernel by kernel.
+    pub graph_steps: u64,
     /// Tokens generated so far.
     pub generated_tokens: u64,
     /// Prompt tokens processed so far, and tokens of preempted sequences that were processed again.
@@ -183,6 +185,7 @@ struct Counters {
     free_pages: AtomicUsize,
     cached_pages: AtomicUsize,
     steps: AtomicU64,
+    graph_steps: AtomicU64,
     generated: AtomicU64,
     prefilled: AtomicU64,
     cached: AtomicU64,
@@ -399,6 +402,7 @@ impl Engine {
             cached_pages: c.cached_pages.load(Ordering::Relaxed),
             total_pages: self.shared.total_pages,
             steps: c.steps.load(Ordering::Relaxed),
+            graph_steps: c.graph_steps.load(Ordering::Relaxed),
             generated_tokens: c.generated.load(Ordering::Relaxed),
             prefilled_tokens: c.prefilled.load(Ordering::Relaxed),
             cached_tokens: c.cached.load(Ordering::Relaxed),

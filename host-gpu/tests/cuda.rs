@@ -2,6 +2,8 @@
 
 #![expect(clippy::print_stdout, reason = "how close the numbers are, and what was skipped")]
 
+#[path = "cuda/again.rs"]
+mod again;
 #[path = "cuda/attention.rs"]
 mod attention;
 #[path = "cuda/model.rs"]

@@ -228,6 +228,8 @@ impl Worker {
         let (buffers, card) = (std::mem::take(&mut self.buffers), self.card.take());
         let given = card.as_ref().map_or(Given::Logits(buffers.logits()), OnCardState::given);
         let chosen = catch_unwind(AssertUnwindSafe(|| self.choose(&giving, given, c.vocab)));
+        let graph_steps = card.as_ref().map_or(0, OnCardState::graph_steps);
+        self.counters.graph_steps.store(graph_steps, Ordering::Relaxed);
         (self.buffers, self.card) = (buffers, card);
         let Ok(chosen) = chosen else { return self.fail(&items, Some("no token could be chosen")) };
         let decoding = items.iter().filter(|item| item.decodes).count();

@@ -3,6 +3,9 @@
 //! The equations are those of `forward`, in the same order; operations are fused where a card gains from it: what joins the residual
 //! stream is normed for the next product in the same launch. All that a step needs to know goes to the card in one copy, and
 //! logits come back in one.
+//!
+//! A step of tokens of which each is its sequence's next one is launched as one graph, from the third of its shape on: the first
+//! has kernels compiled and memory grown, the second is put together.
 
 use super::config::Config;
 use super::forward::{Part, Slot, flatten, turns};
@@ -14,6 +17,11 @@ use crate::ops::cuda::rows::{Forms, Joins};
 use crate::ops::cuda::{Buffer, CudaError, Device, Pinned, View};
 use bytemuck::Pod;
 use std::ops::Range;
+use std::sync::Arc;
+
+mod graphs;
+
+use graphs::{Graphs, Next, Shape};
 
 /// Whether the kernels have what a model needs.
 ///
@@ -76,6 +84,8 @@ struct CardLayer {
 
 /// All tensors of a model on a card.
 pub(crate) struct OnCard {
+    /// Lives as long as it does, and is no other model's.
+    identity: Arc<()>,
     embedding: DeviceMatrix,
     layers: Vec<CardLayer>,
     final_norm: Buffer<f32>,
@@ -92,6 +102,8 @@ impl OnCard {
     /// `NoMemory`
     pub(crate) fn load(device: &Device, w: &Weights, mut done: impl FnMut(u64, u64)) -> Result<Self, CudaError> {
         let total = w.layers.len() as u64 + 1;
+        // Beside what computes.
+        let device = &device.beside()?;
         let matrix = |at: &MatrixAt| DeviceMatrix::upload(device, &w.matrix(at));
         let vector = |v: &Option<Vec<f32>>| v.as_ref().map(|v| device.put(v)).transpose();
         let out = |out: &Out| -> Result<CardOut, CudaError> {
@@ -119,6 +131,7 @@ impl OnCard {
             done(layers.len() as u64, total);
         }
         let loaded = Self {
+            identity: Arc::default(),
             embedding: matrix(&w.embedding)?,
             layers,
             final_norm: device.put(&w.final_norm)?,
@@ -188,7 +201,7 @@ struct Buffers {
 }
 
 /// What is wanted of a step's logits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Wanted {
     /// All of them.
     Logits,
@@ -221,11 +234,13 @@ pub(crate) struct OnCardState {
     /// Otherwise these were.
     ids: Vec<u32>,
     wanted: Wanted,
+    graphs: Graphs,
 }
 
-/// Makes `buffer` at least so long. What was in it is gone.
-fn grow<T: Pod>(device: &Device, buffer: &mut Buffer<T>, len: usize) -> Result<(), CudaError> {
+/// Makes `buffer` at least so long. What was in it is then gone, and so are the graphs, which name it.
+fn grow<T: Pod>(device: &Device, buffer: &mut Buffer<T>, len: usize, graphs: &mut Graphs) -> Result<(), CudaError> {
     if buffer.len() < len {
+        graphs.clear();
         *buffer = device.buffer(0)?;
         *buffer = device.buffer(len)?;
     }
@@ -249,8 +264,9 @@ impl OnCardState {
             likeliest: (device.buffer(0)?, device.buffer(0)?),
         };
         let (words, turns, logits) = (Vec::new(), Vec::new(), device.pinned(0)?);
+        let graphs = Graphs::new(device)?;
         let (device, given, ids, wanted) = (device.clone(), 0, Vec::new(), Wanted::Logits);
-        Ok(Self { device, arena, kv_type, buffers, words, turns, logits, given, ids, wanted })
+        Ok(Self { device, arena, kv_type, buffers, words, turns, logits, given, ids, wanted, graphs })
     }
 
     /// Room for steps of so many tokens, of which some give logits: smaller ones then allocate nothing but scratch of attention,
@@ -259,15 +275,15 @@ impl OnCardState {
     /// # Errors
     /// `NoMemory`
     pub(crate) fn reserve(&mut self, c: &Config, (tokens, logits): (usize, usize)) -> Result<(), CudaError> {
-        let (device, b) = (&self.device, &mut self.buffers);
+        let (device, b, graphs) = (&self.device, &mut self.buffers, &mut self.graphs);
         let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        grow(device, &mut b.x, tokens * c.width)?;
-        grow(device, &mut b.y, tokens * c.width)?;
-        grow(device, &mut b.qkv, tokens * (q + 2 * kv))?;
-        grow(device, &mut b.gates, tokens * 2 * c.ff)?;
-        grow(device, &mut b.logits, 2 * logits * c.vocab)?;
-        grow(device, &mut b.likeliest.0, logits)?;
-        grow(device, &mut b.likeliest.1, logits)?;
+        grow(device, &mut b.x, tokens * c.width, graphs)?;
+        grow(device, &mut b.y, tokens * c.width, graphs)?;
+        grow(device, &mut b.qkv, tokens * (q + 2 * kv), graphs)?;
+        grow(device, &mut b.gates, tokens * 2 * c.ff, graphs)?;
+        grow(device, &mut b.logits, 2 * logits * c.vocab, graphs)?;
+        grow(device, &mut b.likeliest.0, logits, graphs)?;
+        grow(device, &mut b.likeliest.1, logits, graphs)?;
         let bytes = logits * c.vocab * size_of::<f32>();
         if self.logits.bytes().len() < bytes {
             self.logits = device.pinned(bytes)?;
@@ -275,6 +291,7 @@ impl OnCardState {
         let wanted = (tokens.max(2 * logits), c.width.max(q).max(c.ff));
         let size = (b.input_size.0.max(wanted.0), b.input_size.1.max(wanted.1));
         if size != b.input_size {
+            graphs.clear();
             b.input = Input::new(device, 1, 32)?;
             b.input_size = (1, 32);
             b.input = Input::new(device, size.0, size.1)?;
@@ -309,12 +326,47 @@ impl OnCardState {
         let layout = layout(c, self.kv_type, self.arena.page_bytes);
         layout.check()?;
         let plan = self.plan(c, m, &layout, parts, &slots)?;
-        let device = &self.device;
-        let b = &mut self.buffers;
         let part = part_len(plan.rows.len(), c.heads, plan.splits, c.head_dim);
-        if part > b.part.len() {
-            grow(device, &mut b.part, part.next_power_of_two())?;
+        if part > self.buffers.part.len() {
+            grow(&self.device, &mut self.buffers.part, part.next_power_of_two(), &mut self.graphs)?;
         }
+        let work = Work { n, wanted, of_logits, layout, plan };
+        let shape = Shape { tokens: n, splits: work.plan.splits, wanted: of_logits };
+        // What differs between steps of one shape is in the words, and these stand where they stood.
+        let next =
+            if work.plan.rows.len() == n && wanted == n { self.graphs.next(&m.identity, shape) } else { Next::Launch };
+        if next == Next::Capture {
+            let graph = self.graphs.recorder().capture(|| self.launch(self.graphs.recorder(), c, m, &work));
+            self.graphs.put(&m.identity, shape, graph);
+        }
+        #[expect(unsafe_code, reason = "what a graph names is known here alone")]
+        // SAFETY: it names the weights of this model, and buffers at whose change graphs go.
+        let replayed = next != Next::Launch && unsafe { self.graphs.replay(&self.device, &m.identity, shape)? };
+        if !replayed {
+            self.launch(&self.device, c, m, &work)?;
+        }
+        self.given = wanted * c.vocab;
+        self.wanted = of_logits;
+        self.ids.resize(wanted, 0);
+        if wanted == 0 {
+            // What the step took, and whether it failed, is known when it is over.
+            return self.device.wait();
+        }
+        match of_logits {
+            Wanted::Likeliest => self.device.read(self.buffers.likeliest.0.part(0..wanted), &mut self.ids),
+            Wanted::Logits => self.device.fetch(self.buffers.logits.part(0..self.given), &mut self.logits),
+        }
+    }
+
+    /// How many steps were launched as a graph.
+    pub(crate) fn graph_steps(&self) -> u64 {
+        self.graphs.steps()
+    }
+
+    /// Launches a step on the stream of `device`, up to what is wanted of it.
+    fn launch(&self, device: &Device, c: &Config, m: &OnCard, work: &Work) -> Result<(), CudaError> {
+        let Work { n, wanted, of_logits, ref layout, ref plan } = *work;
+        let b = &self.buffers;
         let words = |range: &Range<usize>| b.words.part(range.clone());
         let tokens = Tokens {
             arena: self.arena.memory.view(),
@@ -350,18 +402,18 @@ impl OnCardState {
                 kind: c.architecture.pairs,
                 eps: c.norm_eps,
             };
-            device.turn(&layout, number, &tokens, c.heads, qkv, &how)?;
+            device.turn(layout, number, &tokens, c.heads, qkv, &how)?;
 
             // y = W_o attention(q, k, v)
             let scoring = Scoring { heads: c.heads, scale: c.score_scale, cap: c.score_cap, window };
             let attended = b.input.floats.view();
             if !plan.rows.is_empty() {
                 let (rows, part) = (words(&plan.rows), b.part.view());
-                device.decode(&layout, number, &tokens, rows, (qkv, &scoring), plan.splits, part, attended)?;
+                device.decode(layout, number, &tokens, rows, (qkv, &scoring), plan.splits, part, attended)?;
             }
             if !plan.first.is_empty() {
                 let tiles = Together { first: words(&plan.first), count: words(&plan.count) };
-                device.prefill(&layout, number, &tokens, &tiles, (qkv, &scoring), attended)?;
+                device.prefill(layout, number, &tokens, &tiles, (qkv, &scoring), attended)?;
             }
             if layer.o.w.takes_bytes() {
                 device.quantise(attended, q_width, n, false, &b.input)?;
@@ -378,12 +430,8 @@ impl OnCardState {
             device.product(&[&layer.down.w], &b.input, n, y)?;
             last = Some(&layer.down);
         }
-        self.given = wanted * c.vocab;
-        self.wanted = of_logits;
-        self.ids.resize(wanted, 0);
         if wanted == 0 {
-            // What the step took, and whether it failed, is known when it is over.
-            return device.wait();
+            return Ok(());
         }
         // logits = W_head norm(x + y), for the tokens that need them
         let head = m.head();
@@ -404,10 +452,8 @@ impl OnCardState {
         if of_logits == Wanted::Likeliest {
             let (ids, values) = (b.likeliest.0.part(0..wanted), b.likeliest.1.part(0..wanted));
             device.likeliest(logits, c.vocab, values, ids)?;
-            return device.read(ids, &mut self.ids);
         }
-        let to = bytemuck::cast_slice_mut(self.logits.bytes_mut()?);
-        device.read(logits, &mut to[..self.given])
+        Ok(())
     }
 
     /// Puts together what the card must know of a step, and sends it.
@@ -473,14 +519,14 @@ impl OnCardState {
             ids: add(&mut ids.into_iter()),
             positions: add(&mut slots.iter().map(|slot| slot.position as u32)),
             table_at: add(&mut table_at.into_iter()),
-            tables: add(&mut tables.into_iter()),
+            tables: 0..0,
             rows: add(&mut rows.into_iter()),
             first: add(&mut first.into_iter()),
             count: add(&mut count.into_iter()),
             pick: add(&mut pick.into_iter()),
             turns: 0..0,
             local_turns: 0..0,
-            splits: splits(most),
+            splits: splits(most).next_power_of_two(),
         };
         turns(c, &c.rope, m.rope_factors.as_deref(), slots, &mut self.turns);
         plan.turns = add(&mut self.turns.as_flattened().iter().map(|x| x.to_bits()));
@@ -488,13 +534,26 @@ impl OnCardState {
             turns(c, rope, None, slots, &mut self.turns);
             plan.local_turns = add(&mut self.turns.as_flattened().iter().map(|x| x.to_bits()));
         }
+        // Last, since their number differs between steps of the same shape.
+        plan.tables = add(&mut tables.into_iter());
         let len = self.words.len();
         if len > self.buffers.words.len() {
-            grow(&self.device, &mut self.buffers.words, len.next_power_of_two())?;
+            grow(&self.device, &mut self.buffers.words, len.next_power_of_two(), &mut self.graphs)?;
         }
         self.device.write(self.buffers.words.view(), &self.words)?;
         Ok(plan)
     }
+}
+
+/// A step that is about to be launched.
+struct Work {
+    /// Its tokens.
+    n: usize,
+    /// How many of them give logits.
+    wanted: usize,
+    of_logits: Wanted,
+    layout: PageLayout,
+    plan: Plan,
 }
 
 /// Where in the words of a step each thing is.
@@ -512,7 +571,7 @@ struct Plan {
     pick: Range<usize>,
     turns: Range<usize>,
     local_turns: Range<usize>,
-    /// Cuts of the longest sequence that attends alone.
+    /// Cuts of the longest sequence that attends alone, or a few more: a power of two, so that shapes repeat.
     splits: usize,
 }
 

@@ -1,7 +1,7 @@
 //! Operations on an NVIDIA card.
 //!
-//! [`Device`] is the card: its driver, found when the program runs, its memory, and one stream on which everything happens in
-//! order. The kernels are in `kernels/*.cu`, compiled ahead of time, and inside the program as PTX ([`ptx`]). [`matrix`],
+//! [`Device`] is the card: its driver, found when the program runs, its memory, and a stream on which what it is asked for happens in
+//! order; what is launched again and again is put together as a [`Graph`]. The kernels are in `kernels/*.cu`, compiled ahead of time, and inside the program as PTX ([`ptx`]). [`matrix`],
 //! [`rows`] and [`pages`] launch them: each launch checks what it is given, since a kernel checks nothing.
 //!
 //! A token's results have the same bits in any batch of up to eight tokens, which matrix-vector kernels serve, and in any larger
@@ -9,11 +9,14 @@
 //! two parts, it is between four and five tokens that want logits. In attention it is between one token of a sequence
 //! and several.
 
+mod argument;
 pub mod check;
 mod device;
 pub mod matrix;
+mod memory;
 pub mod pages;
 pub mod ptx;
 pub mod rows;
 
-pub use device::{Buffer, Card, CudaError, Device, Pinned, View, cards};
+pub use device::{Card, CudaError, Device, Graph, cards};
+pub use memory::{Buffer, Pinned, View};

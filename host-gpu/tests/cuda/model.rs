@@ -127,25 +127,32 @@ fn a_batch_of_up_to_eight_changes_nobodys_bits() {
     let config = EngineConfig { max_running: 4, prefill_tokens: 4, ..config() };
     let Some(card) = on_card(config) else { return };
     for name in if shim::again() { &SOME[1..2] } else { &SOME[..2] } {
-        let model = load(&card, name);
-        let alone: Vec<_> = (0..4).map(|n| read::read(model.generate(ask(n, 2 + n, 8)).unwrap()).0).collect();
+        let (model, len) = (load(&card, name), if shim::again() { 4 } else { 8 });
+        let alone: Vec<_> = (0..4).map(|n| read::read(model.generate(ask(n, 2 + n, len)).unwrap()).0).collect();
         // Nothing is asked about these but their text: then the card itself chooses.
-        let silent = |n| Ask { logprobs: None, ..ask(n, 2 + n, 8) };
+        let silent = |n| Ask { logprobs: None, ..ask(n, 2 + n, len) };
         let together: Vec<_> = (0..4).map(|n| model.generate(silent(n)).unwrap()).collect();
         for (tokens, alone) in together.into_iter().zip(alone) {
             assert_eq!(read::read(tokens).0.text, alone.text, "{name}");
         }
+        // From the third on of its shape, a step is a graph.
+        let stats = card.stats();
+        assert!(stats.graph_steps > stats.steps / 4 && stats.graph_steps < stats.steps, "{stats:?}");
     }
 }
 
 #[test]
 fn many_sequences_share_the_card_and_its_pages() {
-    // Fewer pages than all of them want: some wait, some are put off, pages change hands.
+    // It launches no kernel that others do not.
+    if shim::again() {
+        return;
+    }
+    // Fewer pages than all of them want: some wait, and pages change hands.
     // Steps of few tokens, and one of a prompt at a time: each token has the bits that it has alone.
     let config = EngineConfig { max_running: 4, kv_bytes: 12 << 13, prefill_tokens: 1, ..config() };
     let Some(card) = on_card(config) else { return };
     let model = load(&card, "llama");
-    let count = if shim::again() { 5 } else { 10 };
+    let count = 10;
     let alone: Vec<_> = (0..count).map(|n| read::read(model.generate(ask(n, 5 + n * 3, 10)).unwrap()).0).collect();
     // For others, whom no page was for.
     let other = |n: usize| Ask { account: 1000 + n as u64, ..ask(n, 5 + n * 3, 10) };
@@ -153,7 +160,6 @@ fn many_sequences_share_the_card_and_its_pages() {
     for (n, (tokens, alone)) in all.into_iter().zip(alone).enumerate() {
         assert_eq!(read::read(tokens).0, alone, "sequence {n}");
     }
-    assert!(shim::again() || card.stats().preemptions > 0);
 }
 
 #[test]
@@ -173,10 +179,14 @@ fn what_the_card_cannot_have_is_a_sentence() {
 #[test]
 fn a_model_that_goes_gives_its_memory_back() {
     let Some(card) = on_card(config()) else { return };
-    let count = if shim::again() { 2 } else { 20 };
+    let count = if shim::again() { 2 } else { 8 };
+    let mut first = None;
     for _ in 0..count {
         let model = load(&card, "llama");
-        assert_eq!(read::read(model.generate(ask(1, 5, 3)).unwrap()).1.generated_tokens, 3);
+        // Enough for graphs, which name weights that are about to go.
+        let (answer, usage) = read::read(model.generate(ask(1, 5, 6)).unwrap());
+        assert_eq!(usage.generated_tokens, 6);
+        assert_eq!(first.get_or_insert(answer.text.clone()), &answer.text);
         drop(model);
         while card.evict("llama") != Ok(true) {
             std::thread::yield_now();

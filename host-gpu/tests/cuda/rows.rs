@@ -154,6 +154,33 @@ fn the_likeliest_is_the_first_of_the_largest() {
 }
 
 #[test]
+#[allow(unsafe_code, reason = "launches a graph, whose buffers live here")]
+fn a_graph_does_what_was_captured_with_what_is_there_now() {
+    let Some(device) = device() else { return };
+    let recorder = device.beside().unwrap();
+    let on = device.put(&[1.0f32, 3.0, 2.0, 0.0]).unwrap();
+    let (values, ids) = (device.buffer::<f32>(1).unwrap(), device.buffer::<u32>(1).unwrap());
+    let launch = |device: &Device| device.likeliest(on.view(), 4, values.view(), ids.view());
+    launch(&device).unwrap();
+    assert_eq!(device.get(ids.view()).unwrap(), [1]);
+    device.write(on.view(), &[1.0f32, 3.0, 2.0, 9.0]).unwrap();
+    let graph = recorder.capture(|| launch(&recorder)).unwrap().expect("there was a launch");
+    assert_eq!(device.get(ids.view()).unwrap(), [1], "capturing runs nothing");
+    for (logits, want) in [([1.0f32, 3.0, 2.0, 9.0], 3), ([8.0, 3.0, 2.0, 1.0], 0), ([0.0, 3.0, 4.0, 1.0], 2)] {
+        device.write(on.view(), &logits).unwrap();
+        // SAFETY: its three buffers are above.
+        unsafe { device.replay(&graph).unwrap() };
+        assert_eq!(device.get(ids.view()).unwrap(), [want]);
+    }
+    // What fails within ends it, and it can capture again.
+    let wrong = |_: &Device| recorder.likeliest(on.view(), 5, values.view(), ids.view());
+    assert!(matches!(recorder.capture(|| wrong(&recorder)), Err(CudaError::Shape { .. })));
+    assert!(recorder.capture(|| launch(&recorder)).unwrap().is_some());
+    assert!(device.compile(&["rows", "turn"]).is_ok());
+    assert!(matches!(device.compile(&["row"]), Err(CudaError::Shape { .. })));
+}
+
+#[test]
 fn what_is_checked_on_a_new_card_holds() {
     let Some(device) = device() else { return };
     if crate::shim::again() {

@@ -1,7 +1,7 @@
 //! Whether the shim that runs kernels on a processor can be relied upon: it finds bugs that were planted, and its tensor cores have
 //! the operands where the hardware has them. And all other tests of kernels once more under sanitizers, and with threads in other orders.
 
-use crate::support::cuda::{Flavour, compile, compiler, kernels, stand_in};
+use crate::support::cuda::{compile, compiler, kernels};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -20,7 +20,7 @@ fn program(name: &str, flags: &[&str]) -> Option<PathBuf> {
     command.status().expect("the compiler starts").success().then_some(built)
 }
 
-fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     [&output.stdout[..], &output.stderr[..]].map(String::from_utf8_lossy).concat()
 }
 
@@ -85,30 +85,10 @@ fn operands_lie_where_the_hardware_has_them() {
     assert!(output.status.success(), "{}", said(&output));
 }
 
-/// What processes have that the test below starts.
-const AGAIN: &str = "HOB_KERNELS_AGAIN";
+/// What processes have that [`super::again`] starts.
+pub const AGAIN: &str = "HOB_KERNELS_AGAIN";
 
-/// Whether this process is one that the test below started.
+/// Whether this process is one of these.
 pub fn again() -> bool {
     std::env::var_os(AGAIN).is_some()
-}
-
-#[test]
-fn kernels_hold_under_sanitizers_and_in_any_order() {
-    if again() || std::env::var_os("HOB_TEST_GPU").is_some() {
-        return;
-    }
-    for (flavour, seed) in [(Flavour::Sanitized, "0"), (Flavour::Plain, "1"), (Flavour::Plain, "2")] {
-        let (Some(library), Some(compiler)) = (stand_in(flavour), compiler()) else { return };
-        let mut again = Command::new(std::env::current_exe().expect("a test is a program"));
-        again.env(AGAIN, "1").env("HOB_STAND_IN", &library).env("CUSIM_SEED", seed).args(["--skip", "shim::"]);
-        if flavour == Flavour::Sanitized {
-            // The sanitizer must be there before anything else is.
-            let find = Command::new(compiler).arg("-print-file-name=libasan.so").output().expect("the compiler starts");
-            again.env("LD_PRELOAD", String::from_utf8_lossy(&find.stdout).trim());
-            again.env("ASAN_OPTIONS", "detect_leaks=0").env("UBSAN_OPTIONS", "print_stacktrace=1");
-        }
-        let output = again.output().expect("it starts");
-        assert!(output.status.success(), "{flavour:?} with seed {seed}:\n{}", said(&output));
-    }
 }

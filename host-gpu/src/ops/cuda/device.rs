@@ -2,14 +2,15 @@
 
 #![expect(unsafe_code, reason = "calls the driver, which takes addresses")]
 
+use super::argument::{Arg, MOST_ARGUMENTS};
+use super::memory::{Buffer, Pinned, View};
 use super::ptx::{self, Entry, MODULES};
 use bytemuck::{Pod, Zeroable};
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::marker::PhantomData;
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -148,7 +149,8 @@ struct Kernel {
 
 struct Inner {
     context: Arc<CudaContext>,
-    stream: Arc<CudaStream>,
+    /// The first of its streams, on which models compute.
+    main: Arc<CudaStream>,
     card: Card,
     kernels: HashMap<&'static str, Kernel>,
     modules: Mutex<HashMap<usize, Arc<CudaModule>>>,
@@ -156,13 +158,29 @@ struct Inner {
     used: AtomicU64,
 }
 
-/// A card that is open; clones are the same one.
+/// A card that is open, and a stream of it; clones are the same ones.
 #[derive(Clone)]
-pub struct Device(Arc<Inner>);
+pub struct Device {
+    inner: Arc<Inner>,
+    /// What is asked for happens on it, in order.
+    stream: Arc<CudaStream>,
+}
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Device").field(&self.0.card).finish()
+        f.debug_tuple("Device").field(&self.inner.card).finish()
+    }
+}
+
+/// Work that was put together once and is launched as a whole.
+pub struct Graph(CudaGraph);
+
+// SAFETY: nothing of a graph belongs to a thread; who has it is the only one to use it.
+unsafe impl Send for Graph {}
+
+impl std::fmt::Debug for Graph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Graph")
     }
 }
 
@@ -186,25 +204,79 @@ impl Device {
         if major < 8 {
             return Err(CudaError::OldCard { name: card.name, major, minor });
         }
-        // SAFETY: everything happens on one stream, in the order in which it is asked for.
+        // SAFETY: what one stream makes is used by another only after the first was waited for.
         unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream().map_err(failed("making a stream"))?;
+        let main = context.new_stream().map_err(failed("making a stream"))?;
         let kernel = |(name, entry)| (name, Kernel { entry, function: OnceLock::new() });
         let kernels = ptx::entries().into_iter().map(kernel).collect();
         let left = LEFT_TO_DRIVER.min(card.memory.1 / 8);
         let budget = budget.unwrap_or(card.memory.1 - left);
         let (modules, used) = (Mutex::default(), AtomicU64::new(0));
-        Ok(Self(Arc::new(Inner { context, stream, card, kernels, modules, budget, used })))
+        let stream = main.clone();
+        Ok(Self { inner: Arc::new(Inner { context, main, card, kernels, modules, budget, used }), stream })
+    }
+
+    /// The same card with a stream of its own: what is asked for there happens beside what is asked for here. What one makes,
+    /// another uses after [`Device::wait`].
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn beside(&self) -> Result<Self, CudaError> {
+        let stream = self.inner.context.new_stream().map_err(failed("making a stream"))?;
+        Ok(Self { inner: self.inner.clone(), stream })
+    }
+
+    /// Puts the launches of `work` together, and does not run them. `None` if there are none. They must be on this stream, on
+    /// which nothing else is asked for meanwhile, and all their kernels were launched before.
+    ///
+    /// # Errors
+    /// Those of `work`; what the driver says.
+    pub fn capture(&self, work: impl FnOnce() -> Result<(), CudaError>) -> Result<Option<Graph>, CudaError> {
+        // Other threads may ask the driver for memory meanwhile.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(failed("beginning a graph"))?;
+        let done = work();
+        // It ends in any case: a stream that captures can do nothing else.
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0)).map_err(failed("making a graph"));
+        done?;
+        Ok(graph?.map(Graph))
+    }
+
+    /// Launches `graph` on this stream.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Safety
+    /// All buffers that its launches name live.
+    pub unsafe fn replay(&self, graph: &Graph) -> Result<(), CudaError> {
+        self.bind()?;
+        // SAFETY: the graph is whole, and its kernels' arguments are good as the caller promises.
+        unsafe { result::graph::launch(graph.0.cu_graph_exec(), self.stream.cu_stream()) }
+            .map_err(failed("launching a graph"))
+    }
+
+    /// Has the driver compile these modules, unless it has: see [`ptx::MODULES`].
+    ///
+    /// # Errors
+    /// `Shape` if there is none of that name; what the driver says.
+    pub fn compile(&self, modules: &[&str]) -> Result<(), CudaError> {
+        self.bind()?;
+        for name in modules {
+            let module = MODULES.iter().position(|module| module.name == *name);
+            self.module(module.ok_or_else(|| shape(format!("there are no kernels {name}")))?)?;
+        }
+        Ok(())
     }
 
     /// What the driver says of it.
     pub fn card(&self) -> &Card {
-        &self.0.card
+        &self.inner.card
     }
 
     /// Bytes that we may use, and that we use.
     pub fn memory(&self) -> (u64, u64) {
-        (self.0.budget, self.0.used.load(Ordering::Relaxed))
+        (self.inner.budget, self.inner.used.load(Ordering::Relaxed))
     }
 
     /// Room for `len` values, all zero: what was there before is nobody else's business.
@@ -212,7 +284,7 @@ impl Device {
     /// # Errors
     /// `NoMemory`, before the driver is asked if our own account says so.
     pub fn buffer<T: Pod>(&self, len: usize) -> Result<Buffer<T>, CudaError> {
-        let inner = &*self.0;
+        let inner = &*self.inner;
         let bytes = (len.max(1) as u64).checked_mul(size_of::<T>() as u64).map(|bytes| bytes.next_multiple_of(256));
         let no_memory = |needed| {
             let used = inner.used.load(Ordering::Relaxed);
@@ -233,7 +305,7 @@ impl Device {
         })?;
         let buffer = Buffer { address, len, bytes, device: self.clone(), of: PhantomData };
         // SAFETY: the address was given for so many bytes.
-        unsafe { result::memset_d8_async(address, 0, bytes as usize, inner.stream.cu_stream()) }
+        unsafe { result::memset_d8_async(address, 0, bytes as usize, self.stream.cu_stream()) }
             .map_err(failed("clearing memory"))?;
         Ok(buffer)
     }
@@ -258,7 +330,7 @@ impl Device {
         }
         self.bind()?;
         // SAFETY: the view is of a buffer that lives and has so many values.
-        unsafe { result::memcpy_htod_async(to.address, values, self.0.stream.cu_stream()) }
+        unsafe { result::memcpy_htod_async(to.address, values, self.stream.cu_stream()) }
             .map_err(failed("copying to the card"))
     }
 
@@ -272,9 +344,24 @@ impl Device {
         }
         self.bind()?;
         // SAFETY: the view is of a buffer that lives and has so many values; `values` stays until the stream is done.
-        unsafe { result::memcpy_dtoh_async(values, from.address, self.0.stream.cu_stream()) }
+        unsafe { result::memcpy_dtoh_async(values, from.address, self.stream.cu_stream()) }
             .map_err(failed("copying from the card"))?;
         self.wait()
+    }
+
+    /// Copies all of `from` to the beginning of `to`, once all that was asked for before is done.
+    ///
+    /// # Errors
+    /// `Shape` if there is no room for it; and what went wrong on the card until now.
+    pub fn fetch<T: Pod>(&self, from: View<'_, T>, to: &mut Pinned) -> Result<(), CudaError> {
+        // SAFETY: nothing else writes to it: earlier copies are on this stream.
+        let to = unsafe { to.bytes_now() };
+        let bytes: View<'_, u8> = from.cast();
+        let len = to.len();
+        match to.get_mut(..bytes.len) {
+            Some(to) => self.read(bytes, to),
+            None => Err(shape(format!("{} bytes to a place for {len}", bytes.len))),
+        }
     }
 
     /// All of a buffer.
@@ -298,7 +385,7 @@ impl Device {
         self.bind()?;
         let bytes = from.len * size_of::<T>();
         // SAFETY: both views are of buffers that live and have so many bytes.
-        unsafe { result::memcpy_dtod_async(to.address, from.address, bytes, self.0.stream.cu_stream()) }
+        unsafe { result::memcpy_dtod_async(to.address, from.address, bytes, self.stream.cu_stream()) }
             .map_err(failed("copying on the card"))
     }
 
@@ -324,7 +411,7 @@ impl Device {
     pub fn clear<T: Pod>(&self, view: View<'_, T>) -> Result<(), CudaError> {
         self.bind()?;
         // SAFETY: the view is of a buffer that lives and has so many bytes.
-        unsafe { result::memset_d8_async(view.address, 0, view.len * size_of::<T>(), self.0.stream.cu_stream()) }
+        unsafe { result::memset_d8_async(view.address, 0, view.len * size_of::<T>(), self.stream.cu_stream()) }
             .map_err(failed("clearing memory"))
     }
 
@@ -334,11 +421,25 @@ impl Device {
     /// What went wrong.
     pub fn wait(&self) -> Result<(), CudaError> {
         self.bind()?;
-        self.0.stream.synchronize().map_err(failed("computing"))
+        self.stream.synchronize().map_err(failed("computing"))
+    }
+
+    /// Gives memory back to the driver, once nothing that was asked for uses it.
+    ///
+    /// # Safety
+    /// The driver gave it, so many bytes, and nobody has it any more.
+    pub(super) unsafe fn give_back(&self, address: u64, bytes: u64) {
+        // An error here is the context's, and the next call tells it.
+        let _ = self.bind();
+        let _ = self.inner.main.synchronize();
+        let _ = self.stream.synchronize();
+        // SAFETY: the caller's promise.
+        let _ = unsafe { result::free_sync(address) };
+        self.inner.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     fn bind(&self) -> Result<(), CudaError> {
-        self.0.context.bind_to_thread().map_err(failed("being bound"))
+        self.inner.context.bind_to_thread().map_err(failed("being bound"))
     }
 
     /// Launches kernel `name` on so many blocks of so many threads.
@@ -353,7 +454,7 @@ impl Device {
         threads: u32,
         arguments: &[Arg],
     ) -> Result<(), CudaError> {
-        let kernel = self.0.kernels.get(name).ok_or_else(|| shape(format!("there is no kernel {name}")))?;
+        let kernel = self.inner.kernels.get(name).ok_or_else(|| shape(format!("there is no kernel {name}")))?;
         let sizes = arguments.iter().map(Arg::size);
         if arguments.len() > MOST_ARGUMENTS || !sizes.eq(kernel.entry.params.iter().copied()) {
             return Err(shape(format!("kernel {name} takes other arguments than {arguments:?}")));
@@ -370,7 +471,7 @@ impl Device {
             *pointer = std::ptr::from_mut(slot).cast();
         }
         let [x, y, z] = grid.map(|n| n as u32);
-        let stream = self.0.stream.cu_stream();
+        let stream = self.stream.cu_stream();
         // SAFETY: the kernel takes as many arguments of these sizes; the rest is the caller's promise.
         unsafe {
             let pointers = &mut pointers[..arguments.len()];
@@ -384,84 +485,21 @@ impl Device {
         if let Some(function) = kernel.function.get() {
             return Ok(function);
         }
-        let mut modules = self.0.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        let module = match modules.get(&kernel.entry.module) {
-            Some(module) => module.clone(),
-            None => {
-                let text = MODULES[kernel.entry.module].text;
-                let module = self.0.context.load_module(Ptx::from_src(text)).map_err(failed("compiling kernels"))?;
-                modules.insert(kernel.entry.module, module.clone());
-                module
-            }
-        };
+        let module = self.module(kernel.entry.module)?;
         let function = module.load_function(name).map_err(failed("finding a kernel"))?;
         Ok(kernel.function.get_or_init(|| function))
     }
-}
 
-/// No kernel takes more.
-const MOST_ARGUMENTS: usize = 32;
-
-/// An argument of a kernel.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Arg {
-    /// Memory of the card, or none.
-    Address(u64),
-    I32(i32),
-    U64(u64),
-    F32(f32),
-}
-
-impl Arg {
-    fn size(&self) -> u8 {
-        match self {
-            Self::Address(_) | Self::U64(_) => 8,
-            Self::I32(_) | Self::F32(_) => 4,
+    /// One of [`MODULES`], compiled.
+    fn module(&self, number: usize) -> Result<Arc<CudaModule>, CudaError> {
+        let mut modules = self.inner.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = modules.get(&number) {
+            return Ok(module.clone());
         }
-    }
-
-    fn bits(self) -> u64 {
-        match self {
-            Self::Address(bits) | Self::U64(bits) => bits,
-            Self::I32(value) => u64::from(value as u32),
-            Self::F32(value) => u64::from(value.to_bits()),
-        }
-    }
-}
-
-impl<T: Pod> From<View<'_, T>> for Arg {
-    fn from(view: View<'_, T>) -> Self {
-        Self::Address(view.address)
-    }
-}
-
-impl<T: Pod> From<Option<View<'_, T>>> for Arg {
-    fn from(view: Option<View<'_, T>>) -> Self {
-        Self::Address(view.map_or(0, |view| view.address))
-    }
-}
-
-impl<T: Pod> From<&Buffer<T>> for Arg {
-    fn from(buffer: &Buffer<T>) -> Self {
-        Self::Address(buffer.address)
-    }
-}
-
-impl From<i32> for Arg {
-    fn from(value: i32) -> Self {
-        Self::I32(value)
-    }
-}
-
-impl From<u64> for Arg {
-    fn from(value: u64) -> Self {
-        Self::U64(value)
-    }
-}
-
-impl From<f32> for Arg {
-    fn from(value: f32) -> Self {
-        Self::F32(value)
+        let text = Ptx::from_src(MODULES[number].text);
+        let module = self.inner.context.load_module(text).map_err(failed("compiling kernels"))?;
+        modules.insert(number, module.clone());
+        Ok(module)
     }
 }
 
@@ -472,138 +510,4 @@ pub(super) fn shape(what: String) -> CudaError {
 /// `n` as kernels count.
 pub(super) fn int(n: usize) -> Result<i32, CudaError> {
     i32::try_from(n).map_err(|_| shape(format!("{n} is too many")))
-}
-
-/// Memory of the card, for values of one type. Given back when dropped, after what was asked for before.
-#[derive(Debug)]
-pub struct Buffer<T> {
-    address: u64,
-    len: usize,
-    bytes: u64,
-    device: Device,
-    of: PhantomData<T>,
-}
-
-impl<T: Pod> Buffer<T> {
-    /// How many values there are.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// All of it.
-    pub fn view(&self) -> View<'_, T> {
-        View { address: self.address, len: self.len, of: PhantomData }
-    }
-
-    /// A part of it.
-    ///
-    /// # Panics
-    /// If it has no such part.
-    pub fn part(&self, range: Range<usize>) -> View<'_, T> {
-        self.view().part(range)
-    }
-}
-
-impl<T> Drop for Buffer<T> {
-    fn drop(&mut self) {
-        let inner = &*self.device.0;
-        // An error here is the context's, and the next call tells it.
-        let _ = inner.context.bind_to_thread();
-        let _ = inner.stream.synchronize();
-        // SAFETY: the address came from the driver and goes back once; nothing uses it any more.
-        let _ = unsafe { result::free_sync(self.address) };
-        inner.used.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
-/// Memory of this process that the driver has locked.
-#[derive(Debug)]
-pub struct Pinned {
-    address: *mut u8,
-    len: usize,
-    device: Device,
-}
-
-// SAFETY: it is memory like any other, and its own.
-unsafe impl Send for Pinned {}
-
-impl Pinned {
-    /// All of it.
-    pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the driver gave so many bytes, which were written.
-        unsafe { std::slice::from_raw_parts(self.address, self.len) }
-    }
-
-    /// All of it, once the card has read what it was asked to.
-    ///
-    /// # Errors
-    /// What went wrong until now.
-    pub fn bytes_mut(&mut self) -> Result<&mut [u8], CudaError> {
-        self.device.wait()?;
-        // SAFETY: as above, and nothing reads it any more.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.address, self.len) })
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // An error here is the context's, and the next call tells it.
-        let _ = self.device.wait();
-        // SAFETY: the address came from the driver and goes back once; nothing reads it any more.
-        let _ = unsafe { result::free_host(self.address.cast()) };
-    }
-}
-
-/// Some values in a [`Buffer`], which lives as long. Kernels write through it: they run one after the other.
-#[derive(Debug)]
-pub struct View<'a, T> {
-    address: u64,
-    len: usize,
-    of: PhantomData<&'a T>,
-}
-
-impl<T> Clone for View<'_, T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<T> Copy for View<'_, T> {}
-
-impl<'a, T: Pod> View<'a, T> {
-    /// How many values there are.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// A part of it.
-    ///
-    /// # Panics
-    /// If it has no such part.
-    pub fn part(self, range: Range<usize>) -> View<'a, T> {
-        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
-        let address = self.address + (range.start * size_of::<T>()) as u64;
-        View { address, len: range.len(), of: PhantomData }
-    }
-
-    /// The same bytes as values of another type of the same size, or as whole ones of another size.
-    ///
-    /// # Panics
-    /// If they do not come out even, or begin where no such value may.
-    pub fn cast<U: Pod>(self) -> View<'a, U> {
-        let bytes = self.len * size_of::<T>();
-        let aligned = self.address.is_multiple_of(align_of::<U>() as u64);
-        assert!(aligned && bytes.is_multiple_of(size_of::<U>()), "whole values");
-        View { address: self.address, len: bytes / size_of::<U>(), of: PhantomData }
-    }
 }

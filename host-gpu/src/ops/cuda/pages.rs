@@ -2,7 +2,9 @@
 
 #![expect(unsafe_code, reason = "launches kernels, which take addresses")]
 
-use super::device::{Arg, Buffer, CudaError, Device, View, int, shape};
+use super::argument::Arg;
+use super::device::{CudaError, Device, int, shape};
+use super::memory::{Buffer, View};
 use crate::kv::KvType;
 use crate::model::architecture::Pairs;
 

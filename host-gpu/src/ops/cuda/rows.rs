@@ -2,8 +2,10 @@
 
 #![expect(unsafe_code, reason = "launches kernels, which take addresses")]
 
-use super::device::{Arg, Buffer, CudaError, Device, View, int, shape};
+use super::argument::Arg;
+use super::device::{CudaError, Device, int, shape};
 use super::matrix::Input;
+use super::memory::{Buffer, View};
 use crate::model::architecture::Gate;
 
 /// In which forms activations are wanted.
