@@ -139,9 +139,16 @@ impl OnCard {
             fine_head: w.fine_head,
             rope_factors: w.rope_factors.clone(),
         };
+        // Now, and not while the first to ask waits.
+        loaded.matrices().try_for_each(|matrix| device.compile(&[matrix.module()]))?;
         device.wait()?;
         done(total, total);
         Ok(loaded)
+    }
+
+    fn matrices(&self) -> impl Iterator<Item = &DeviceMatrix> {
+        let layers = self.layers.iter();
+        layers.flat_map(|l| [&l.q, &l.k, &l.v, &l.o.w, &l.gate, &l.up, &l.down.w]).chain([&self.embedding, self.head()])
     }
 
     fn head(&self) -> &DeviceMatrix {
@@ -251,6 +258,7 @@ impl OnCardState {
     /// # Errors
     /// `NoMemory`
     pub(crate) fn new(device: &Device, arena: CardArena, kv_type: KvType) -> Result<Self, CudaError> {
+        device.compile(&PageLayout::modules(kv_type))?;
         let buffers = Buffers {
             x: device.buffer(0)?,
             y: device.buffer(0)?,

@@ -127,6 +127,11 @@ impl DeviceMatrix {
         Ok(matrix)
     }
 
+    /// The kernels that it needs: see [`Device::compile`].
+    pub fn module(&self) -> &'static str {
+        suffix(self.quant)
+    }
+
     /// How its numbers are stored.
     pub fn quant(&self) -> Quant {
         self.quant

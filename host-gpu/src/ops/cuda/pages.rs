@@ -83,6 +83,14 @@ impl PageLayout {
         ])
     }
 
+    /// The kernels that any model needs over pages of `kind`: see [`Device::compile`].
+    pub fn modules(kind: KvType) -> [&'static str; 5] {
+        match kind {
+            KvType::Q8_0 => ["rows", "turn", "decode_f16", "decode_q8_0", "prefill_q8_0"],
+            _ => ["rows", "turn", "decode_f16", "decode_f16", "prefill_f16"],
+        }
+    }
+
     fn suffix(&self) -> &'static str {
         if self.kind == KvType::F16 { "f16" } else { "q8_0" }
     }
