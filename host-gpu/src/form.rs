@@ -115,12 +115,14 @@ impl Guide {
         match self.matcher.compute_mask_or_eos() {
             Ok(allowed) => {
                 for (word, logits) in allowed.as_slice().iter().zip(logits.chunks_mut(32)) {
-                    if *word != u32::MAX {
-                        for (bit, logit) in logits.iter_mut().enumerate() {
+                    match *word {
+                        u32::MAX => {}
+                        0 => logits.fill(f32::NEG_INFINITY),
+                        word => logits.iter_mut().enumerate().for_each(|(bit, logit)| {
                             if word >> bit & 1 == 0 {
                                 *logit = f32::NEG_INFINITY;
                             }
-                        }
+                        }),
                     }
                 }
             }

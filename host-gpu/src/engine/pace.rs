@@ -6,10 +6,10 @@
 //! averages, for each model: how far into its sequence a token is counts only through them. Where
 //! prompts never end, a step goes without them now and then, so that both stay known.
 
-use super::EngineConfig;
+use super::{EngineConfig, EngineDevice};
 use crate::schedule::{Allowance, Load, ModelKey};
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Prompt tokens in a step, whatever they cost: a prompt always gets on, and there is always
 /// something to measure. Far into a long prompt a few of them cost as much as all that decodes.
@@ -154,9 +154,57 @@ impl Pace {
     }
 }
 
+/// For so long the engine leaves the cores alone after somebody's first token.
+const RESPITE: Duration = Duration::from_millis(1);
+/// And not again for so long: it costs others at most a twentieth of their rate.
+const RESPITE_EVERY: Duration = Duration::from_millis(20);
+
+/// When the engine leaves the cores to those who hand a first token on: a guest, its host, sockets, a client.
+///
+/// Where it computes on every core, each of these would wait until the kernel takes one from it, which can be a whole tick.
+pub(super) struct Respite {
+    on_all_cores: bool,
+    last: Option<Instant>,
+}
+
+impl Respite {
+    pub(super) fn new(config: &EngineConfig) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { on_all_cores: config.device == EngineDevice::Cpu && config.threads >= cores, last: None }
+    }
+
+    /// How long to leave them, when somebody got a first token at `now`.
+    pub(super) fn due(&mut self, now: Instant) -> Option<Duration> {
+        let lately = self.last.is_some_and(|last| now.saturating_duration_since(last) < RESPITE_EVERY);
+        if !self.on_all_cores || lately {
+            return None;
+        }
+        self.last = Some(now);
+        Some(RESPITE)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cores_are_left_alone_now_and_then_where_all_are_taken() {
+        let (mut now, config) = (Instant::now(), EngineConfig::default());
+        let mut some = Respite::new(&EngineConfig { threads: 0, ..config.clone() });
+        assert_eq!(some.due(now), None);
+        let mut all = Respite::new(&EngineConfig { threads: 1 << 20, ..config });
+        let times = 1000;
+        let mut left = Duration::ZERO;
+        for _ in 0..times {
+            left += all.due(now).unwrap_or_default();
+            now += Duration::from_millis(3);
+        }
+        assert!(
+            left >= Duration::from_millis(times * 3 / 22) && left <= Duration::from_millis(times * 3 / 20),
+            "{left:?}"
+        );
+    }
 
     fn ms(n: f64) -> Duration {
         Duration::from_secs_f64(n / 1e3)

@@ -5,7 +5,7 @@
 
 use super::door::Door;
 use super::job::Job;
-use super::pace::{Paces, Work};
+use super::pace::{Paces, Respite, Work};
 use super::{Arrival, Counters, EngineConfig};
 use crate::ask::TokenId;
 use crate::kv::Arena;
@@ -31,6 +31,7 @@ pub(super) struct Worker {
     buffers: Buffers,
     scheduler: Scheduler,
     paces: Paces,
+    respite: Respite,
     jobs: HashMap<SeqId, Job>,
     next: SeqId,
     inbox: mpsc::Receiver<Arrival>,
@@ -54,7 +55,7 @@ impl Worker {
         let (buffers, jobs) = (Buffers::default(), HashMap::new());
         let huge_pages = config.moves_weights();
         let largest_step = config.largest_step();
-        let next = 0;
+        let (next, respite) = (0, Respite::new(config));
         Self {
             compute,
             arena,
@@ -62,6 +63,7 @@ impl Worker {
             buffers,
             scheduler,
             paces,
+            respite,
             jobs,
             next,
             inbox,
@@ -245,6 +247,11 @@ impl Worker {
         }
         self.finish_embeddings(&items, c.width);
         self.finish_step(&items, chosen);
+        if items.iter().any(|item| item.gives_token && !item.decodes)
+            && let Some(time) = self.respite.due(Instant::now())
+        {
+            std::thread::sleep(time);
+        }
         if self.huge_pages && items.iter().any(|item| item.gives_token) {
             loaded.settle();
         }
