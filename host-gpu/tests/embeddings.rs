@@ -7,6 +7,7 @@ use hob_gpu::{Refusal, Terms, TokenId};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
 use support::{golden, golden_path, ids, wait};
 
 mod support;
@@ -146,8 +147,13 @@ fn an_encoder_and_a_generator_share_the_engine() {
     for mut text in texts {
         assert_eq!(wait(text.get()).unwrap().len(), 64);
     }
-    let stats = engine.stats();
-    assert_eq!((stats.running, stats.waiting, stats.free_pages), (0, 0, stats.total_pages));
+    // The engine counts once a turn is over, which is a moment after its last answer.
+    let begun = Instant::now();
+    let idle = || (engine.stats().running, engine.stats().waiting, engine.stats().free_pages);
+    while idle() != (0, 0, engine.stats().total_pages) && begun.elapsed() < Duration::from_secs(5) {
+        std::thread::yield_now();
+    }
+    assert_eq!(idle(), (0, 0, engine.stats().total_pages));
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub(super) struct Worker {
     scheduler: Scheduler,
     paces: Paces,
     respite: Respite,
+    /// Whether somebody got a first token in this turn.
+    first_token: bool,
     jobs: HashMap<SeqId, Job>,
     next: SeqId,
     inbox: mpsc::Receiver<Arrival>,
@@ -55,7 +57,7 @@ impl Worker {
         let (buffers, jobs) = (Buffers::default(), HashMap::new());
         let huge_pages = config.moves_weights();
         let largest_step = config.largest_step();
-        let (next, respite) = (0, Respite::new(config));
+        let (next, respite, first_token) = (0, Respite::new(config), false);
         Self {
             compute,
             arena,
@@ -64,6 +66,7 @@ impl Worker {
             scheduler,
             paces,
             respite,
+            first_token,
             jobs,
             next,
             inbox,
@@ -85,6 +88,11 @@ impl Worker {
             }
             self.arena.make_ready();
             self.publish();
+            if std::mem::take(&mut self.first_token)
+                && let Some(time) = self.respite.due(Instant::now())
+            {
+                std::thread::sleep(time);
+            }
         }
     }
 
@@ -247,11 +255,7 @@ impl Worker {
         }
         self.finish_embeddings(&items, c.width);
         self.finish_step(&items, chosen);
-        if items.iter().any(|item| item.gives_token && !item.decodes)
-            && let Some(time) = self.respite.due(Instant::now())
-        {
-            std::thread::sleep(time);
-        }
+        self.first_token |= items.iter().any(|item| item.gives_token && !item.decodes);
         if self.huge_pages && items.iter().any(|item| item.gives_token) {
             loaded.settle();
         }
