@@ -79,6 +79,15 @@ fn a_function_embeds_through_hob_infer_and_wasi_nn() {
     same(&row(&tensor["row"]), expected);
     let (status, refused) = get(&format!("{}&model={EMBEDDER}", hob.url("/guest-infer?do=raw")));
     assert!(status == 400 && refused.contains("gives embeddings and generates nothing"), "{status} {refused}");
+    // What was embedded is on the bill, to the token: three times through one interface and once through the other; what
+    // gives no row costs nothing.
+    hob.until("the bill is written", || {
+        let usage = hob.ok(&["usage", "--model", EMBEDDER, "--format", "jsonl"]);
+        let rows = usage.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let prompt: u64 = rows.filter_map(|row| row["prompt_tokens"].as_u64()).sum();
+        assert!(prompt <= 4 * 12, "{usage}");
+        (prompt == 4 * 12).then_some(())
+    });
 }
 
 #[test]
