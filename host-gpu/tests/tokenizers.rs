@@ -233,7 +233,7 @@ fn damaged_tokenizer_json_is_refused_with_the_reason() {
     let bert = &json!({"type": "BertProcessing", "cls": ["<s>", 1], "sep": ["</s>", 2]});
     for (place, value, reason) in [
         ("/version", "1.0".into(), "(accepted)"),
-        ("/model/type", "Unigram".into(), "type `Unigram` is not supported; supported: BPE"),
+        ("/model/type", "Unigram".into(), "type \"Unigram\" is not supported; supported: BPE"),
         ("/model/vocab", 1.into(), "no model.vocab"),
         ("/model/vocab/h", (1u64 << 31).into(), "numbers up to 2147483648"),
         ("/model/vocab/h", (-1).into(), "tokenizer.json"),
@@ -244,7 +244,7 @@ fn damaged_tokenizer_json_is_refused_with_the_reason() {
         ("/model/unk_token", "<none>".into(), "`<none>`, which is no token"),
         ("/model/continuing_subword_prefix", "##".into(), "not supported"),
         ("/normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"}), "of type \"Precompiled\""),
-        ("/pre_tokenizer", json!({"type": "Sequence", "pretokenizers": [{"type": "BertPreTokenizer"}]}), "\"BertPre"),
+        ("/pre_tokenizer", json!({"type": "Sequence", "pretokenizers": [{"type": "UnicodeScripts"}]}), "\"UnicodeS"),
         ("/post_processor", json!({"type": "Custom"}), "post_processor of a type that is not supported"),
         ("/post_processor", json!({"type": "TemplateProcessing"}), "post_processor without a template"),
         ("/post_processor", template("<none>", 1), "post_processor with an unknown special token"),
