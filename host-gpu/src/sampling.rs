@@ -153,8 +153,8 @@ fn sample(logits: &[f32], options: &Sampling, draw: f64) -> usize {
     let floor = |depth: f32| max - depth * temperature.max(1.0);
     // Of all that may be drawn, wherever it stands.
     let total = |temperature| {
-        let weight = |logit: &&f32| f64::from((*logit - max) / temperature).exp();
-        logits.iter().filter(|logit| **logit >= floor(NEGLIGIBLE)).map(|logit| weight(&logit)).sum::<f64>()
+        let kept = logits.iter().filter(|logit| **logit >= floor(NEGLIGIBLE));
+        kept.map(|logit| f64::from((logit - max) / temperature).exp()).sum::<f64>()
     };
     let (mut of_model, mut of_draw) = (None, None);
     for depth in DEPTHS {

@@ -1,5 +1,5 @@
 //! Whether the shim that runs kernels on a processor can be relied upon: it finds bugs that were planted, and its tensor cores have
-//! the operands where the hardware has them. And all other tests of kernels once more under sanitizers, and with threads in other orders.
+//! the operands where the hardware has them.
 
 use crate::support::cuda::{compile, compiler, kernels};
 use std::path::{Path, PathBuf};

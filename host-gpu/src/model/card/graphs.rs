@@ -76,7 +76,7 @@ impl Graphs {
         if self.off {
             return Next::Launch;
         }
-        // A model that is gone may have been where this one is.
+        // Graphs of models that are gone hold memory of the driver.
         self.known.retain(|_, known| known.model.strong_count() > 0);
         match self.known.get(&key(model, shape)) {
             Some(Known { graph: Some(_), .. }) => Next::Replay,
