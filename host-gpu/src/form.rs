@@ -1,7 +1,7 @@
 //! Answers of a given form: before each token, those that would leave it are ruled out.
 //!
-//! Grammars are compiled where a generation is asked for, not on the engine's thread; what is allowed next is computed as a
-//! sequence's token is chosen, on all threads of the batch. A grammar has bounds on what it may cost, so that none holds up others.
+//! Grammars are compiled where a generation is asked for, not on the engine's thread; a token is looked at as it is chosen, on all
+//! threads of the batch. All that is allowed next is computed only where the model chose what is not (`sampling.rs`). A grammar has bounds on what it may cost, so that none holds up others.
 
 use crate::ask::{Refusal, TokenId};
 use crate::model::tokenizer::Tokenizer;
@@ -110,6 +110,11 @@ impl Guide {
         Self { matcher: self.matcher.deep_clone(), failed: self.failed.clone() }
     }
 
+    /// Whether `id` may come next.
+    pub(crate) fn allows(&mut self, id: TokenId) -> bool {
+        self.matcher.validate_tokens(&[id.0]).is_ok_and(|valid| valid == 1)
+    }
+
     /// Rules out what cannot come next.
     pub(crate) fn apply(&mut self, logits: &mut [f32]) {
         match self.matcher.compute_mask_or_eos() {
@@ -161,13 +166,17 @@ mod tests {
         (Forms(factory), words)
     }
 
+    fn warm() -> Ask {
+        let mut ask = Ask::new(Prompt::Raw(String::new()));
+        ask.sampling.temperature = 1.0;
+        ask
+    }
+
     /// What noise becomes in this form; `None` if it is not at its end by then.
     fn generate(form: &Form, seed: u64, most: usize) -> Option<String> {
         let (forms, words) = forms();
         let mut guide = forms.compile(form).unwrap();
-        let mut ask = Ask::new(Prompt::Raw(String::new()));
-        ask.sampling.temperature = 1.0;
-        let mut sampler = Sampler::new(&ask, &[], seed);
+        let mut sampler = Sampler::new(&warm(), &[], seed);
         let mut text = Vec::new();
         for n in 0..most as u64 {
             let noise = |i: u64| (seed * 31 + n * 17 + i * 7919) % 101;
@@ -205,6 +214,58 @@ mod tests {
             assert!(value["age"].as_u64().is_some_and(|age| age < 100), "{text}");
             assert!(["cat", "dog"].contains(&value["kind"].as_str().unwrap()), "{text}");
             assert!(value["tags"].as_array().unwrap().len() <= 3, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_allowed_is_what_is_not_ruled_out() {
+        let schema = serde_json::json!({ "type": "object", "properties": {
+            "a": { "type": "string", "maxLength": 6 }, "n": { "type": "integer", "minimum": -3, "maximum": 120 },
+        }, "required": ["a", "n"] });
+        let grammar = "start: \"<x>\" (\"a\" | \"ab\")+ \"</x>\"";
+        let (forms, words) = forms();
+        let end = words.len() - 1;
+        for (seed, form) in
+            (0..20).flat_map(|n| [(n, Form::Schema(schema.clone())), (n, Form::Grammar(grammar.into()))])
+        {
+            let mut guide = forms.compile(&form).unwrap();
+            let mut sampler = Sampler::new(&warm(), &[], seed);
+            for n in 0.. {
+                let mut mask = vec![0.0; words.len()];
+                guide.apply(&mut mask);
+                for (id, logit) in mask.iter().enumerate() {
+                    let (allowed, word) = (*logit == 0.0, String::from_utf8_lossy(&words[id]));
+                    assert_eq!(guide.allows(TokenId(id as u32)), allowed, "{word:?} as token {n} of {form:?}");
+                }
+                let mut logits = vec![0.0; words.len()];
+                logits[end] = if n < 60 { 0.0 } else { 20.0 };
+                let chosen = sampler.choose_in(&logits, Some(&mut guide));
+                if guide.take(chosen) || n == 200 {
+                    break;
+                }
+            }
+            assert_eq!(guide.failed(), None);
+        }
+    }
+
+    #[test]
+    fn what_is_allowed_is_as_likely_as_among_itself() {
+        let (forms, words) = forms();
+        let guide = forms.compile(&Form::Grammar("start: \"a\" | \"b\" | \"c\"".into())).unwrap();
+        let mut logits = vec![0.0; words.len()];
+        for (word, logit) in [(b'a', 3.0), (b'b', 4.0), (b'c', 2.0), (b'x', 4.5), (b'y', 1.0)] {
+            logits[usize::from(word)] = logit;
+        }
+        let mut counts = [0; 3];
+        let mut sampler = Sampler::new(&warm(), &[], 3);
+        for _ in 0..6000 {
+            let chosen = sampler.choose_in(&logits, Some(&mut guide.fresh()));
+            counts[chosen.0 as usize - usize::from(b'a')] += 1;
+        }
+        let weights = [3.0, 4.0, 2.0].map(f64::exp);
+        for (count, weight) in counts.iter().zip(weights) {
+            let want = 6000.0 * weight / weights.iter().sum::<f64>();
+            assert!((f64::from(*count) - want).abs() < 120.0, "{counts:?}: {want}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Choosing the next token.
 //!
-//! The draw for token `n` of a sequence depends on the seed, `n` and the logits only: the same seed
+//! The draw for token `n` of a sequence depends on the seed, `n`, the logits and the form only: the same seed
 //! gives the same text whatever else is in the batch.
 
 use std::collections::HashMap;
@@ -54,23 +54,28 @@ impl Sampler {
     }
 
     /// The same, within what `guide` allows.
+    ///
+    /// What is drawn from all tokens is taken if it is allowed, which costs less than to know all that is; else a second draw is from those
+    /// only. So each token has the probability that it has among those allowed: with `p` for one, and `a` for all, in the first
+    /// draw, `p + (1 - a) p / a = p / a`. The likeliest, if it is allowed, is the likeliest of those. The filters look at all tokens in the
+    /// first draw, as llama.cpp's do.
     pub(crate) fn choose_in(&mut self, logits: &[f32], guide: Option<&mut Guide>) -> TokenId {
         let penalised = self.options.penalties != Penalties::default();
-        let logits = if penalised || !self.bias.is_empty() || guide.is_some() {
+        let adjusts = penalised || !self.bias.is_empty();
+        if adjusts {
             self.adjust(logits);
-            if let Some(guide) = guide {
-                guide.apply(&mut self.adjusted);
+        }
+        let mut chosen = draw(if adjusts { &self.adjusted } else { logits }, &self.options, self.seed, self.drawn);
+        if let Some(guide) = guide
+            && !guide.allows(TokenId(chosen as u32))
+        {
+            if !adjusts {
+                self.adjusted.clear();
+                self.adjusted.extend_from_slice(logits);
             }
-            &self.adjusted
-        } else {
-            logits
-        };
-        let chosen = if self.options.temperature == 0.0 {
-            likeliest(logits)
-        } else {
-            let draw = uniform(self.seed, self.drawn);
-            sample(logits, &self.options, draw)
-        };
+            guide.apply(&mut self.adjusted);
+            chosen = draw(&self.adjusted, &self.options, self.seed ^ AGAIN, self.drawn);
+        }
         self.drawn += 1;
         if penalised {
             *self.seen.entry(chosen as u32).or_default() += 1;
@@ -107,6 +112,13 @@ impl Sampler {
             self.adjusted[id.0 as usize] += bias;
         }
     }
+}
+
+/// Parts the numbers of second draws from those of the first.
+const AGAIN: u64 = 0x5851_f42d_4c95_7f2d;
+
+fn draw(logits: &[f32], options: &Sampling, seed: u64, n: u64) -> usize {
+    if options.temperature == 0.0 { likeliest(logits) } else { sample(logits, options, uniform(seed, n)) }
 }
 
 /// The largest value. In sixteen lanes: one comparison need not wait for the one before.
