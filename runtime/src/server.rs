@@ -80,27 +80,33 @@ impl Server {
     ///
     /// # Errors
     /// When the address cannot be listened on.
-    pub async fn start(host: Arc<Host>, config: ServerConfig) -> io::Result<Self> {
-        let listener = TcpListener::bind(config.listen).await?;
-        let address = listener.local_addr()?;
-        let models = config.models.map(|models| Arc::new(ModelApi::new(host.clone(), models, address.ip())));
-        let (stop, stopped) = watch::channel(None);
-        let mut senders = Vec::new();
-        let mut workers = Vec::new();
-        for n in 0..config.threads.max(1) {
-            let (send, connections) = mpsc::unbounded_channel();
-            senders.push(send);
-            let serving = Serving {
-                host: host.clone(),
-                models: models.clone(),
-                models_only: config.models_only,
-                tls: config.tls.clone(),
-                stopped: stopped.clone(),
-            };
-            workers.push(worker(n, serving, connections)?);
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "the body of a public `async fn` is compiled for the library's own tests, too"
+    )]
+    pub fn start(host: Arc<Host>, config: ServerConfig) -> impl Future<Output = io::Result<Self>> + Send {
+        async move {
+            let listener = TcpListener::bind(config.listen).await?;
+            let address = listener.local_addr()?;
+            let models = config.models.map(|models| Arc::new(ModelApi::new(host.clone(), models, address.ip())));
+            let (stop, stopped) = watch::channel(None);
+            let mut senders = Vec::new();
+            let mut workers = Vec::new();
+            for n in 0..config.threads.max(1) {
+                let (send, connections) = mpsc::unbounded_channel();
+                senders.push(send);
+                let serving = Serving {
+                    host: host.clone(),
+                    models: models.clone(),
+                    models_only: config.models_only,
+                    tls: config.tls.clone(),
+                    stopped: stopped.clone(),
+                };
+                workers.push(worker(n, serving, connections)?);
+            }
+            let acceptor = tokio::spawn(accept(listener, config.connections, senders, stopped));
+            Ok(Self { address, stop, acceptor, workers })
         }
-        let acceptor = tokio::spawn(accept(listener, config.connections, senders, stopped));
-        Ok(Self { address, stop, acceptor, workers })
     }
 
     /// Where it listens.

@@ -43,7 +43,7 @@ impl FromRequestParts<App> for Caller {
 }
 
 /// Lets through who has a key, and notes what they change.
-pub async fn authenticate(State(app): State<App>, mut request: Request, next: Next) -> Response {
+pub(super) async fn authenticate(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let call = format!("{} {}", request.method(), request.uri().path());
     let changes = request.method() != Method::GET;
     let Some(caller) = caller(&app, &request) else {
@@ -93,7 +93,7 @@ async fn note(app: &App, entry: Entry) -> Result<(), ()> {
 }
 
 /// Lets through whose key has the scope that a call needs.
-pub async fn authorize(needs: Scope, caller: Caller, request: Request, next: Next) -> Response {
+pub(super) async fn authorize(needs: Scope, caller: Caller, request: Request, next: Next) -> Response {
     if caller.scope >= needs {
         return next.run(request).await;
     }

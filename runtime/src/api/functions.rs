@@ -24,7 +24,7 @@ pub struct TrafficRequest {
     pub to: Traffic,
 }
 
-pub async fn upload(
+pub(super) async fn upload(
     State(app): State<App>,
     Path(digest): Path<String>,
     bytes: Result<Bytes, BytesRejection>,
@@ -35,14 +35,14 @@ pub async fn upload(
     Ok(StatusCode::CREATED)
 }
 
-pub async fn list(State(app): State<App>, caller: Caller) -> Json<Vec<FunctionStatus>> {
+pub(super) async fn list(State(app): State<App>, caller: Caller) -> Json<Vec<FunctionStatus>> {
     Json(match caller.scope {
         Scope::Admin => app.host.functions(),
         Scope::Read | Scope::Deploy => app.host.functions_of(&caller.tenant),
     })
 }
 
-pub async fn deploy(
+pub(super) async fn deploy(
     State(app): State<App>,
     caller: Caller,
     Path(name): Path<String>,
@@ -57,7 +57,7 @@ pub async fn deploy(
     Ok((Extension(Note(note)), Json(deployed)))
 }
 
-pub async fn check(
+pub(super) async fn check(
     State(app): State<App>,
     caller: Caller,
     Path(name): Path<String>,
@@ -70,14 +70,18 @@ pub async fn check(
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub async fn remove(State(app): State<App>, caller: Caller, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+pub(super) async fn remove(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<StatusCode, ApiError> {
     let name = function(&name)?;
     let tenant = caller.tenant_of(&app, &name);
     blocking(move || app.host.remove(&tenant, &name)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub async fn revisions(
+pub(super) async fn revisions(
     State(app): State<App>,
     caller: Caller,
     Path(name): Path<String>,
@@ -86,7 +90,7 @@ pub async fn revisions(
     Ok(Json(app.host.revisions(&caller.tenant_of(&app, &name), &name)?))
 }
 
-pub async fn traffic(
+pub(super) async fn traffic(
     State(app): State<App>,
     caller: Caller,
     Path(name): Path<String>,
@@ -98,7 +102,7 @@ pub async fn traffic(
     Ok((shares(&status), Json(status)))
 }
 
-pub async fn rollback(
+pub(super) async fn rollback(
     State(app): State<App>,
     caller: Caller,
     Path(name): Path<String>,
@@ -109,7 +113,7 @@ pub async fn rollback(
     Ok((shares(&status), Json(status)))
 }
 
-pub async fn invocations(State(app): State<App>, caller: Caller) -> Json<Vec<Summary>> {
+pub(super) async fn invocations(State(app): State<App>, caller: Caller) -> Json<Vec<Summary>> {
     let mut recent = app.host.recent();
     if caller.scope < Scope::Admin {
         recent.retain(|summary| app.host.owner(&summary.function).as_ref() == Some(&caller.tenant));

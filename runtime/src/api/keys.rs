@@ -49,7 +49,7 @@ impl KeyStatus {
     }
 }
 
-pub async fn create(
+pub(super) async fn create(
     State(app): State<App>,
     request: Result<Json<NewKey>, JsonRejection>,
 ) -> Result<(StatusCode, Extension<Note>, Json<KeyStatus>), ApiError> {
@@ -59,11 +59,11 @@ pub async fn create(
     Ok((StatusCode::CREATED, Extension(note), Json(KeyStatus::new(record, Some(key)))))
 }
 
-pub async fn list(State(app): State<App>) -> Json<Vec<KeyStatus>> {
+pub(super) async fn list(State(app): State<App>) -> Json<Vec<KeyStatus>> {
     Json(app.host.keys().list().into_iter().map(|record| KeyStatus::new(record, None)).collect())
 }
 
-pub async fn revoke(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+pub(super) async fn revoke(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
     app.host.keys().revoke(&id)?;
     Ok(StatusCode::NO_CONTENT)
 }

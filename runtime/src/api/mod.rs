@@ -105,34 +105,44 @@ impl Control {
     ///
     /// # Errors
     /// When the address cannot be listened on, or the file not written.
-    pub async fn start(host: Arc<Host>, config: ControlConfig, data_listener: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind(config.listen).await?;
-        let address = listener.local_addr()?;
-        let local = match &config.tls {
-            Some(_) => Some(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?),
-            None => None,
-        };
-        let local_address = local.as_ref().map_or(Ok(address), TcpListener::local_addr)?;
-        let key = random_hex(32)?;
-        let data = host.data().clone();
-        let audit = Arc::new(Audit::open(&data.audit())?);
-        let file = ControlFile { address: local_address, key: key.clone(), pid: std::process::id() };
-        let text = serde_json::to_vec_pretty(&file).expect("the file has only string keys");
-        write_private(&data.control(), &text)?;
-        let status = Status {
-            version: env!("CARGO_PKG_VERSION").into(),
-            listen: data_listener,
-            code_path: host.library().engine().runs_on(),
-        };
-        let router = router(App { host, status, key: key.into(), audit });
-        match (config.tls, local) {
-            (Some(tls), Some(local)) => {
-                serve(SecureListener::start(listener, tls)?, router.clone());
-                serve(local, router);
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "the body of a public `async fn` is compiled for the library's own tests, too"
+    )]
+    pub fn start(
+        host: Arc<Host>,
+        config: ControlConfig,
+        data_listener: SocketAddr,
+    ) -> impl Future<Output = io::Result<Self>> + Send {
+        async move {
+            let listener = TcpListener::bind(config.listen).await?;
+            let address = listener.local_addr()?;
+            let local = match &config.tls {
+                Some(_) => Some(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?),
+                None => None,
+            };
+            let local_address = local.as_ref().map_or(Ok(address), TcpListener::local_addr)?;
+            let key = random_hex(32)?;
+            let data = host.data().clone();
+            let audit = Arc::new(Audit::open(&data.audit())?);
+            let file = ControlFile { address: local_address, key: key.clone(), pid: std::process::id() };
+            let text = serde_json::to_vec_pretty(&file).expect("the file has only string keys");
+            write_private(&data.control(), &text)?;
+            let status = Status {
+                version: env!("CARGO_PKG_VERSION").into(),
+                listen: data_listener,
+                code_path: host.library().engine().runs_on(),
+            };
+            let router = router(App { host, status, key: key.into(), audit });
+            match (config.tls, local) {
+                (Some(tls), Some(local)) => {
+                    serve(SecureListener::start(listener, tls)?, router.clone());
+                    serve(local, router);
+                }
+                _ => serve(listener, router),
             }
-            _ => serve(listener, router),
+            Ok(Self { address, data })
         }
-        Ok(Self { address, data })
     }
 
     /// Where it listens.

@@ -159,7 +159,7 @@ fn all(library: &Library) -> Vec<ModelView> {
     views
 }
 
-pub async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
+pub(super) async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
     let library = app.host.library().clone();
     match query.as_deref() {
         None | Some("" | "follow=false" | "all=false") => Ok(Json(views(&library)).into_response()),
@@ -198,7 +198,7 @@ fn follow(library: Arc<Library>) -> Body {
     Body::new(Pieces(receiver))
 }
 
-pub async fn evict(State(app): State<App>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn evict(State(app): State<App>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
     let name: ModelName = name.parse().map_err(|error| refuse(StatusCode::BAD_REQUEST, &error))?;
     match app.host.library().evict(&name) {
         Ok(evicted) => Ok(Json(json!({ "evicted": evicted }))),

@@ -19,13 +19,13 @@ use crate::names::FunctionName;
 use crate::telemetry::{Line, Watched};
 
 /// A key that reads gets the numbers of its tenant's functions, an administrator's those of the whole host.
-pub async fn metrics(State(app): State<App>, caller: Caller) -> Response {
+pub(super) async fn metrics(State(app): State<App>, caller: Caller) -> Response {
     let tenant = (caller.scope < Scope::Admin).then_some(&caller.tenant);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], app.host.metrics(tenant)).into_response()
 }
 
-pub async fn logs(
+pub(super) async fn logs(
     State(app): State<App>,
     caller: Caller,
     Path(name): Path<String>,

@@ -40,14 +40,14 @@ pub struct CopyCall {
     pub to: ModelName,
 }
 
-pub async fn list(State(app): State<App>) -> Result<Json<Vec<StoredModel>>, ApiError> {
+pub(super) async fn list(State(app): State<App>) -> Result<Json<Vec<StoredModel>>, ApiError> {
     let read = |store: &ModelStore| Ok(store.list()?.into_iter().map(|model| StoredModel::of(store, model)).collect());
     let mut models: Vec<StoredModel> = on_disk(&app, read).await?;
     place(&app, &mut models);
     Ok(Json(models))
 }
 
-pub async fn show(State(app): State<App>, Path(name): Path<String>) -> Result<Json<StoredModel>, ApiError> {
+pub(super) async fn show(State(app): State<App>, Path(name): Path<String>) -> Result<Json<StoredModel>, ApiError> {
     let name = parse(&name)?;
     let mut model = on_disk(&app, move |store| Ok(StoredModel::of(store, store.get(&name)?))).await?;
     place(&app, std::slice::from_mut(&mut model));
@@ -62,7 +62,7 @@ fn place(app: &App, models: &mut [StoredModel]) {
     }
 }
 
-pub async fn copy(
+pub(super) async fn copy(
     State(app): State<App>,
     Path(name): Path<String>,
     Json(call): Json<CopyCall>,
@@ -72,17 +72,17 @@ pub async fn copy(
 }
 
 /// What nobody can ask for any more gives its memory back, too, as soon as nobody uses it.
-pub async fn remove(State(app): State<App>, Path(name): Path<String>) -> Result<Json<Freed>, ApiError> {
+pub(super) async fn remove(State(app): State<App>, Path(name): Path<String>) -> Result<Json<Freed>, ApiError> {
     let name = parse(&name)?;
     let library = app.host.library().clone();
     on_disk(&app, move |_| library.remove(&name).map(Json)).await
 }
 
-pub async fn collect(State(app): State<App>) -> Result<Json<Freed>, ApiError> {
+pub(super) async fn collect(State(app): State<App>) -> Result<Json<Freed>, ApiError> {
     on_disk(&app, |store| store.collect().map(Json)).await
 }
 
-pub async fn pull(State(app): State<App>, Json(call): Json<PullCall>) -> Result<Response, ApiError> {
+pub(super) async fn pull(State(app): State<App>, Json(call): Json<PullCall>) -> Result<Response, ApiError> {
     let bad = |error: &dyn std::fmt::Display| ApiError::new(StatusCode::BAD_REQUEST, "model", error.to_string());
     let wanted: Wanted = call.source.parse().map_err(|error| bad(&error))?;
     if let Wanted::Disk(_) = wanted {

@@ -14,13 +14,13 @@ use crate::keys::Scope;
 use crate::names::Tenant;
 
 /// An administrator sees all of them, others their own.
-pub async fn list(State(app): State<App>, caller: Caller) -> Result<Json<Vec<TenantStatus>>, ApiError> {
+pub(super) async fn list(State(app): State<App>, caller: Caller) -> Result<Json<Vec<TenantStatus>>, ApiError> {
     let mut tenants = blocking(move || app.host.tenants()).await?;
     tenants.retain(|tenant| caller.scope >= Scope::Admin || tenant.name == caller.tenant);
     Ok(Json(tenants))
 }
 
-pub async fn set_quota(
+pub(super) async fn set_quota(
     State(app): State<App>,
     Path(name): Path<String>,
     quota: Result<Json<Budget>, JsonRejection>,

@@ -15,13 +15,21 @@ use crate::keys::Scope;
 use crate::telemetry::unescaped;
 use crate::usage::{MAX_RECORDS, Query, Report, UsageError, when};
 
-pub async fn sums(State(app): State<App>, caller: Caller, RawQuery(query): RawQuery) -> Result<Json<Report>, ApiError> {
+pub(super) async fn sums(
+    State(app): State<App>,
+    caller: Caller,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Report>, ApiError> {
     let asked = Asked::parse(&query.unwrap_or_default(), &caller, false)?;
     let report = blocking(&app, move |host| host.usage().report(&asked.query)).await?;
     Ok(Json(report))
 }
 
-pub async fn records(State(app): State<App>, caller: Caller, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
+pub(super) async fn records(
+    State(app): State<App>,
+    caller: Caller,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
     let Asked { query, after, limit } = Asked::parse(&query.unwrap_or_default(), &caller, true)?;
     let records = blocking(&app, move |host| host.usage().records(&query, after, limit)).await?;
     let mut text = Vec::new();

@@ -56,7 +56,7 @@ impl Command {
     ///
     /// # Errors
     /// It trapped, or could not be started.
-    pub async fn run(&self, args: &[String], granted: Granted, invocation: Invocation) -> wasmtime::Result<i32> {
+    pub(crate) async fn run(&self, args: &[String], granted: Granted, invocation: Invocation) -> wasmtime::Result<i32> {
         let (granted, invocation) = (Arc::new(granted), Arc::new(invocation));
         let ended = match &self.0 {
             Form::Component(command) => command.run(args, granted, invocation).await,

@@ -47,7 +47,7 @@ impl Call {
     }
 
     /// Joins the model that people call `name`; waits while it is loaded.
-    pub async fn join(&self, name: &str) -> Result<Found, Refused> {
+    pub(super) async fn join(&self, name: &str) -> Result<Found, Refused> {
         let started = Instant::now();
         let stored = self.find(name).await?;
         let model = self.host.library().join_stored(&stored).await?;
@@ -61,14 +61,14 @@ impl Call {
     }
 
     /// Writes a conversation down as the model reads it.
-    pub async fn write(&self, found: &Found, conversation: Conversation) -> Result<Written, Refused> {
+    pub(super) async fn write(&self, found: &Found, conversation: Conversation) -> Result<Written, Refused> {
         let model = found.model.clone();
         let written = beside(conversation.bytes(), move || model.write(conversation)).await;
         Ok(written.map_err(unread)??)
     }
 
     /// Queues a sequence for each of `asks`, for each of `prompts`: all are held to `form`.
-    pub async fn start(
+    pub(super) async fn start(
         &self,
         found: &Found,
         prompts: Vec<Prompt>,
@@ -86,14 +86,14 @@ impl Call {
     }
 
     /// Embeds `texts`; if `cut`, what a context has no room for is left away.
-    pub async fn embed(&self, found: &Found, texts: Vec<Text>, cut: bool) -> Result<Embedded, Refused> {
+    pub(super) async fn embed(&self, found: &Found, texts: Vec<Text>, cut: bool) -> Result<Embedded, Refused> {
         let joined = Joined::new(found.model.clone(), found.name.clone());
         let embedded = embed::embed(&joined, texts, cut, &self.called.invocation, Some(&self.called.allowance)).await;
         Ok(embedded.map_err(|error| Refused::fault(format!("the texts could not be read: {error}")))??)
     }
 
     /// Notes how long its caller wishes the model to stay. Others may use it, too: only who manages models is heard.
-    pub async fn keep(&self, name: &ModelName, stay: Option<Stay>) {
+    pub(super) async fn keep(&self, name: &ModelName, stay: Option<Stay>) {
         let Some(stay) = stay.filter(|_| self.manages) else { return };
         let (host, name) = (self.host.clone(), name.clone());
         let noted = beside_store(move || Ok(host.library().wish(&name, stay)?)).await;
@@ -103,7 +103,7 @@ impl Call {
     }
 
     /// Loads a model, or lets go of it if it is to stay no longer; says which.
-    pub async fn keep_or_go(&self, name: &str, stay: Option<Stay>) -> Result<&'static str, Refused> {
+    pub(super) async fn keep_or_go(&self, name: &str, stay: Option<Stay>) -> Result<&'static str, Refused> {
         if stay == Some(Stay::Idle(Duration::ZERO)) {
             let stored = self.find(name).await?;
             if !self.manages {

@@ -178,7 +178,7 @@ impl Reply {
     }
 
     /// Waits for all of it.
-    pub async fn whole(&mut self) -> Result<Vec<Whole>, Refused> {
+    pub(super) async fn whole(&mut self) -> Result<Vec<Whole>, Refused> {
         let mut all: Vec<Whole> = self.choices.iter().map(|_| Whole::default()).collect();
         while let Some(said) = poll_fn(|cx| self.poll_next(cx)).await? {
             let whole = &mut all[said.choice];

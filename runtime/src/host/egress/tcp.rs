@@ -82,7 +82,7 @@ impl Tcp {
     ///
     /// # Errors
     /// See [`NameError`].
-    pub async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, NameError> {
+    pub(crate) async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, NameError> {
         let host = name.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
         if host.is_empty() || host.len() > MAX_NAME {
             return Err(NameError::Invalid);

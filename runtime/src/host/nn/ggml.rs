@@ -55,7 +55,7 @@ impl NnError {
 }
 
 /// One whole generation, or an embedding: what comes of it, and what is to be said about it.
-pub async fn compute(
+pub(super) async fn compute(
     joined: &Joined,
     inputs: &[(String, Tensor)],
     invocation: &Arc<Invocation>,
