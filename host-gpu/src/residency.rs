@@ -12,7 +12,7 @@ use crate::ops::cuda::CudaError;
 use lease::Leased;
 use plan::{Kept, NoRoom};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -176,13 +176,15 @@ pub(crate) struct Residency<T = Loaded> {
     /// Counts changes of state.
     changes: Arc<watch::Sender<u64>>,
     moves: AllMoves,
+    /// Whether anybody can still join a model.
+    open: Arc<AtomicBool>,
 }
 
 impl<T> Clone for Residency<T> {
     fn clone(&self) -> Self {
-        let Self { entries, device, budget, changes, moves } = self;
-        let (entries, changes, moves) = (entries.clone(), changes.clone(), moves.clone());
-        Self { entries, device, budget: *budget, changes, moves }
+        let Self { entries, device, budget, changes, moves, open } = self;
+        let (entries, changes, moves, open) = (entries.clone(), changes.clone(), moves.clone(), open.clone());
+        Self { entries, device, budget: *budget, changes, moves, open }
     }
 }
 
@@ -208,6 +210,11 @@ impl<T> Loading<'_, T> {
         self.progress.total.store(total, Ordering::Relaxed);
         self.residency.changed();
     }
+
+    /// Whether anybody may still use the model. A load goes on when those who wait for it have left, but not without an engine.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.residency.open.load(Ordering::Relaxed)
+    }
 }
 
 impl<T: Send + Sync + 'static> Residency<T> {
@@ -219,7 +226,13 @@ impl<T: Send + Sync + 'static> Residency<T> {
             budget,
             changes: Arc::new(watch::Sender::new(0)),
             moves: AllMoves::default(),
+            open: Arc::new(AtomicBool::new(true)),
         }
+    }
+
+    /// Nobody will join any more: what loads may stop.
+    pub(crate) fn close(&self) {
+        self.open.store(false, Ordering::Relaxed);
     }
 
     /// Leases the model. If it is absent it is loaded with `load`, and `policy` holds for it.

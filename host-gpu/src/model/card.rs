@@ -14,6 +14,7 @@ use crate::kv::{KvType, PageId};
 use crate::ops::cuda::matrix::{DeviceMatrix, Input};
 use crate::ops::cuda::pages::{PageLayout, Scoring, Together, Tokens, Turn, part_len, splits};
 use crate::ops::cuda::rows::{Forms, Joins};
+use crate::ops::cuda::upload::{Cut, Follow, upload};
 use crate::ops::cuda::{Buffer, CudaError, Device, Pinned, View};
 use bytemuck::Pod;
 use std::ops::Range;
@@ -82,6 +83,15 @@ struct CardLayer {
     down: CardOut,
 }
 
+fn gate(layer: &Layer) -> &MatrixAt {
+    layer.gate.as_ref().expect("what generates has gates")
+}
+
+/// Those of a layer, in the order of [`OnCard::matrices`].
+fn matrices(l: &Layer) -> [&MatrixAt; 7] {
+    [&l.q, &l.k, &l.v, &l.o.w, gate(l), &l.up, &l.down.w]
+}
+
 /// All tensors of a model on a card.
 pub(crate) struct OnCard {
     /// Lives as long as it does, and is no other model's.
@@ -96,23 +106,21 @@ pub(crate) struct OnCard {
 }
 
 impl OnCard {
-    /// Copies weights to the card; `done` is told how many matrices are there, of how many.
+    /// Copies weights to the card; `follow` is told how far it is, and says whether to go on.
     ///
     /// # Errors
-    /// `NoMemory`
-    pub(crate) fn load(device: &Device, w: &Weights, mut done: impl FnMut(u64, u64)) -> Result<Self, CudaError> {
-        let total = w.layers.len() as u64 + 1;
+    /// `NoMemory`, `Stopped`
+    pub(crate) fn load(device: &Device, w: &Weights, follow: Follow<'_>) -> Result<Self, CudaError> {
         // Beside what computes.
         let device = &device.beside()?;
-        let matrix = |at: &MatrixAt| DeviceMatrix::upload(device, &w.matrix(at));
+        let matrix = |at: &MatrixAt| DeviceMatrix::empty(device, &w.matrix(at));
         let vector = |v: &Option<Vec<f32>>| v.as_ref().map(|v| device.put(v)).transpose();
         let out = |out: &Out| -> Result<CardOut, CudaError> {
             Ok(CardOut { w: matrix(&out.w)?, bias: vector(&out.bias)?, norm: vector(&out.norm)? })
         };
-        let mut layers = Vec::with_capacity(w.layers.len());
-        for layer in &w.layers {
-            let Layer { attn_norm, q, k, v, qkv_bias, head_norms, o, ff_norm, gate, up, down, .. } = layer;
-            layers.push(CardLayer {
+        let layer = |layer: &Layer| -> Result<CardLayer, CudaError> {
+            let Layer { attn_norm, q, k, v, qkv_bias, head_norms, o, ff_norm, up, down, .. } = layer;
+            Ok(CardLayer {
                 attn_norm: device.put(attn_norm)?,
                 q: matrix(q)?,
                 k: matrix(k)?,
@@ -124,16 +132,15 @@ impl OnCard {
                 },
                 o: out(o)?,
                 ff_norm: device.put(ff_norm)?,
-                gate: matrix(gate.as_ref().expect("what generates has gates"))?,
+                gate: matrix(gate(layer))?,
                 up: matrix(up)?,
                 down: out(down)?,
-            });
-            done(layers.len() as u64, total);
-        }
+            })
+        };
         let loaded = Self {
             identity: Arc::default(),
             embedding: matrix(&w.embedding)?,
-            layers,
+            layers: w.layers.iter().map(layer).collect::<Result<_, _>>()?,
             final_norm: device.put(&w.final_norm)?,
             head: if w.head_is_embedding() { None } else { Some(matrix(&w.head)?) },
             fine_head: w.fine_head,
@@ -141,8 +148,11 @@ impl OnCard {
         };
         // Now, and not while the first to ask waits.
         loaded.matrices().try_for_each(|matrix| device.compile(&[matrix.module()]))?;
-        device.wait()?;
-        done(total, total);
+        // In the order of `matrices`, which has the embedding again where it is the head.
+        let head = loaded.head.as_ref().map(|_| w.matrix(&w.head).bytes);
+        let bytes = w.layers.iter().flat_map(matrices).map(|at| w.matrix(at).bytes);
+        let bytes = bytes.chain([w.matrix(&w.embedding).bytes]).chain(head);
+        upload(device, &loaded.matrices().zip(bytes).collect::<Vec<_>>(), Cut::default(), follow)?;
         Ok(loaded)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! [`Device`] is the card: its driver, found when the program runs, its memory, and a stream on which what it is asked for happens in
 //! order; what is launched again and again is put together as a [`Graph`]. The kernels are in `kernels/*.cu`, compiled ahead of time, and inside the program as PTX ([`ptx`]). [`matrix`],
-//! [`rows`] and [`pages`] launch them: each launch checks what it is given, since a kernel checks nothing.
+//! [`rows`], [`pages`] and [`upload`] launch them: each launch checks what it is given, since a kernel checks nothing.
 //!
 //! A token's results have the same bits in any batch of up to eight tokens, which matrix-vector kernels serve, and in any larger
 //! one, which tensor cores serve; between the two, sums are added in another order. Where the head gets its activations in
@@ -17,6 +17,7 @@ mod memory;
 pub mod pages;
 pub mod ptx;
 pub mod rows;
+pub mod upload;
 
 pub use device::{Card, CudaError, Device, Graph, cards};
-pub use memory::{Buffer, Pinned, View};
+pub use memory::{Buffer, Mark, Pinned, View};

@@ -4,7 +4,10 @@ use super::{Noise, apart, device};
 use hob_gpu::format::quant::{Quant, TYPES};
 use hob_gpu::ops::cpu::matmul::Matrix;
 use hob_gpu::ops::cpu::reference;
+use hob_gpu::ops::cuda::CudaError;
 use hob_gpu::ops::cuda::matrix::{DeviceMatrix, Input};
+use hob_gpu::ops::cuda::upload::{Cut, upload};
+use std::sync::Mutex;
 
 /// Where a block has its scales, f16.
 fn scales(quant: Quant) -> &'static [usize] {
@@ -120,6 +123,43 @@ fn embeddings_are_rows() {
             let error = apart(&device.get(x.view()).unwrap(), &want);
             assert!(error < 1e-6, "{} {cols}: {error:.1e}", row.name);
         }
+    }
+}
+
+#[test]
+fn weights_arrive_whole_in_pieces_of_any_size() {
+    let Some(device) = device() else { return };
+    let mut noise = Noise(5);
+    // Blocks that become planes, and one that stays as it is.
+    let kinds = [(Quant::Q4_0, 96), (Quant::Q6K, 512), (Quant::F16, 64), (Quant::Q8_0, 32)];
+    let sizes = |n: usize| (kinds[n % 4].0, 3 + 7 * n, kinds[n % 4].1);
+    let bytes: Vec<Vec<u8>> = (0..9).map(sizes).map(|(q, rows, cols)| weights(&mut noise, q, rows, cols)).collect();
+    let host: Vec<Matrix<'_>> = (0..9)
+        .map(|n| (sizes(n), &bytes[n]))
+        .map(|((quant, rows, cols), bytes)| Matrix { quant, rows, cols, bytes, copies: &[] })
+        .collect();
+    let total: u64 = bytes.iter().map(|bytes| bytes.len() as u64).sum();
+    for cut in [Cut { threads: 1, bytes: 1 }, Cut { threads: 3, bytes: 700 }, Cut { threads: 2, bytes: 1 << 20 }] {
+        let card: Vec<DeviceMatrix> = host.iter().map(|w| DeviceMatrix::empty(&device, w).unwrap()).collect();
+        let pairs: Vec<_> = card.iter().zip(&bytes).map(|(card, bytes)| (card, &bytes[..])).collect();
+        let seen = Mutex::new(Vec::new());
+        let follow = |done, of| {
+            seen.lock().unwrap().push(done);
+            of == total
+        };
+        upload(&device, &pairs, cut, &follow).unwrap();
+        assert_eq!(seen.into_inner().unwrap().into_iter().max(), Some(total), "{cut:?}");
+        for (card, host) in card.iter().zip(&host) {
+            let ids: Vec<u32> = (0..host.rows as u32).collect();
+            let (ids, x) = (device.put(&ids).unwrap(), device.buffer::<f32>(host.rows * host.cols).unwrap());
+            device.embed(card, ids.view(), 1.0, x.view()).unwrap();
+            let want: Vec<f64> = (0..host.rows).flat_map(|row| reference::decode(host, row)).map(f64::from).collect();
+            let error = apart(&device.get(x.view()).unwrap(), &want);
+            assert!(error < 1e-6, "{:?} by {cut:?}: {error:.1e}", host.quant);
+        }
+        // Somebody has had enough.
+        let stopped = upload(&device, &pairs, cut, &|done, _| done < total / 2);
+        assert_eq!(stopped, Err(CudaError::Stopped), "{cut:?}");
     }
 }
 

@@ -3,10 +3,12 @@
 #![expect(unsafe_code, reason = "calls the driver, which takes addresses")]
 
 use super::argument::{Arg, MOST_ARGUMENTS};
-use super::memory::{Buffer, Pinned, View};
+use super::memory::{Buffer, Mark, Pinned, View};
 use super::ptx::{self, Entry, MODULES};
 use bytemuck::{Pod, Zeroable};
-use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError, result, sys};
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError, result, sys,
+};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -55,6 +57,9 @@ pub enum CudaError {
         /// Bytes that we may use.
         budget: u64,
     },
+    /// A load was stopped, since nobody is there any more to use the model.
+    #[error("the load was stopped")]
+    Stopped,
     /// A model or a request that the kernels do not serve.
     #[error("the card's kernels cannot do this: {what}")]
     Shape {
@@ -71,7 +76,7 @@ pub enum CudaError {
     },
 }
 
-fn failed(doing: &'static str) -> impl Fn(DriverError) -> CudaError {
+pub(super) fn failed(doing: &'static str) -> impl Fn(DriverError) -> CudaError {
     move |error| CudaError::Driver { doing, code: format!("{:?}", error.0) }
 }
 
@@ -402,6 +407,20 @@ impl Device {
             address
         };
         Ok(Pinned { address, len, device: self.clone() })
+    }
+
+    /// A place in what is asked for, to wait for.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn mark(&self) -> Result<Mark, CudaError> {
+        // Whoever waits sleeps: a thread that spins would take a core from those that compute.
+        let flags = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC;
+        self.inner.context.new_event(Some(flags)).map(Mark::new).map_err(failed("making an event"))
+    }
+
+    pub(super) fn record(&self, event: &CudaEvent) -> Result<(), CudaError> {
+        event.record(&self.stream).map_err(failed("marking a place"))
     }
 
     /// Makes all bytes of `view` zero.

@@ -16,8 +16,6 @@ pub const FEW: usize = 8;
 const TILE: usize = 64;
 /// Matrices that one launch takes.
 const TOGETHER: usize = 3;
-/// Bytes of a file that are on the card before they have become planes.
-const STAGE: usize = 8 << 20;
 
 /// A weight matrix on the card.
 #[derive(Debug)]
@@ -80,51 +78,32 @@ fn kernel(quant: Quant, tokens: usize) -> String {
 }
 
 impl DeviceMatrix {
-    /// Copies `w` to the card, as planes.
+    /// Room for `w` on the card: see [`super::upload`].
     ///
     /// # Errors
     /// `NoMemory`, or `Shape` for a matrix that is larger than kernels count.
-    pub fn upload(device: &Device, w: &Matrix<'_>) -> Result<Self, CudaError> {
+    pub fn empty(device: &Device, w: &Matrix<'_>) -> Result<Self, CudaError> {
         let size = w.rows * w.row_bytes();
         if w.bytes.len() != size || !w.cols.is_multiple_of(32) || w.rows == 0 {
             return Err(shape(format!("a matrix of {} by {} in {} bytes", w.rows, w.cols, w.bytes.len())));
         }
-        let data = device.buffer::<u8>(size)?;
-        let matrix = Self { quant: w.quant, rows: int(w.rows)? as usize, cols: int(w.cols)? as usize, data };
-        let (planes, block) = (planes(w.quant), w.quant.row().bytes);
-        if planes.is_empty() {
-            device.write(matrix.data.view(), w.bytes)?;
-            return Ok(matrix);
-        }
-        let blocks = size / block;
-        let each = (STAGE / block).min(blocks);
-        let stage = device.buffer::<u8>(each * block)?;
-        for (n, raw) in w.bytes.chunks(each * block).enumerate() {
-            device.write(stage.view(), raw)?;
-            let mut plane = 0;
-            for (offset, length) in planes {
-                let count = raw.len() / block;
-                let grid = [(count * length / 2).div_ceil(256), 1, 1];
-                let [size, begin, length, offset] = [int(block)?, int(plane)?, int(*length)?, int(*offset)?];
-                let (blocks, first, count) = (blocks as u64, (n * each) as u64, count as u64);
-                let arguments: [Arg; 9] = [
-                    (&stage).into(),
-                    (&matrix.data).into(),
-                    blocks.into(),
-                    first.into(),
-                    count.into(),
-                    size.into(),
-                    begin.into(),
-                    length.into(),
-                    offset.into(),
-                ];
-                // SAFETY: in the order of `split` in rows.cu. `stage` has `count` blocks; planes together have a block's
-                // bytes, so the last one ends where the data does.
-                unsafe { device.launch("split", grid, 256, &arguments)? };
-                plane += length as usize;
-            }
-        }
-        Ok(matrix)
+        let (rows, cols) = (int(w.rows)? as usize, int(w.cols)? as usize);
+        Ok(Self { quant: w.quant, rows, cols, data: device.buffer(size)? })
+    }
+
+    /// All of it.
+    pub(super) fn data(&self) -> View<'_, u8> {
+        self.data.view()
+    }
+
+    /// (offset, length) of a block's parts in the order of the card's planes; none of what stays as it is.
+    pub(super) fn planes(&self) -> &'static [(usize, usize)] {
+        planes(self.quant)
+    }
+
+    /// Bytes of a block of the file.
+    pub(super) fn block_bytes(&self) -> usize {
+        self.quant.row().bytes
     }
 
     /// The kernels that it needs: see [`Device::compile`].
