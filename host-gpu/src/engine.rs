@@ -16,6 +16,7 @@ use crate::ops::cpu::{Activations, CodePath, Cpu};
 use crate::ops::cuda::{CudaError, Device};
 use crate::ops::pool::Pool;
 use crate::residency::{EvictError, JoinError, Lease, Loading, ModelState, ModelStatus, Moves, Policy, Residency};
+use crate::schedule::ModelKey;
 use crate::terms::Terms;
 use crate::tokens::{Tokens, channel};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -194,8 +195,26 @@ struct Counters {
     lost: AtomicBool,
 }
 
-/// A sequence and its prompt.
-type Arrival = (Job, Vec<TokenId>);
+/// What the engine thread is told.
+enum Arrival {
+    /// Somebody asks, with this prompt.
+    Asked(Box<Job>, Vec<TokenId>),
+    /// Nobody has this model any more, and it is not in memory.
+    Gone(ModelKey),
+}
+
+/// Part of a model: tells the engine when that is gone.
+pub(crate) struct Farewell {
+    model: ModelKey,
+    engine: mpsc::Sender<Arrival>,
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        // Without an engine nothing is kept for it.
+        let _ = self.engine.send(Arrival::Gone(self.model));
+    }
+}
 
 struct Shared {
     config: EngineConfig,
@@ -207,6 +226,12 @@ struct Shared {
     commands: mpsc::Sender<Arrival>,
     door: Arc<Door>,
     counters: Arc<Counters>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.residency.close();
+    }
 }
 
 /// A handle to the engine thread. The thread ends when the last handle and [`Model`] are gone and
@@ -319,8 +344,12 @@ impl Engine {
         let (kv_type, page_bytes, step) = (config.kv_type, config.kv_page_bytes as usize, config.largest_step());
         let card = self.shared.card.clone();
         let (room, quantize) = (Room { kv_type, page_bytes, step, card }, config.quantize);
-        let load =
-            move |source: &ModelSource, loading: &Loading<'_>| Loaded::load(source, key, &room, quantize, loading);
+        let engine = self.shared.commands.clone();
+        let load = move |source: &ModelSource, loading: &Loading<'_>| {
+            let mut loaded = Loaded::load(source, key, &room, quantize, loading)?;
+            loaded.farewell = Some(Farewell { model: key, engine });
+            Ok(loaded)
+        };
         let loaded = self.shared.residency.join(source, policy, load).await?;
         Ok(Model::new(self.clone(), &source.name, loaded))
     }
@@ -443,8 +472,8 @@ impl Engine {
         let patience = terms.start_by.map(|by| by.saturating_duration_since(now));
         door.enter(account, terms.weight, patience)?;
         let (writer, tokens) = channel();
-        let arrival = Job::new(submission, writer, now);
-        self.shared.commands.send(arrival).map_err(|_| {
+        let (job, prompt) = Job::new(submission, writer, now);
+        self.shared.commands.send(Arrival::Asked(Box::new(job), prompt)).map_err(|_| {
             door.left(account, true, None);
             Refusal::Fault("the engine thread has ended".into())
         })?;

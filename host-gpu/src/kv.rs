@@ -74,6 +74,19 @@ impl Arena {
         }
     }
 
+    /// Gives the memory of all pages back to the system. Nobody has one.
+    pub(crate) fn give_back(&mut self) {
+        if self.ready == 0 {
+            return;
+        }
+        // A new map, rather than advice about this one: that is the same on all systems. Without it, all stays as it is.
+        if let Ok(map) = MmapMut::map_anon(self.map.len()) {
+            self.map = map;
+            self.owners.fill(None);
+            (self.used, self.ready) = (0, 0);
+        }
+    }
+
     /// Has the system commit the next page, if there are not enough that it has. Says whether it did: there may be more
     /// to do. Call when there is time.
     pub(crate) fn make_ready(&mut self) -> bool {
@@ -162,5 +175,8 @@ mod tests {
         let made = (0..100).take_while(|_| arena.make_ready()).count();
         assert_eq!((made, arena.ready), (1, READY + 4), "there are no more");
         assert!(arena.bytes().iter().all(|byte| *byte == 0));
+        arena.page_mut(1).fill(3);
+        arena.give_back();
+        assert!(arena.bytes().iter().all(|byte| *byte == 0) && !arena.make_ready(), "as at the beginning");
     }
 }

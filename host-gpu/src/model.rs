@@ -5,7 +5,7 @@
 
 use crate::ask::{Ask, Conversation, Message, Prompt, Refusal, TokenId};
 use crate::embedding::Embedding;
-use crate::engine::{Engine, Submission};
+use crate::engine::{Engine, Farewell, Submission};
 use crate::form::{Form, Forms, Guide};
 use crate::format::FormatError;
 use crate::format::quantize::Quantize;
@@ -104,6 +104,8 @@ pub(crate) struct Loaded {
     pub(crate) page_tokens: usize,
     /// Whether somebody has seen to [`Loaded::settle`].
     settled: AtomicBool,
+    /// The last to go.
+    pub(crate) farewell: Option<Farewell>,
 }
 
 impl Loaded {
@@ -156,7 +158,11 @@ impl Loaded {
         let card = match &room.card {
             None => None,
             Some(device) => {
-                Some(OnCard::load(device, &weights, |done, total| loading.at(done, total)).map_err(on_card)?)
+                let follow = |done, total| {
+                    loading.at(done, total);
+                    loading.is_wanted()
+                };
+                Some(OnCard::load(device, &weights, &follow).map_err(on_card)?)
             }
         };
         let (template, forms) = (OnceLock::new(), OnceLock::new());
@@ -174,6 +180,7 @@ impl Loaded {
             forms,
             page_tokens,
             settled,
+            farewell: None,
         })
     }
 

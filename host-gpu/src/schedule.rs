@@ -435,6 +435,11 @@ impl Scheduler {
         self.waiting.remove(&id).is_some()
     }
 
+    /// Forgets what is kept for `model`, which is gone. Says whether all pages are free now.
+    pub(crate) fn forget(&mut self, model: ModelKey) -> bool {
+        self.pool.forget(model)
+    }
+
     /// The tokens that `item` processes, and the pages of its sequence.
     pub(crate) fn input(&self, item: &Item) -> (&[TokenId], &[PageId]) {
         let s = self.running.iter().find(|s| s.id == item.id).expect("what is planned runs until its step is done");

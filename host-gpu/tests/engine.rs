@@ -146,3 +146,18 @@ fn what_runs_finishes_after_the_last_handle_is_gone() {
     drop(bench);
     assert_eq!(finish(tokens).0.len(), 100);
 }
+
+#[test]
+fn what_is_kept_of_prompts_goes_with_the_model() {
+    let bench = Bench::new(small());
+    let model = bench.model();
+    let first = finish(model.generate(ask(2, 40, 3)).unwrap());
+    bench.until(|engine| engine.stats().cached_pages > 0);
+    drop(model);
+    bench.until(|engine| engine.evict("toy") == Ok(true));
+    bench.until(|engine| engine.stats().cached_pages == 0);
+    let stats = bench.engine.stats();
+    assert_eq!(stats.free_pages, stats.total_pages);
+    let again = finish(bench.model().generate(ask(2, 40, 3)).unwrap());
+    assert_eq!(again, first, "and the pages serve those who come next");
+}

@@ -113,10 +113,21 @@ impl Worker {
         }
     }
 
-    fn take(&mut self, (job, prompt): Arrival) {
-        self.next += 1;
-        self.scheduler.submit(self.next, job.need(), prompt);
-        self.jobs.insert(self.next, job);
+    fn take(&mut self, arrival: Arrival) {
+        match arrival {
+            Arrival::Asked(job, prompt) => {
+                self.next += 1;
+                self.scheduler.submit(self.next, job.need(), prompt);
+                self.jobs.insert(self.next, *job);
+            }
+            Arrival::Gone(model) => {
+                // An engine of which nobody has anything takes no more than one that has just begun.
+                if self.scheduler.forget(model) && self.jobs.is_empty() {
+                    self.arena.give_back();
+                    self.buffers = Buffers::default();
+                }
+            }
+        }
     }
 
     /// Drops the sequences whose reader is gone, wherever they are, and refuses those that wait for too long.

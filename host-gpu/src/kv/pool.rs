@@ -76,6 +76,8 @@ struct Page {
     holders: u32,
     /// Its name and serial, if all its tokens are processed.
     name: Option<(Name, u64)>,
+    /// Whose model's keys and values it has, if it has a name.
+    model: u64,
     /// While it is cached: its place in that list.
     let_go: u64,
 }
@@ -179,6 +181,7 @@ impl PagePool {
                 self.counts.1 += 1;
                 self.names.insert(name.clone(), page);
                 self.pages[page as usize].name = Some((name, self.counts.1));
+                self.pages[page as usize].model = table.realm.model;
             }
             table.named += 1;
         }
@@ -188,6 +191,24 @@ impl PagePool {
     pub(crate) fn release(&mut self, table: &mut PageTable) {
         table.named = 0;
         table.pages.drain(..).rev().for_each(|page| self.let_go(page));
+    }
+
+    /// Frees the pages that are kept for `model`, which is gone: nobody will ask for them. Says whether all pages are free now.
+    pub(crate) fn forget(&mut self, model: u64) -> bool {
+        let pages = &mut self.pages;
+        let theirs = self.cached.extract_if(.., |_, page| pages[*page as usize].model == model);
+        let theirs: Vec<PageId> = theirs.map(|(_, page)| page).collect();
+        for page in theirs {
+            if let Some((name, _)) = self.pages[page as usize].name.take() {
+                self.names.remove(&name);
+            }
+            self.free.push(page);
+        }
+        let all = self.free.len() == self.total();
+        if all {
+            self.free.sort_unstable_by(|a, b| b.cmp(a));
+        }
+        all
     }
 
     /// How many pages nobody would hold any more if `table` let go of its own.
@@ -347,6 +368,27 @@ mod tests {
             pool.check([&taker].into_iter());
         }
         assert_eq!(pool.grow(&mut taker, 7), Err(OutOfPages));
+    }
+
+    #[test]
+    fn what_is_kept_for_a_model_goes_with_it() {
+        let mut pool = PagePool::new(12);
+        let other = Realm { model: 2, ..REALM };
+        let (mut mine, mut its) = (table(&mut pool, REALM, &tokens(0, 12)), table(&mut pool, other, &tokens(0, 8)));
+        pool.release(&mut mine);
+        let held = table(&mut pool, other, &tokens(50, 4));
+        pool.release(&mut its);
+        assert!(!pool.forget(1));
+        pool.check([&held].into_iter());
+        assert_eq!((pool.available(), pool.cached()), (11, 2), "the other's are kept");
+        assert_eq!((pool.find(REALM, &tokens(0, 12)).len(), pool.find(other, &tokens(0, 8)).len()), (0, 2));
+        let mut held = held;
+        pool.release(&mut held);
+        assert!(!pool.forget(3) && pool.forget(2));
+        pool.check([].into_iter());
+        let mut first = table(&mut pool, REALM, &tokens(7, 4));
+        assert_eq!(first.pages(), [0], "low numbers come first again");
+        pool.release(&mut first);
     }
 
     #[test]
