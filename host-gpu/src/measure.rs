@@ -252,6 +252,21 @@ pub fn give_back() {
     }
 }
 
+/// Large allocations of this process have memory of their own from now on, which goes back to the system as they are freed. For a
+/// program to call as it begins.
+///
+/// The allocator begins like that, but takes each large piece that is freed as a reason to have the next ones in its heaps: after some
+/// models have come and gone, what is left of them lies there between small things that stay.
+pub fn keep_large_apart() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        const LARGE: libc::c_int = 1 << 20;
+        #[expect(unsafe_code, reason = "no library has this call")]
+        // SAFETY: it may be called at any time by any thread, and touches nothing that is allocated.
+        let _ = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

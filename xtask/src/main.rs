@@ -79,18 +79,12 @@ fn test() -> Result<()> {
     let started = Instant::now();
     skipped::begin(root())?;
     step("format", cargo().args(["fmt", "--all", "--check"]))?;
-    // The release profile: it shares build scripts and macros with the build below.
-    let lints = ["clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
-    step("lints", cargo().args(lints))?;
-    let docs = ["doc", "--release", "--no-deps", "--quiet", "-p", "hob", "-p", "hob-gpu", "-p", "hob-sdk"];
-    step("docs", cargo().args(docs).env("RUSTDOCFLAGS", "-D warnings"))?;
-    say("the card's kernels");
-    kernels::run(root(), false)?;
-    prepare()?;
-    say("building the guests in JavaScript and Python");
-    scripts::build(root(), &guests::out(root()))?;
-    say("bringing the clients of OpenAI's, Ollama's and Anthropic's APIs");
-    scripts::clients(root())?;
+    say("bringing the clients of OpenAI's, Ollama's and Anthropic's APIs, beside what follows");
+    std::thread::scope(|scope| {
+        let clients = scope.spawn(|| scripts::clients(root()));
+        build_all()?;
+        clients.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
     pull(SECOND_MODEL)?;
     pull(EMBEDDER)?;
     step("tests of these chores", cargo().args(["test", "--release", "--quiet", "-p", "xtask"]))?;
@@ -102,6 +96,20 @@ fn test() -> Result<()> {
     let but = if skipped == 0 { String::new() } else { format!(", but for {skipped} that could not be tested here") };
     say(&format!("all good{but}, in {} s", started.elapsed().as_secs()));
     Ok(())
+}
+
+/// What is seen without running the product, and what its tests run.
+fn build_all() -> Result<()> {
+    // The release profile: it shares build scripts and macros with the build below.
+    let lints = ["clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
+    step("lints", cargo().args(lints))?;
+    let docs = ["doc", "--release", "--no-deps", "--quiet", "-p", "hob", "-p", "hob-gpu", "-p", "hob-sdk"];
+    step("docs", cargo().args(docs).env("RUSTDOCFLAGS", "-D warnings"))?;
+    say("the card's kernels");
+    kernels::run(root(), false)?;
+    prepare()?;
+    say("building the guests in JavaScript and Python");
+    scripts::build(root(), &guests::out(root()))
 }
 
 /// Runs libFuzzer on a target of `tests/fuzz`; what it finds stays in its corpus between runs.

@@ -125,6 +125,7 @@ enum Command {
 /// Parses the arguments, does what they say, and prints what went wrong.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    hob_gpu::measure::keep_large_apart();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
