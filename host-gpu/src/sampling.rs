@@ -8,6 +8,11 @@ use std::collections::HashMap;
 use crate::ask::{Ask, Penalties, Sampling, TokenId};
 use crate::form::Guide;
 use crate::tokens::Logprob;
+use row::{DEPTHS, List, NEGLIGIBLE, Row, Whole, largest};
+
+mod row;
+
+pub(crate) use row::NEAR;
 
 /// Chooses the tokens of one sequence.
 #[derive(Debug)]
@@ -43,8 +48,7 @@ impl Sampler {
 
     /// Whether it takes the likeliest token, whatever that is, and tells nothing about it.
     pub(crate) fn takes_likeliest(&self) -> bool {
-        let plain = self.options.penalties == Penalties::default() && self.bias.is_empty();
-        plain && self.options.temperature == 0.0 && self.logprobs.is_none()
+        self.is_plain() && self.options.temperature == 0.0
     }
 
     /// The next token, given one logit for each token of the vocabulary.
@@ -83,16 +87,38 @@ impl Sampler {
         TokenId(chosen as u32)
     }
 
+    /// Whether its draws look at the logits as they are, and tell nothing about them: then [`Self::choose_listed`] may do.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.options.penalties == Penalties::default() && self.bias.is_empty() && self.logprobs.is_none()
+    }
+
+    /// What the card makes its list for.
+    pub(crate) fn list_temperature(&self) -> f32 {
+        if self.options.temperature == 0.0 { 1.0 } else { self.options.temperature }
+    }
+
+    /// The next token, from the list that a card made of its logits: see [`List`]. `None` if the list has not what it takes; then
+    /// [`Self::choose_in`] does.
+    pub(crate) fn choose_listed(&mut self, words: &[u32]) -> Option<TokenId> {
+        let chosen = match self.options.temperature == 0.0 {
+            true => List::likeliest_of(words),
+            false => {
+                let list = List::read(words, self.options.temperature)?;
+                sample(&list, &self.options, uniform(self.seed, self.drawn))?
+            }
+        };
+        self.drawn += 1;
+        Some(TokenId(chosen as u32))
+    }
+
     /// What the model itself, before penalties, bias and filters, thought of `chosen` and of the likeliest.
     pub(crate) fn logprob(&self, logits: &[f32], chosen: TokenId) -> Option<Logprob> {
         let n = self.logprobs? as usize;
-        let max = maximum(logits);
+        let row = Whole::new(logits);
+        let max = row.max();
         let sum: f64 = logits.iter().map(|logit| f64::from(logit - max).exp()).sum();
         let of = |id: usize| (f64::from(logits[id]) - f64::from(max) - sum.ln()) as f32;
-        let top = largest(logits, (0..logits.len()).collect(), n)
-            .into_iter()
-            .map(|id| (TokenId(id as u32), of(id)))
-            .collect();
+        let top = largest(row.all(), n).into_iter().map(|(id, _)| (TokenId(id), of(id as usize))).collect();
         Some(Logprob { id: chosen, logprob: of(chosen.0 as usize), top })
     }
 
@@ -118,61 +144,22 @@ impl Sampler {
 const AGAIN: u64 = 0x5851_f42d_4c95_7f2d;
 
 fn draw(logits: &[f32], options: &Sampling, seed: u64, n: u64) -> usize {
-    if options.temperature == 0.0 { likeliest(logits) } else { sample(logits, options, uniform(seed, n)) }
-}
-
-/// The largest value. In sixteen lanes: one comparison need not wait for the one before.
-fn maximum(logits: &[f32]) -> f32 {
-    let (lanes, rest) = logits.as_chunks::<16>();
-    let mut max = [f32::NEG_INFINITY; 16];
-    for lane in lanes {
-        for (max, logit) in max.iter_mut().zip(lane) {
-            *max = if *logit > *max { *logit } else { *max };
-        }
+    let row = Whole::new(logits);
+    match options.temperature == 0.0 {
+        true => row.likeliest(),
+        false => sample(&row, options, uniform(seed, n)).expect("all of it is known"),
     }
-    rest.iter().chain(&max).copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
 }
 
-/// The first index of the largest value.
-fn likeliest(logits: &[f32]) -> usize {
-    let max = maximum(logits);
-    logits.iter().position(|l| *l == max).unwrap_or(0)
-}
-
-/// The indices of the `n` largest of those at `kept`, largest first; equal ones by index, so that the order is always the
-/// same.
-fn largest(logits: &[f32], mut kept: Vec<usize>, n: usize) -> Vec<usize> {
-    let order = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
-    if n < kept.len() {
-        kept.select_nth_unstable_by(n, order);
-        kept.truncate(n);
-    }
-    kept.sort_unstable_by(order);
-    kept
-}
-
-/// A logit by this much below the largest is not looked at, at a temperature of 1: e^-32 is 1.3e-14. All that is left out
-/// comes to less than a millionth of a millionth for each token: nobody would see it drawn.
-const NEGLIGIBLE: f32 = 32.0;
-
-/// How far below the largest is looked for what is drawn, one after the other. Mostly it is among a few hundred tokens, and these
-/// are sorted in a fraction of the time that all of a vocabulary takes.
-const DEPTHS: [f32; 4] = [3.0, 6.0, 12.0, NEGLIGIBLE];
-
-fn sample(logits: &[f32], options: &Sampling, draw: f64) -> usize {
+fn sample(row: &impl Row, options: &Sampling, draw: f64) -> Option<usize> {
     let Sampling { temperature, top_k, top_p, min_p, .. } = *options;
-    let max = maximum(logits);
+    let max = row.max();
     let floor = |depth: f32| max - depth * temperature.max(1.0);
-    // Of all that may be drawn, wherever it stands.
-    let total = |temperature| {
-        let kept = logits.iter().filter(|logit| **logit >= floor(NEGLIGIBLE));
-        kept.map(|logit| f64::from((logit - max) / temperature).exp()).sum::<f64>()
-    };
     let (mut of_model, mut of_draw) = (None, None);
     for depth in DEPTHS {
-        let kept: Vec<usize> = (0..logits.len()).filter(|i| logits[*i] >= floor(depth)).collect();
+        let kept = row.above(floor(depth))?;
         if kept.is_empty() {
-            return likeliest(logits);
+            return Some(row.likeliest());
         }
         let most = if top_k == 0 { usize::MAX } else { top_k as usize };
         // Whether nothing that may be drawn is missing.
@@ -180,10 +167,10 @@ fn sample(logits: &[f32], options: &Sampling, draw: f64) -> usize {
         if top_k > 0 && !whole {
             continue;
         }
-        let mut kept = largest(logits, kept, most);
+        let mut kept = largest(kept, most);
         if top_p < 1.0 {
-            let p = weights(logits, &kept, max, 1.0);
-            let all = if top_k > 0 { p.iter().sum() } else { *of_model.get_or_insert_with(|| total(1.0)) };
+            let p = weights(&kept, max, 1.0);
+            let all = if top_k > 0 { p.iter().sum() } else { *of_model.get_or_insert_with(|| row.total(1.0)) };
             if let Some(last) = reach(&p, f64::from(top_p) * all) {
                 kept.truncate(last + 1);
                 whole = true;
@@ -191,27 +178,27 @@ fn sample(logits: &[f32], options: &Sampling, draw: f64) -> usize {
         }
         if min_p > 0.0 {
             let least = max + min_p.ln();
-            kept.truncate(kept.partition_point(|i| logits[*i] >= least).max(1));
+            kept.truncate(kept.partition_point(|(_, logit)| *logit >= least).max(1));
             whole |= least >= floor(depth);
         }
         let filtered = top_k > 0 || top_p < 1.0 || min_p > 0.0;
         if filtered && !whole {
             continue;
         }
-        let p = weights(logits, &kept, max, temperature);
-        let all = if filtered { p.iter().sum() } else { *of_draw.get_or_insert_with(|| total(temperature)) };
+        let p = weights(&kept, max, temperature);
+        let all = if filtered { p.iter().sum() } else { *of_draw.get_or_insert_with(|| row.total(temperature)) };
         match reach(&p, draw * all) {
-            Some(at) => return kept[at],
-            None if whole => return kept[kept.len() - 1],
+            Some(at) => return Some(kept[at].0 as usize),
+            None if whole => return Some(kept[kept.len() - 1].0 as usize),
             None => {}
         }
     }
-    likeliest(logits)
+    Some(row.likeliest())
 }
 
 /// `e^((logit - max) / temperature)` of the kept tokens.
-fn weights(logits: &[f32], kept: &[usize], max: f32, temperature: f32) -> Vec<f64> {
-    kept.iter().map(|i| f64::from((logits[*i] - max) / temperature).exp()).collect()
+fn weights(kept: &[(u32, f32)], max: f32, temperature: f32) -> Vec<f64> {
+    kept.iter().map(|(_, logit)| f64::from((logit - max) / temperature).exp()).collect()
 }
 
 /// The first index at which the running sum of `p` exceeds `target`, if one does.
@@ -255,8 +242,8 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_the_largest() {
         assert_eq!(counts(Sampling::default(), &LOGITS), [0, 10_000, 0, 0]);
-        assert_eq!(likeliest(&[f32::NAN, 1.0]), 1);
-        assert_eq!(likeliest(&[f32::NAN]), 0);
+        assert_eq!(Whole::new(&[f32::NAN, 1.0]).likeliest(), 1);
+        assert_eq!(Whole::new(&[f32::NAN]).likeliest(), 0);
     }
 
     #[test]
@@ -281,24 +268,25 @@ mod tests {
 
     /// All sorted, as the equations have it.
     fn sorted(logits: &[f32], options: &Sampling, draw: f64) -> usize {
-        let max = maximum(logits);
+        let row = Whole::new(logits);
+        let max = row.max();
         let most = if options.top_k == 0 { logits.len() } else { options.top_k as usize };
-        let mut kept = largest(logits, (0..logits.len()).collect(), most);
-        let p = weights(logits, &kept, max, 1.0);
+        let mut kept = largest(row.all(), most);
+        let p = weights(&kept, max, 1.0);
         if options.top_p < 1.0 {
             let enough = f64::from(options.top_p) * p.iter().sum::<f64>();
             kept.truncate(reach(&p, enough).map_or(p.len(), |last| last + 1));
         }
         if options.min_p > 0.0 {
-            kept.retain(|i| logits[*i] >= max + options.min_p.ln());
+            kept.retain(|(_, logit)| *logit >= max + options.min_p.ln());
         }
-        let p = weights(logits, &kept, max, options.temperature);
-        kept[reach(&p, draw * p.iter().sum::<f64>()).unwrap_or(p.len() - 1)]
+        let p = weights(&kept, max, options.temperature);
+        kept[reach(&p, draw * p.iter().sum::<f64>()).unwrap_or(p.len() - 1)].0 as usize
     }
 
     #[test]
     fn what_is_drawn_is_what_it_would_be_if_all_were_sorted() {
-        let mut drawn = 0;
+        let (mut drawn, mut enough) = (0, 0);
         let mut random = || {
             drawn += 1;
             uniform(5, drawn)
@@ -315,8 +303,16 @@ mod tests {
                 ..Sampling::default()
             };
             let draw = [random(), 1.0 - random() * 1e-6, random() * 1e-6][round / 7 % 3];
-            assert_eq!(sample(&logits, &options, draw), sorted(&logits, &options, draw), "{options:?} {draw}");
+            let want = sorted(&logits, &options, draw);
+            assert_eq!(sample(&Whole::new(&logits), &options, draw), Some(want), "{options:?} {draw}");
+            let words = row::tests::list(&logits, options.temperature, 64);
+            let listed = List::read(&words, options.temperature).and_then(|list| sample(&list, &options, draw));
+            // Its sums are rounded.
+            let near = [draw - 1e-6, draw + 1e-6].map(|draw| sorted(&logits, &options, draw.clamp(0.0, 1.0)));
+            assert!(listed.is_none_or(|id| id == want || near.contains(&id)), "{options:?} {draw}");
+            enough += usize::from(listed.is_some());
         }
+        assert!((1000..4000).contains(&enough), "mostly a list is enough: {enough}");
     }
 
     #[test]

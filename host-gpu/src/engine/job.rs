@@ -170,6 +170,21 @@ impl Job {
         self.guide.is_none() && self.sampler.takes_likeliest()
     }
 
+    /// Whether [`Self::choose_listed`] may do.
+    pub(super) fn is_plain(&self) -> bool {
+        self.guide.is_none() && self.sampler.is_plain()
+    }
+
+    /// The temperature that a card makes its list for.
+    pub(super) fn temperature(&self) -> f32 {
+        self.sampler.list_temperature()
+    }
+
+    /// The next token, from a card's list of the logits, if that is enough.
+    pub(super) fn choose_listed(&mut self, list: &[u32]) -> Option<TokenId> {
+        self.sampler.choose_listed(list)
+    }
+
     /// Chooses the next token, and reports its probability if that was asked for.
     pub(super) fn choose(&mut self, logits: &[f32]) -> TokenId {
         let id = self.sampler.choose_in(logits, self.guide.as_mut());

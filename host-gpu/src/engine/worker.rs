@@ -13,6 +13,7 @@ use crate::model::card::{Given, OnCardState, Wanted};
 use crate::model::forward::{self, Buffers, Compute, Part};
 use crate::model::{encoder, step_of};
 use crate::ops::cuda::CudaError;
+use crate::ops::cuda::rows::LIST_WORDS;
 use crate::schedule::{Admitted, Allowance, Change, Item, ModelKey, Scheduler, SeqId};
 use crate::terms::Grant;
 use crate::tokens::Finish;
@@ -214,9 +215,11 @@ impl Worker {
         let job = |item: &Item| self.jobs.get(&item.id);
         let gives = |item: &&Item| item.gives_token && job(item).is_some_and(|job| !job.embeds);
         let giving: Vec<SeqId> = items.iter().filter(gives).map(|item| item.id).collect();
-        let wanted = match items.iter().filter(gives).all(|item| job(item).is_none_or(Job::takes_likeliest)) {
-            true => Wanted::Likeliest,
-            false => Wanted::Logits,
+        let all = |is: fn(&Job) -> bool| items.iter().filter(gives).all(|item| job(item).is_none_or(is));
+        let wanted = match () {
+            () if all(Job::takes_likeliest) => Wanted::Likeliest,
+            () if all(Job::is_plain) => Wanted::Lists,
+            () => Wanted::Logits,
         };
         let (card, weights) = (&mut self.card, loaded.card.as_ref());
         let run = AssertUnwindSafe(|| match (card, weights) {
@@ -235,12 +238,7 @@ impl Worker {
         drop(parts);
         match result {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                // After a fault of its own a card answers nothing any more.
-                let lost = matches!(error, CudaError::Driver { .. });
-                self.counters.lost.fetch_or(lost, Ordering::Relaxed);
-                return self.fail(&items, Some(&error.to_string()));
-            }
+            Ok(Err(error)) => return self.fail_on_card(&items, &error),
             Err(panic) => {
                 self.buffers = Buffers::default();
                 return self.fail(&items, panic.downcast_ref::<&str>().copied());
@@ -248,11 +246,15 @@ impl Worker {
         }
         let (buffers, card) = (std::mem::take(&mut self.buffers), self.card.take());
         let given = card.as_ref().map_or(Given::Logits(buffers.logits()), OnCardState::given);
-        let chosen = catch_unwind(AssertUnwindSafe(|| self.choose(&giving, given, c.vocab)));
+        let chosen = catch_unwind(AssertUnwindSafe(|| self.choose(&giving, (given, card.as_ref()), c.vocab)));
         let graph_steps = card.as_ref().map_or(0, OnCardState::graph_steps);
         self.counters.graph_steps.store(graph_steps, Ordering::Relaxed);
         (self.buffers, self.card) = (buffers, card);
-        let Ok(chosen) = chosen else { return self.fail(&items, Some("no token could be chosen")) };
+        let chosen = match chosen {
+            Ok(Ok(chosen)) => chosen,
+            Ok(Err(error)) => return self.fail_on_card(&items, &error),
+            Err(_) => return self.fail(&items, Some("no token could be chosen")),
+        };
         let decoding = items.iter().filter(|item| item.decodes).count();
         let prompts = items.iter().filter(|item| !item.decodes).map(|item| item.tokens).sum();
         // Choosing is part of it: with forms and penalties it can take as long as computing.
@@ -324,28 +326,50 @@ impl Worker {
 
     /// The next token of each of `giving`, in order, and whether its budget says that this is the last one;
     /// `None` if that allows none. Vocabularies are large: threads share the work.
-    fn choose(&mut self, giving: &[SeqId], given: Given<'_>, vocab: usize) -> Vec<Option<(TokenId, bool)>> {
+    ///
+    /// # Errors
+    /// What a card says that is asked for logits after all.
+    fn choose(
+        &mut self,
+        giving: &[SeqId],
+        (given, card): (Given<'_>, Option<&OnCardState>),
+        vocab: usize,
+    ) -> Result<Vec<Option<(TokenId, bool)>>, CudaError> {
         let rows: HashMap<SeqId, usize> = giving.iter().enumerate().map(|(row, id)| (*id, row)).collect();
-        let mut jobs: Vec<(usize, &mut Job, Grant, TokenId)> = Vec::with_capacity(rows.len());
+        let mut jobs: Vec<(usize, &mut Job, Grant, Option<TokenId>)> = Vec::with_capacity(rows.len());
         for (id, job) in &mut self.jobs {
             let Some(row) = rows.get(id) else { continue };
             match job.grant() {
                 Grant::Nothing => {}
-                grant => jobs.push((*row, job, grant, TokenId(0))),
+                grant => jobs.push((*row, job, grant, None)),
             }
         }
         self.compute.pool.rows(&mut jobs, 1, |_, one| {
             let (row, job, _, token) = &mut one[0];
             *token = match given {
-                Given::Logits(logits) => job.choose(&logits[*row * vocab..][..vocab]),
-                Given::Likeliest(ids) => TokenId(ids[*row]),
+                Given::Logits(logits) => Some(job.choose(&logits[*row * vocab..][..vocab])),
+                Given::Likeliest(ids) => Some(TokenId(ids[*row])),
+                Given::Lists(lists) => job.choose_listed(&lists[*row * LIST_WORDS..][..LIST_WORDS]),
             };
         });
         let mut tokens = vec![None; rows.len()];
-        for (row, _, grant, token) in jobs {
+        for (row, job, grant, token) in jobs {
+            let token = match (token, card) {
+                (Some(token), _) => token,
+                // Its list is not enough: what is drawn is far from the likeliest, or nearly everything is near.
+                (None, Some(card)) => job.choose(&card.row(row, vocab)?),
+                (None, None) => unreachable!("lists are a card's"),
+            };
             tokens[row] = Some((token, grant == Grant::LastToken));
         }
-        tokens
+        Ok(tokens)
+    }
+
+    fn fail_on_card(&mut self, items: &[Item], error: &CudaError) {
+        // After a fault of its own a card answers nothing any more.
+        let lost = matches!(error, CudaError::Driver { .. });
+        self.counters.lost.fetch_or(lost, Ordering::Relaxed);
+        self.fail(items, Some(&error.to_string()));
     }
 
     fn fail(&mut self, items: &[Item], why: Option<&str>) {
@@ -368,10 +392,11 @@ impl Worker {
 
 fn part<'a>(jobs: &'a HashMap<SeqId, Job>, scheduler: &'a Scheduler, item: &Item) -> Part<'a> {
     let (tokens, pages) = scheduler.input(item);
-    let Job { account, embeds, .. } = jobs[&item.id];
-    let embeds = embeds && item.gives_token;
+    let job = &jobs[&item.id];
+    let embeds = job.embeds && item.gives_token;
     let logits = usize::from(item.gives_token && !embeds);
-    Part { tokens, position: item.position, pages, account, logits, embeds }
+    let (account, temperature) = (job.account, job.temperature());
+    Part { tokens, position: item.position, pages, account, logits, temperature, embeds }
 }
 
 /// The same direction, of length 1; what has none stays as it is.

@@ -13,9 +13,10 @@ use super::weights::{Layer, MatrixAt, Out, Weights};
 use crate::kv::{KvType, PageId};
 use crate::ops::cuda::matrix::{DeviceMatrix, Input};
 use crate::ops::cuda::pages::{PageLayout, Scoring, Together, Tokens, Turn, part_len, splits};
-use crate::ops::cuda::rows::{Forms, Joins};
+use crate::ops::cuda::rows::{Forms, Joins, LIST_WORDS};
 use crate::ops::cuda::upload::{Cut, Follow, upload};
 use crate::ops::cuda::{Buffer, CudaError, Device, Pinned, View};
+use crate::sampling::NEAR;
 use bytemuck::Pod;
 use std::ops::Range;
 use std::sync::Arc;
@@ -49,7 +50,7 @@ pub(crate) fn step_bytes(c: &Config, (tokens, logits): (usize, usize)) -> u64 {
     let widest = c.width.max(q).max(c.ff);
     // An input is there as floats, bytes with their scales, and halves.
     let input = tokens.max(2 * logits) * widest * (4 + 1 + 1 + 2);
-    let floats = tokens * (2 * c.width + q + 2 * kv + 2 * c.ff) + 2 * logits * c.vocab;
+    let floats = tokens * (2 * c.width + q + 2 * kv + 2 * c.ff) + 2 * logits * c.vocab + logits * LIST_WORDS;
     // Attention's scratch grows with the longest sequence; few are as long as a model allows.
     let longest = c.context.min(SCRATCH_CONTEXT);
     let part = part_len(logits, c.heads, splits(longest), c.head_dim).next_power_of_two();
@@ -215,6 +216,8 @@ struct Buffers {
     part: Buffer<f32>,
     /// (tokens that need logits): the likeliest of each, and its logit
     likeliest: (Buffer<u32>, Buffer<f32>),
+    /// (tokens that need logits, [`LIST_WORDS`])
+    lists: Buffer<u32>,
 }
 
 /// What is wanted of a step's logits.
@@ -224,6 +227,8 @@ pub(crate) enum Wanted {
     Logits,
     /// The likeliest token of each row: nothing else is copied from the card.
     Likeliest,
+    /// Of each row what is near the likeliest, which is nearly always enough to draw from.
+    Lists,
 }
 
 /// What a step gave, for each token that needs logits, in order.
@@ -233,6 +238,8 @@ pub(crate) enum Given<'a> {
     Logits(&'a [f32]),
     /// (tokens)
     Likeliest(&'a [u32]),
+    /// (tokens, [`LIST_WORDS`]): see [`Device::shortlist`]
+    Lists(&'a [u32]),
 }
 
 /// All that a step needs but weights: a card, its pages and buffers.
@@ -246,7 +253,7 @@ pub(crate) struct OnCardState {
     turns: Vec<[f32; 2]>,
     /// What the last step gave, in memory that the card copies to at full speed.
     logits: Pinned,
-    /// How many logits those are, if they were wanted.
+    /// How many logits, or words of lists, those are, if they were wanted.
     given: usize,
     /// Otherwise these were.
     ids: Vec<u32>,
@@ -280,6 +287,7 @@ impl OnCardState {
             words: device.buffer(0)?,
             part: device.buffer(0)?,
             likeliest: (device.buffer(0)?, device.buffer(0)?),
+            lists: device.buffer(0)?,
         };
         let (words, turns, logits) = (Vec::new(), Vec::new(), device.pinned(0)?);
         let graphs = Graphs::new(device)?;
@@ -302,7 +310,8 @@ impl OnCardState {
         grow(device, &mut b.logits, 2 * logits * c.vocab, graphs)?;
         grow(device, &mut b.likeliest.0, logits, graphs)?;
         grow(device, &mut b.likeliest.1, logits, graphs)?;
-        let bytes = logits * c.vocab * size_of::<f32>();
+        grow(device, &mut b.lists, logits * LIST_WORDS, graphs)?;
+        let bytes = logits * c.vocab.max(LIST_WORDS) * size_of::<f32>();
         if self.logits.bytes().len() < bytes {
             self.logits = device.pinned(bytes)?;
         }
@@ -323,7 +332,16 @@ impl OnCardState {
         match self.wanted {
             Wanted::Logits => Given::Logits(&bytemuck::cast_slice(self.logits.bytes())[..self.given]),
             Wanted::Likeliest => Given::Likeliest(&self.ids),
+            Wanted::Lists => Given::Lists(&bytemuck::cast_slice(self.logits.bytes())[..self.given]),
         }
+    }
+
+    /// All logits of a row of the last step, whatever was wanted of it: (vocab).
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub(crate) fn row(&self, row: usize, vocab: usize) -> Result<Vec<f32>, CudaError> {
+        self.device.get(self.buffers.logits.part(row * vocab..(row + 1) * vocab))
     }
 
     /// Processes `parts`, writing their keys and values to pages. [`Self::given`] then has what is wanted of the
@@ -363,7 +381,7 @@ impl OnCardState {
         if !replayed {
             self.launch(&self.device, c, m, &work)?;
         }
-        self.given = wanted * c.vocab;
+        self.given = wanted * if of_logits == Wanted::Lists { LIST_WORDS } else { c.vocab };
         self.wanted = of_logits;
         self.ids.resize(wanted, 0);
         if wanted == 0 {
@@ -373,6 +391,7 @@ impl OnCardState {
         match of_logits {
             Wanted::Likeliest => self.device.read(self.buffers.likeliest.0.part(0..wanted), &mut self.ids),
             Wanted::Logits => self.device.fetch(self.buffers.logits.part(0..self.given), &mut self.logits),
+            Wanted::Lists => self.device.fetch(self.buffers.lists.part(0..self.given), &mut self.logits),
         }
     }
 
@@ -467,9 +486,13 @@ impl OnCardState {
         if fine || c.logit_cap.is_some() {
             device.finish_logits(logits, fine.then(|| b.logits.part(rest)), c.logit_cap)?;
         }
-        if of_logits == Wanted::Likeliest {
+        if of_logits != Wanted::Logits {
             let (ids, values) = (b.likeliest.0.part(0..wanted), b.likeliest.1.part(0..wanted));
             device.likeliest(logits, c.vocab, values, ids)?;
+            if of_logits == Wanted::Lists {
+                let temperatures = words(&plan.temperatures).cast();
+                device.shortlist((logits, c.vocab), (values, ids), temperatures, NEAR, b.lists.view())?;
+            }
         }
         Ok(())
     }
@@ -533,6 +556,8 @@ impl OnCardState {
             words.resize(words.len().next_multiple_of(4), 0);
             range
         };
+        let temperature = |part: &Part<'_>| std::iter::repeat_n(part.temperature.to_bits(), part.logits);
+        let mut temperatures = parts.iter().flat_map(temperature);
         let mut plan = Plan {
             ids: add(&mut ids.into_iter()),
             positions: add(&mut slots.iter().map(|slot| slot.position as u32)),
@@ -542,6 +567,7 @@ impl OnCardState {
             first: add(&mut first.into_iter()),
             count: add(&mut count.into_iter()),
             pick: add(&mut pick.into_iter()),
+            temperatures: add(&mut temperatures),
             turns: 0..0,
             local_turns: 0..0,
             splits: splits(most).next_power_of_two(),
@@ -587,6 +613,8 @@ struct Plan {
     count: Range<usize>,
     /// Tokens that need logits.
     pick: Range<usize>,
+    /// What is drawn from these at.
+    temperatures: Range<usize>,
     turns: Range<usize>,
     local_turns: Range<usize>,
     /// Cuts of the longest sequence that attends alone, or a few more: a power of two, so that shapes repeat.

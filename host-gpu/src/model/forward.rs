@@ -28,6 +28,8 @@ pub(crate) struct Part<'a> {
     pub(crate) account: u64,
     /// How many of the last tokens need logits.
     pub(crate) logits: usize,
+    /// At which temperature one is drawn from them; 1 if that is not known.
+    pub(crate) temperature: f32,
     /// Whether an embedding is wanted of the sequence, whose last tokens these are.
     pub(crate) embeds: bool,
 }

@@ -46,7 +46,8 @@ pub(super) fn score(
     let (mut buffers, mut values) = (Buffers::default(), Vec::new());
     let mut position = 0;
     for tokens in tokens.chunks(chunk.max(1)) {
-        let part = Part { tokens, position, pages: &pages, account: 0, logits: tokens.len(), embeds: false };
+        let part =
+            Part { tokens, position, pages: &pages, account: 0, logits: tokens.len(), temperature: 1.0, embeds: false };
         let w = &loaded.weights;
         let logits = forward::step(c, w, &mut compute, &mut arena, &[part], &mut buffers);
         values.extend_from_slice(logits);
@@ -73,7 +74,8 @@ pub(super) fn score_on_card(
     let mut state = OnCardState::new(device, arena, kv_type).map_err(failed)?;
     let (mut values, mut position) = (Vec::new(), 0);
     for tokens in tokens.chunks(chunk.max(1)) {
-        let part = Part { tokens, position, pages: &pages, account: 0, logits: tokens.len(), embeds: false };
+        let part =
+            Part { tokens, position, pages: &pages, account: 0, logits: tokens.len(), temperature: 1.0, embeds: false };
         state.step(c, weights, &[part], Wanted::Logits).map_err(failed)?;
         if let Given::Logits(logits) = state.given() {
             values.extend_from_slice(logits);

@@ -142,6 +142,25 @@ fn a_batch_of_up_to_eight_changes_nobodys_bits() {
 }
 
 #[test]
+fn a_draw_from_what_the_card_lists_is_one_from_all_logits() {
+    let Some(card) = on_card(EngineConfig { max_running: 4, prefill_tokens: 4, ..config() }) else { return };
+    let model = load(&card, "llama");
+    let count = if shim::again() { 2 } else { 6 };
+    let warm = |n: usize, logprobs| {
+        let mut ask = Ask { logprobs, ..ask(n, 2, 8) };
+        ask.sampling.temperature = [1.0, 0.7, 1.9][n % 3];
+        ask.sampling.top_p = [1.0, 1.0, 0.9, 1.0][n % 4];
+        ask.sampling.top_k = [0, 20, 0][n % 3];
+        ask.sampling.seed = Some(n as u64);
+        ask
+    };
+    // Who wants to know how likely tokens were needs all logits.
+    let all: Vec<_> = (0..count).map(|n| read::read(model.generate(warm(n, Some(1))).unwrap()).0.text).collect();
+    let listed: Vec<_> = (0..count).map(|n| read::read(model.generate(warm(n, None)).unwrap()).0.text).collect();
+    assert_eq!(listed, all);
+}
+
+#[test]
 fn many_sequences_share_the_card_and_its_pages() {
     // It launches no kernel that others do not.
     if shim::again() {

@@ -4,7 +4,7 @@ use super::{Noise, apart, device};
 use hob_gpu::model::architecture::Gate;
 use hob_gpu::ops::cpu::reference;
 use hob_gpu::ops::cuda::matrix::Input;
-use hob_gpu::ops::cuda::rows::{Forms, Joins};
+use hob_gpu::ops::cuda::rows::{Forms, Joins, LIST_WORDS, LISTED};
 use hob_gpu::ops::cuda::{CudaError, Device};
 
 const BOTH: Forms = Forms { floats: true, bytes: true };
@@ -178,6 +178,58 @@ fn a_graph_does_what_was_captured_with_what_is_there_now() {
     assert!(recorder.capture(|| launch(&recorder)).unwrap().is_some());
     assert!(device.compile(&["rows", "turn"]).is_ok());
     assert!(matches!(device.compile(&["row"]), Err(CudaError::Shape { .. })));
+}
+
+#[test]
+fn a_list_has_what_is_near_the_largest_and_sums_over_all() {
+    let Some(device) = device() else { return };
+    let mut noise = Noise(8);
+    let (n, near, least) = (1500, 6.01f32, 32.0f32);
+    // Few are near, many, all of them; and none is a number.
+    let temperatures = [0.4f32, 1.7, 1.0, 1.0];
+    let mut logits: Vec<f32> = noise.many(n).iter().map(|x| 50.0 * x).collect();
+    logits.extend(noise.many(n).iter().map(|x| 12.0 * x));
+    logits.extend(noise.many(n).iter().map(|x| 1.0 + x / 10.0));
+    logits.extend([f32::NAN; 1500]);
+    let (on, temperature) = (device.put(&logits).unwrap(), device.put(&temperatures).unwrap());
+    let (values, ids) = (device.buffer::<f32>(4).unwrap(), device.buffer::<u32>(4).unwrap());
+    let lists = device.buffer::<u32>(4 * LIST_WORDS).unwrap();
+    device.likeliest(on.view(), n, values.view(), ids.view()).unwrap();
+    let of = (values.view(), ids.view());
+    device.shortlist((on.view(), n), of, temperature.view(), (near, least), lists.view()).unwrap();
+    let lists = device.get(lists.view()).unwrap();
+    let mut counts = Vec::new();
+    for (row, list) in lists.chunks_exact(LIST_WORDS).enumerate().take(3) {
+        let (logits, t) = (&logits[row * n..][..n], temperatures[row]);
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let within = |distance: f32| move |logit: &f32| *logit >= max - distance * t.max(1.0);
+        let want: Vec<usize> = (0..n).filter(|i| within(near)(&logits[*i])).collect();
+        // What is at the very edge may be on either side of it.
+        let edge = (0..n).filter(|i| within(near + 1e-5)(&logits[*i]) != within(near - 1e-5)(&logits[*i])).count();
+        let count = list[0] as usize;
+        assert!(count.abs_diff(want.len()) <= edge, "row {row}: {count} for {}", want.len());
+        for (sum, t) in [(list[1], 1.0), (list[2], t)] {
+            let all = logits.iter().filter(|logit| within(least)(logit));
+            let want: f64 = all.map(|logit| (f64::from(logit - max) / f64::from(t)).exp()).sum();
+            let error = (f64::from(f32::from_bits(sum)) / want - 1.0).abs();
+            assert!(error < 2e-6, "row {row}: {error:.1e}");
+        }
+        assert_eq!(logits[list[3] as usize], max);
+        let (ids, values) = list[4..].split_at(LISTED);
+        let listed = count.min(LISTED);
+        let mut seen: Vec<usize> = ids[..listed].iter().map(|id| *id as usize).collect();
+        assert!(seen.iter().zip(values).all(|(id, bits)| logits[*id].to_bits() == *bits));
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), listed, "each is there once");
+        assert!(edge > 0 || count > LISTED || seen == want);
+        counts.push(count);
+    }
+    assert!(counts[0] < 300 && counts[1] > counts[0] && counts[2] == n, "{counts:?}");
+    assert_eq!(lists[3 * LIST_WORDS], 0);
+    let short = device.buffer::<u32>(4 * LIST_WORDS - 1).unwrap();
+    let refused = device.shortlist((on.view(), n), of, temperature.view(), (near, least), short.view());
+    assert!(matches!(refused, Err(CudaError::Shape { .. })));
 }
 
 #[test]
