@@ -307,12 +307,12 @@ mod tests {
             assert_eq!(sample(&Whole::new(&logits), &options, draw), Some(want), "{options:?} {draw}");
             let words = row::tests::list(&logits, options.temperature, 64);
             let listed = List::read(&words, options.temperature).and_then(|list| sample(&list, &options, draw));
-            // Its sums are rounded.
-            let near = [draw - 1e-6, draw + 1e-6].map(|draw| sorted(&logits, &options, draw.clamp(0.0, 1.0)));
-            assert!(listed.is_none_or(|id| id == want || near.contains(&id)), "{options:?} {draw}");
+            // Its sums are rounded: what it draws is between what draws a little lower and higher are.
+            let [low, high] = [draw - 1e-6, draw + 1e-6].map(|d| logits[sorted(&logits, &options, d.clamp(0.0, 1.0))]);
+            assert!(listed.is_none_or(|id| (high..=low).contains(&logits[id])), "{options:?} {draw}");
             enough += usize::from(listed.is_some());
         }
-        assert!((1000..4000).contains(&enough), "mostly a list is enough: {enough}");
+        assert!((500..4000).contains(&enough), "now a list is enough, now it is not: {enough}");
     }
 
     #[test]
