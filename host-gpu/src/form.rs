@@ -1,7 +1,8 @@
 //! Answers of a given form: before each token, those that would leave it are ruled out.
 //!
 //! Grammars are compiled where a generation is asked for, not on the engine's thread; a token is looked at as it is chosen, on all
-//! threads of the batch. All that is allowed next is computed only where the model chose what is not (`sampling.rs`). A grammar has bounds on what it may cost, so that none holds up others.
+//! threads of the batch. All that is allowed next is computed only where the model chose what is not (`sampling.rs`). A grammar has
+//! bounds on what it may cost, so that none holds up others.
 
 use crate::ask::{Refusal, TokenId};
 use crate::model::tokenizer::Tokenizer;

@@ -8,22 +8,24 @@
 //! has kernels compiled and memory grown, the second is put together.
 
 use super::config::Config;
-use super::forward::{Part, Slot, flatten, turns};
-use super::weights::{Layer, MatrixAt, Out, Weights};
+use super::forward::{Part, flatten};
 use crate::kv::{KvType, PageId};
 use crate::ops::cuda::matrix::{DeviceMatrix, Input};
 use crate::ops::cuda::pages::{PageLayout, Scoring, Together, Tokens, Turn, part_len, splits};
 use crate::ops::cuda::rows::{Forms, Joins, LIST_WORDS};
-use crate::ops::cuda::upload::{Cut, Follow, upload};
 use crate::ops::cuda::{Buffer, CudaError, Device, Pinned, View};
 use crate::sampling::NEAR;
 use bytemuck::Pod;
 use std::ops::Range;
-use std::sync::Arc;
 
 mod graphs;
+mod plan;
+mod weights;
 
 use graphs::{Graphs, Next, Shape};
+use plan::Plan;
+use weights::CardOut;
+pub(crate) use weights::OnCard;
 
 /// Whether the kernels have what a model needs.
 ///
@@ -61,110 +63,6 @@ fn layout(c: &Config, kind: KvType, page_bytes: usize) -> PageLayout {
     let Config { layers, kv_heads, head_dim, .. } = *c;
     let page_tokens = c.kv_shape().page_tokens(kind, page_bytes);
     PageLayout { kind, layers, kv_heads, head_dim, page_tokens, page_bytes }
-}
-
-/// What brings a result back to the residual stream.
-struct CardOut {
-    w: DeviceMatrix,
-    bias: Option<Buffer<f32>>,
-    norm: Option<Buffer<f32>>,
-}
-
-struct CardLayer {
-    attn_norm: Buffer<f32>,
-    q: DeviceMatrix,
-    k: DeviceMatrix,
-    v: DeviceMatrix,
-    qkv_bias: Option<Buffer<f32>>,
-    head_norms: Option<[Buffer<f32>; 2]>,
-    o: CardOut,
-    ff_norm: Buffer<f32>,
-    gate: DeviceMatrix,
-    up: DeviceMatrix,
-    down: CardOut,
-}
-
-fn gate(layer: &Layer) -> &MatrixAt {
-    layer.gate.as_ref().expect("what generates has gates")
-}
-
-/// Those of a layer, in the order of [`OnCard::matrices`].
-fn matrices(l: &Layer) -> [&MatrixAt; 7] {
-    [&l.q, &l.k, &l.v, &l.o.w, gate(l), &l.up, &l.down.w]
-}
-
-/// All tensors of a model on a card.
-pub(crate) struct OnCard {
-    /// Lives as long as it does, and is no other model's.
-    identity: Arc<()>,
-    embedding: DeviceMatrix,
-    layers: Vec<CardLayer>,
-    final_norm: Buffer<f32>,
-    /// `None` where it is the embedding.
-    head: Option<DeviceMatrix>,
-    fine_head: bool,
-    rope_factors: Option<Vec<f32>>,
-}
-
-impl OnCard {
-    /// Copies weights to the card; `follow` is told how far it is, and says whether to go on.
-    ///
-    /// # Errors
-    /// `NoMemory`, `Stopped`
-    pub(crate) fn load(device: &Device, w: &Weights, follow: Follow<'_>) -> Result<Self, CudaError> {
-        // Beside what computes.
-        let device = &device.beside()?;
-        let matrix = |at: &MatrixAt| DeviceMatrix::empty(device, &w.matrix(at));
-        let vector = |v: &Option<Vec<f32>>| v.as_ref().map(|v| device.put(v)).transpose();
-        let out = |out: &Out| -> Result<CardOut, CudaError> {
-            Ok(CardOut { w: matrix(&out.w)?, bias: vector(&out.bias)?, norm: vector(&out.norm)? })
-        };
-        let layer = |layer: &Layer| -> Result<CardLayer, CudaError> {
-            let Layer { attn_norm, q, k, v, qkv_bias, head_norms, o, ff_norm, up, down, .. } = layer;
-            Ok(CardLayer {
-                attn_norm: device.put(attn_norm)?,
-                q: matrix(q)?,
-                k: matrix(k)?,
-                v: matrix(v)?,
-                qkv_bias: vector(qkv_bias)?,
-                head_norms: match head_norms {
-                    Some([q, k]) => Some([device.put(q)?, device.put(k)?]),
-                    None => None,
-                },
-                o: out(o)?,
-                ff_norm: device.put(ff_norm)?,
-                gate: matrix(gate(layer))?,
-                up: matrix(up)?,
-                down: out(down)?,
-            })
-        };
-        let loaded = Self {
-            identity: Arc::default(),
-            embedding: matrix(&w.embedding)?,
-            layers: w.layers.iter().map(layer).collect::<Result<_, _>>()?,
-            final_norm: device.put(&w.final_norm)?,
-            head: if w.head_is_embedding() { None } else { Some(matrix(&w.head)?) },
-            fine_head: w.fine_head,
-            rope_factors: w.rope_factors.clone(),
-        };
-        // Now, and not while the first to ask waits.
-        loaded.matrices().try_for_each(|matrix| device.compile(&[matrix.module()]))?;
-        // In the order of `matrices`, which has the embedding again where it is the head.
-        let head = loaded.head.as_ref().map(|_| w.matrix(&w.head).bytes);
-        let bytes = w.layers.iter().flat_map(matrices).map(|at| w.matrix(at).bytes);
-        let bytes = bytes.chain([w.matrix(&w.embedding).bytes]).chain(head);
-        upload(device, &loaded.matrices().zip(bytes).collect::<Vec<_>>(), Cut::default(), follow)?;
-        Ok(loaded)
-    }
-
-    fn matrices(&self) -> impl Iterator<Item = &DeviceMatrix> {
-        let layers = self.layers.iter();
-        layers.flat_map(|l| [&l.q, &l.k, &l.v, &l.o.w, &l.gate, &l.up, &l.down.w]).chain([&self.embedding, self.head()])
-    }
-
-    fn head(&self) -> &DeviceMatrix {
-        self.head.as_ref().unwrap_or(&self.embedding)
-    }
 }
 
 /// The pages of a card.
@@ -496,97 +394,6 @@ impl OnCardState {
         }
         Ok(())
     }
-
-    /// Puts together what the card must know of a step, and sends it.
-    ///
-    /// Here is the only place where numbers become addresses on the card: tokens, positions and pages are checked.
-    fn plan(
-        &mut self,
-        c: &Config,
-        m: &OnCard,
-        layout: &PageLayout,
-        parts: &[Part<'_>],
-        slots: &[Slot<'_>],
-    ) -> Result<Plan, CudaError> {
-        let wrong = |what: &str| CudaError::Shape { what: what.into() };
-        let words = &mut self.words;
-        words.clear();
-        let ids: Vec<u32> = parts.iter().flat_map(|part| part.tokens).map(|token| token.0).collect();
-        if ids.iter().any(|id| *id as usize >= c.vocab) {
-            return Err(wrong("a token that is not in the vocabulary"));
-        }
-        let (mut table_at, mut tables, mut rows, mut first, mut count, mut pick) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let (mut begin, mut most) = (0, 0);
-        for part in parts {
-            let (len, end) = (part.tokens.len(), part.position + part.tokens.len());
-            let pages = end.div_ceil(layout.page_tokens);
-            let inside = |page: &PageId| (*page as usize) < self.arena.owners.len();
-            if len == 0 || end >= 1 << 24 || part.logits > len {
-                return Err(wrong("a part of no tokens, or of too many"));
-            }
-            if part.pages.len() < pages || !part.pages[..pages].iter().all(inside) {
-                return Err(wrong("a token without a page"));
-            }
-            for position in part.position..end {
-                if position.is_multiple_of(layout.page_tokens) {
-                    let page = part.pages[position / layout.page_tokens];
-                    self.arena.claim(&self.device, page, part.account)?;
-                }
-            }
-            table_at.extend(std::iter::repeat_n(tables.len() as u32, len));
-            tables.extend(&part.pages[..pages]);
-            if len == 1 {
-                rows.push(begin as u32);
-                most = most.max(part.position);
-            } else {
-                for at in (0..len).step_by(layout.tile()) {
-                    first.push((begin + at) as u32);
-                    count.push((len - at).min(layout.tile()) as u32);
-                }
-            }
-            pick.extend((begin + len - part.logits..begin + len).map(|row| row as u32));
-            begin += len;
-        }
-        let mut add = |values: &mut dyn Iterator<Item = u32>| {
-            let from = words.len();
-            words.extend(values);
-            let range = from..words.len();
-            // Pairs of floats begin at eight bytes.
-            words.resize(words.len().next_multiple_of(4), 0);
-            range
-        };
-        let temperature = |part: &Part<'_>| std::iter::repeat_n(part.temperature.to_bits(), part.logits);
-        let mut temperatures = parts.iter().flat_map(temperature);
-        let mut plan = Plan {
-            ids: add(&mut ids.into_iter()),
-            positions: add(&mut slots.iter().map(|slot| slot.position as u32)),
-            table_at: add(&mut table_at.into_iter()),
-            tables: 0..0,
-            rows: add(&mut rows.into_iter()),
-            first: add(&mut first.into_iter()),
-            count: add(&mut count.into_iter()),
-            pick: add(&mut pick.into_iter()),
-            temperatures: add(&mut temperatures),
-            turns: 0..0,
-            local_turns: 0..0,
-            splits: splits(most).next_power_of_two(),
-        };
-        turns(c, &c.rope, m.rope_factors.as_deref(), slots, &mut self.turns);
-        plan.turns = add(&mut self.turns.as_flattened().iter().map(|x| x.to_bits()));
-        if let Some(rope) = &c.local_rope {
-            turns(c, rope, None, slots, &mut self.turns);
-            plan.local_turns = add(&mut self.turns.as_flattened().iter().map(|x| x.to_bits()));
-        }
-        // Last, since their number differs between steps of the same shape.
-        plan.tables = add(&mut tables.into_iter());
-        let len = self.words.len();
-        if len > self.buffers.words.len() {
-            grow(&self.device, &mut self.buffers.words, len.next_power_of_two(), &mut self.graphs)?;
-        }
-        self.device.write(self.buffers.words.view(), &self.words)?;
-        Ok(plan)
-    }
 }
 
 /// A step that is about to be launched.
@@ -598,27 +405,6 @@ struct Work {
     of_logits: Wanted,
     layout: PageLayout,
     plan: Plan,
-}
-
-/// Where in the words of a step each thing is.
-struct Plan {
-    ids: Range<usize>,
-    positions: Range<usize>,
-    table_at: Range<usize>,
-    tables: Range<usize>,
-    /// Tokens that attend alone.
-    rows: Range<usize>,
-    /// Tiles of tokens that attend together.
-    first: Range<usize>,
-    count: Range<usize>,
-    /// Tokens that need logits.
-    pick: Range<usize>,
-    /// What is drawn from these at.
-    temperatures: Range<usize>,
-    turns: Range<usize>,
-    local_turns: Range<usize>,
-    /// Cuts of the longest sequence that attends alone, or a few more: a power of two, so that shapes repeat.
-    splits: usize,
 }
 
 fn joins<'a>(y: View<'a, f32>, out: &'a CardOut) -> Joins<'a> {
