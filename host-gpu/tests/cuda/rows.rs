@@ -241,6 +241,9 @@ fn what_is_checked_on_a_new_card_holds() {
     for one in hob_gpu::ops::cuda::check::kernels(&device).unwrap() {
         assert!(one.holds(), "{one:?}");
     }
+    let rates = hob_gpu::ops::cuda::check::matrix_rates(&device, 3).unwrap();
+    assert!(rates.f16 > 0.0 && rates.s8 > 0.0);
+    assert!(hob_gpu::ops::cuda::check::matrix_rates(&device, 1 << 20).is_err());
     let cards = hob_gpu::ops::cuda::cards().unwrap();
     assert_eq!((cards[0].ordinal, &cards[0].name), (0, &device.card().name));
 }

@@ -9,7 +9,7 @@ use crate::models::store::ModelStore;
 
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Find cards, see that the kernels compute right on them, and measure how fast they copy
+    /// Find cards, see that the kernels compute right on them, and measure how fast they multiply and copy
     Check(CheckArgs),
 }
 
@@ -75,6 +75,8 @@ fn check(card: &Card, store: &ModelStore) -> anyhow::Result<()> {
     }
     ensure!(wrong.is_empty(), "{} of {} kernels compute wrongly", wrong.len(), checked.len());
     println!("{} products of all types are right, in {:.1} s", checked.len(), started.elapsed().as_secs_f64());
+    let tensor = checks::matrix_rates(&device, checks::RATE_STEPS)?;
+    println!("tensor cores: {:.1} TFLOPS of f16, {:.1} TOPS of bytes", tensor.f16 / 1e12, tensor.s8 / 1e12);
     let rates = checks::copy_rates(&device)?;
     let gigabytes = |rate: f64| format!("{:.1} GB/s", rate / 1e9);
     println!("copies within the card: {}", gigabytes(rates.within));

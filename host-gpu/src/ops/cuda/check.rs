@@ -2,6 +2,10 @@
 //!
 //! The tests of the repository say more; this needs nothing but the program and a driver.
 
+#![expect(unsafe_code, reason = "launches kernels, which take addresses")]
+
+use super::argument::Arg;
+use super::device::{int, shape};
 use super::matrix::{DeviceMatrix, Input};
 use super::{Buffer, CudaError, Device};
 use crate::format::quant::{Quant, TYPES};
@@ -36,6 +40,15 @@ pub struct CopyRates {
     pub pinned: f64,
     /// From any other memory.
     pub pageable: f64,
+}
+
+/// How fast tensor cores multiply: multiplications and additions a second, two for each pair of numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MatrixRates {
+    /// Halves, added up as f32.
+    pub f16: f64,
+    /// Bytes, added up as integers.
+    pub s8: f64,
 }
 
 /// Products of each type of weights, for few tokens and for many.
@@ -143,3 +156,38 @@ pub fn copy_rates(device: &Device) -> Result<CopyRates, CudaError> {
         pageable: best(&|| device.write(to.view(), &pageable))?,
     })
 }
+
+/// What tensor cores do with nothing else to do, the best of some runs: each warp multiplies ones in its registers, eight times `steps`
+/// times. On a card, [`RATE_STEPS`] takes some milliseconds.
+///
+/// # Errors
+/// `Shape` if a product was wrong, or for more steps than floats count exactly; what the driver says.
+pub fn matrix_rates(device: &Device, steps: usize) -> Result<MatrixRates, CudaError> {
+    if steps == 0 || steps > RATE_STEPS {
+        return Err(shape(format!("{steps} steps")));
+    }
+    // Enough for every multiprocessor to be full.
+    let blocks = device.card().multiprocessors.max(1) as usize * 8;
+    let out = device.buffer::<f32>(blocks * 256)?;
+    // (16, k) by (k, 8), eight times in each of eight warps of a block
+    let rate = |kernel: &str, k: usize| -> Result<f64, CudaError> {
+        let (operations, mut best) = ((blocks * 8 * steps * 8 * 2 * 16 * k * 8) as f64, 0.0f64);
+        for _ in 0..4 {
+            let arguments: [Arg; 2] = [(&out).into(), int(steps)?.into()];
+            let started = Instant::now();
+            // SAFETY: in the order of both kernels; `out` has a place for each thread.
+            unsafe { device.launch(kernel, [blocks, 1, 1], 256, &arguments)? };
+            device.wait()?;
+            best = best.max(operations / started.elapsed().as_secs_f64());
+        }
+        let want = (steps * 8 * 4 * k) as f32;
+        match device.get(out.view())?.iter().all(|sum| *sum == want) {
+            true => Ok(best),
+            false => Err(shape(format!("products of ones with {kernel}: the sums are not {want}"))),
+        }
+    };
+    Ok(MatrixRates { f16: rate("rate_f16", 16)?, s8: rate("rate_s8", 32)? })
+}
+
+/// The most steps of [`matrix_rates`]: f32 counts as far exactly.
+pub const RATE_STEPS: usize = 1 << 14;

@@ -42,6 +42,7 @@ modules!(
     "q5_k",
     "q6_k",
     "q8_0",
+    "rate",
     "rows",
     "turn",
 );
