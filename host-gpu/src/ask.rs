@@ -164,7 +164,8 @@ pub struct Ask {
     pub logit_bias: Vec<(TokenId, f32)>,
     /// Report the log-probability of each token chosen, and of this many of the likeliest; at most 20.
     pub logprobs: Option<u32>,
-    /// What the answer must be; it ends where nothing can follow.
+    /// What the answer must be; it ends where nothing can follow. A token is drawn from all, and where it does not fit, another one from those
+    /// that do: without filters, each has its probability among those. The filters look at all tokens in the first draw.
     pub form: Option<Form>,
     /// Generation ends before the first of these texts; they are never emitted.
     pub stop: Vec<String>,

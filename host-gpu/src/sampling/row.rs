@@ -8,7 +8,7 @@ pub(crate) const NEGLIGIBLE: f32 = 32.0;
 /// are sorted in a fraction of the time that all of a vocabulary takes.
 pub(super) const DEPTHS: [f32; 4] = [3.0, NEAR_DEPTH, 12.0, NEGLIGIBLE];
 
-/// A card tells what is so near: but for one draw in some hundreds that is enough, where there is no filter.
+/// A card tells what is so near. Mostly that is enough; where a vocabulary has a long tail, or a temperature is high, it is so less often.
 const NEAR_DEPTH: f32 = 6.0;
 
 /// How near it and the sums of a card's list are: see `ops::cuda`'s `shortlist`. A little more than is looked for, since a card rounds

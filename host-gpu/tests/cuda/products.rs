@@ -157,6 +157,8 @@ fn weights_arrive_whole_in_pieces_of_any_size() {
             let error = apart(&device.get(x.view()).unwrap(), &want);
             assert!(error < 1e-6, "{:?} by {cut:?}: {error:.1e}", host.quant);
         }
+        let cut_off = upload(&device, &[(&card[0], &bytes[0][18..])], cut, &|_, _| true);
+        assert!(matches!(cut_off, Err(CudaError::Shape { .. })), "a block is missing: {cut_off:?}");
         // Somebody has had enough.
         let stopped = upload(&device, &pairs, cut, &|done, _| done < total / 2);
         assert_eq!(stopped, Err(CudaError::Stopped), "{cut:?}");

@@ -1,4 +1,5 @@
-//! What a card is asked once before it is trusted: whether its kernels compute what they should, and how fast it copies.
+//! What a card is asked once before it is trusted: whether its kernels compute what they should, and how fast it multiplies and
+//! copies.
 //!
 //! The tests of the repository say more; this needs nothing but the program and a driver.
 

@@ -24,7 +24,7 @@ pub struct Cut {
 }
 
 impl Default for Cut {
-    /// Four threads, or as many as there are cores: one copies what a file has in memory at a fraction of what the bus takes.
+    /// Four threads, or as many as there are cores: one alone may copy more slowly than the bus takes it.
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self { threads: cores.min(4), bytes: 4 << 20 }
@@ -66,13 +66,17 @@ struct Piece {
 /// Fills each matrix with the bytes of its like in a file. All is there when it returns.
 ///
 /// # Errors
-/// `NoMemory`, if there is not even room for a piece; `Stopped`; what the driver says.
+/// `Shape` for bytes that are not as many as the matrix has; `NoMemory`, if there is not even room for a piece; `Stopped`; what the
+/// driver says.
 pub fn upload(
     device: &Device,
     weights: &[(&DeviceMatrix, &[u8])],
     cut: Cut,
     follow: Follow<'_>,
 ) -> Result<(), CudaError> {
+    if let Some((to, raw)) = weights.iter().find(|(to, raw)| to.data().len() != raw.len()) {
+        return Err(shape(format!("{} bytes for a matrix of {}", raw.len(), to.data().len())));
+    }
     let total: usize = weights.iter().map(|(_, raw)| raw.len()).sum();
     let jobs: Vec<Job<'_>> = weights.iter().flat_map(|(to, raw)| jobs(to, raw, cut.bytes)).collect();
     // Matrices were cleared, and not on the streams that fill them.
