@@ -13,6 +13,7 @@ use crate::model::card::{self, CardArena, OnCardState};
 use crate::model::forward::Compute;
 use crate::model::{Loaded, Model, ModelSource, Room};
 use crate::ops::cpu::{Activations, CodePath, Cpu};
+use crate::ops::cuda::copies::Copies;
 use crate::ops::cuda::{CudaError, Device};
 use crate::ops::pool::Pool;
 use crate::residency::{EvictError, JoinError, Lease, Loading, ModelState, ModelStatus, Moves, Policy, Residency};
@@ -22,16 +23,19 @@ use crate::tokens::{Tokens, channel};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 mod device;
 mod door;
 mod job;
 mod pace;
+mod several;
 mod worker;
 
 pub use device::EngineDevice;
 use door::Door;
 use job::Job;
+pub use several::Engines;
 use worker::Worker;
 
 /// How large the engine is.
@@ -44,6 +48,9 @@ pub struct EngineConfig {
     /// Memory for models: weights, vocabularies and what a step computes. The default leaves a fifth of what the process
     /// may have, and `kv_bytes`, to others. Models that nobody uses go when another needs their room.
     pub model_bytes: Option<u64>,
+    /// Locked memory of the host for copies of what is on a card: a model that has one comes back to the card at the bus's rate. Default
+    /// none: then the system's page cache is what is between the card and the disk.
+    pub copy_bytes: u64,
     /// Memory for KV over all models, committed as it is used; default 1 GiB. What no sequence
     /// needs keeps the prefixes of earlier ones.
     pub kv_bytes: u64,
@@ -80,6 +87,7 @@ impl Default for EngineConfig {
             device: EngineDevice::default(),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             model_bytes: None,
+            copy_bytes: 0,
             kv_bytes: 1 << 30,
             kv_page_bytes: 1 << 20,
             kv_type: KvType::default(),
@@ -140,6 +148,12 @@ pub enum StartError {
         device: EngineDevice,
         /// Why not.
         reason: CudaError,
+    },
+    /// A device is to have two engines.
+    #[error("{device} is named twice; one engine serves all models of a device")]
+    Twice {
+        /// Which.
+        device: EngineDevice,
     },
     /// The system gives no memory or no thread.
     #[error("cannot start {what}: {reason}; lower the engine's threads or kv budget")]
@@ -220,6 +234,7 @@ struct Shared {
     config: EngineConfig,
     cpu: Cpu,
     card: Option<Device>,
+    copies: Option<Arc<Copies>>,
     total_pages: usize,
     residency: Residency,
     next_key: AtomicU64,
@@ -262,6 +277,11 @@ impl Engine {
     /// # Errors
     /// If the configuration cannot be met on this machine.
     pub fn start(config: EngineConfig) -> Result<Self, StartError> {
+        Self::start_watched(config, Arc::new(watch::Sender::new(0)))
+    }
+
+    /// The same, with what counts changes of models' states.
+    fn start_watched(config: EngineConfig, changes: Arc<watch::Sender<u64>>) -> Result<Self, StartError> {
         let cpu = match (Cpu::new(config.code_path), config.code_path) {
             (Some(cpu), _) => cpu.with_activations(config.activations),
             (None, path) => {
@@ -315,13 +335,14 @@ impl Engine {
             .spawn(move || worker.run())
             .map_err(system("the engine thread"))?;
         // What is on a card is what its memory allows, KV and buffers taken off.
-        let (tier, most) = match &card {
-            None => ("cpu", measure::memory_for_models(config.kv_bytes)),
-            Some(card) => ("cuda", card.memory().0 - card.memory().1),
+        let most = match &card {
+            None => measure::memory_for_models(config.kv_bytes),
+            Some(card) => card.memory().0 - card.memory().1,
         };
         let budget = config.model_bytes.unwrap_or(most);
-        let (residency, next_key) = (Residency::new(tier, budget), AtomicU64::new(0));
-        let shared = Shared { config, cpu, card, total_pages, residency, next_key, commands, door, counters };
+        let (residency, next_key) = (Residency::new(config.device, budget, changes), AtomicU64::new(0));
+        let copies = (card.is_some() && config.copy_bytes > 0).then(|| Arc::new(Copies::new(config.copy_bytes)));
+        let shared = Shared { config, cpu, card, copies, total_pages, residency, next_key, commands, door, counters };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -342,8 +363,8 @@ impl Engine {
         let key = self.shared.next_key.fetch_add(1, Ordering::Relaxed);
         let config = &self.shared.config;
         let (kv_type, page_bytes, step) = (config.kv_type, config.kv_page_bytes as usize, config.largest_step());
-        let card = self.shared.card.clone();
-        let (room, quantize) = (Room { kv_type, page_bytes, step, card }, config.quantize);
+        let (card, copies) = (self.shared.card.clone(), self.shared.copies.clone());
+        let (room, quantize) = (Room { kv_type, page_bytes, step, card, copies }, config.quantize);
         let engine = self.shared.commands.clone();
         let load = move |source: &ModelSource, loading: &Loading<'_>| {
             let mut loaded = Loaded::load(source, key, &room, quantize, loading)?;
@@ -354,7 +375,8 @@ impl Engine {
         Ok(Model::new(self.clone(), &source.name, loaded))
     }
 
-    /// Drops the weights of an idle model; `false` if no such model is resident.
+    /// Drops the weights of an idle model; of one that is loading, stops that, and who waits for it is told so. `false` if it is
+    /// neither.
     ///
     /// # Errors
     /// `InUse` while a [`Model`] or a running sequence holds it.
@@ -388,13 +410,23 @@ impl Engine {
         self.shared.residency.moves(digest)
     }
 
+    /// Bytes for models that none has.
+    fn room(&self) -> u64 {
+        self.shared.residency.room()
+    }
+
+    /// Whether there is a copy of a model in the host's locked memory: see [`EngineConfig::copy_bytes`].
+    pub fn has_copy(&self, digest: &str) -> bool {
+        self.shared.copies.as_ref().is_some_and(|copies| copies.has(digest))
+    }
+
     /// How often models were evicted. When it changes, [`crate::measure::give_back`] may have much to give.
     pub fn evictions(&self) -> u64 {
         self.shared.residency.evictions()
     }
 
     /// Changes whenever a model's state does, or the progress of a load.
-    pub fn watch_models(&self) -> tokio::sync::watch::Receiver<u64> {
+    pub fn watch_models(&self) -> watch::Receiver<u64> {
         self.shared.residency.watch()
     }
 
@@ -419,6 +451,11 @@ impl Engine {
             Some(card) => format!("{} ({})", self.shared.config.device, card.card().name),
             None => self.code_path().to_string(),
         }
+    }
+
+    /// Bytes of the card's memory that we may use, and that we use; `None` where no card computes.
+    pub fn card_memory(&self) -> Option<(u64, u64)> {
+        self.shared.card.as_ref().map(Device::memory)
     }
 
     /// The engine at a glance.

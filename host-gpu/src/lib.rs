@@ -27,7 +27,7 @@ mod turns;
 
 pub use ask::{Ask, Conversation, Message, Penalties, Prompt, Refusal, Role, Sampling, TokenId};
 pub use embedding::Embedding;
-pub use engine::{Engine, EngineConfig, EngineDevice, EngineStats, StartError};
+pub use engine::{Engine, EngineConfig, EngineDevice, EngineStats, Engines, StartError};
 pub use form::Form;
 pub use format::FormatError;
 pub use format::quantize::Quantize;

@@ -12,6 +12,7 @@ use crate::format::quantize::Quantize;
 use crate::kv::KvType;
 use crate::measure;
 use crate::ops::cpu::CodePath;
+use crate::ops::cuda::copies::Copies;
 use crate::ops::cuda::{CudaError, Device};
 use crate::residency::{JoinError, Lease, Loading};
 use crate::schedule::RESERVE_TOKENS;
@@ -81,6 +82,8 @@ pub(crate) struct Room {
     pub(crate) step: (usize, usize),
     /// The card that is to have it.
     pub(crate) card: Option<Device>,
+    /// Copies of what is on cards.
+    pub(crate) copies: Option<Arc<Copies>>,
 }
 
 /// About what a tokenizer takes for each entry of a vocabulary: its text, its place in tables, and merges.
@@ -147,22 +150,23 @@ impl Loaded {
         loading.reserve(weights.bytes_as(quantize) + VOCABULARY_ENTRY * config.vocab as u64 + needed)?;
         let (ready, tokenizer) = std::thread::scope(|scope| {
             // The weights come from the disk while the vocabulary is built.
-            let ready = scope.spawn(|| bring(&mut weights, &opened, quantize, loading));
+            let ready = scope.spawn(|| bring(&mut weights, &opened, (quantize, room.card.is_some()), loading));
             let tokenizer = opened.tokenizer();
             (ready.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), tokenizer)
         });
         ready.map_err(format)?;
         let tokenizer = tokenizer.map_err(format)?;
+        if !loading.is_wanted() {
+            return Err(JoinError::Stopped { name });
+        }
         info.weight_bytes = weights.bytes();
         info.quantization = weights.main_type().into();
         let card = match &room.card {
             None => None,
             Some(device) => {
-                let follow = |done, total| {
-                    loading.at(done, total);
-                    loading.is_wanted()
-                };
-                Some(OnCard::load(device, &weights, &follow).map_err(on_card)?)
+                let follow = |done, total| loading.at(done, total);
+                let copies = room.copies.as_ref().map(|copies| (copies, source.digest.as_str()));
+                Some(OnCard::load(device, &weights, copies, &follow).map_err(on_card)?)
             }
         };
         let (template, forms) = (OnceLock::new(), OnceLock::new());
@@ -243,12 +247,14 @@ pub(crate) fn step_of(c: &Config, step: (usize, usize)) -> (usize, usize) {
 fn bring(
     weights: &mut Weights,
     opened: &Opened,
-    to: Option<Quantize>,
+    (to, for_card): (Option<Quantize>, bool),
     loading: &Loading<'_>,
 ) -> Result<(), FormatError> {
     let at = |done, total| loading.at(done, total);
     match to {
         Some(to) => weights.quantize(to, std::thread::available_parallelism().map_or(1, usize::from), at),
+        // What goes to a card is read on its way.
+        None if for_card => Ok(()),
         None => {
             opened.populate(at);
             Ok(())

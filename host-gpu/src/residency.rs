@@ -6,6 +6,7 @@
 //! reads. Weights stay while a lease on them lives. A load that fails is tried again when somebody joins the model after
 //! a while, which doubles each time.
 
+use crate::engine::EngineDevice;
 use crate::format::FormatError;
 use crate::model::{Loaded, ModelSource};
 use crate::ops::cuda::CudaError;
@@ -97,6 +98,12 @@ pub enum JoinError {
         /// When it will be tried again.
         retry_after: Duration,
     },
+    /// Somebody stopped the load.
+    #[error("model {name} was on its way to memory when its load was stopped; ask for it again if it is wanted still")]
+    Stopped {
+        /// The model.
+        name: String,
+    },
     /// Our fault; the text is for the operator.
     #[error("loading model {name} failed: {reason}; retry, and report it if it happens again")]
     Fault {
@@ -162,6 +169,8 @@ struct Entry<T> {
 struct Progress {
     done: AtomicU64,
     total: AtomicU64,
+    /// Whether somebody has stopped it.
+    stopped: AtomicBool,
 }
 
 /// All models that are not absent, by digest.
@@ -170,7 +179,7 @@ type Entries<T> = HashMap<String, Entry<T>>;
 /// The models of one device.
 pub(crate) struct Residency<T = Loaded> {
     entries: Arc<Mutex<Entries<T>>>,
-    device: &'static str,
+    device: EngineDevice,
     /// Bytes for all models.
     budget: u64,
     /// Counts changes of state.
@@ -184,7 +193,7 @@ impl<T> Clone for Residency<T> {
     fn clone(&self) -> Self {
         let Self { entries, device, budget, changes, moves, open } = self;
         let (entries, changes, moves, open) = (entries.clone(), changes.clone(), moves.clone(), open.clone());
-        Self { entries, device, budget: *budget, changes, moves, open }
+        Self { entries, device: *device, budget: *budget, changes, moves, open }
     }
 }
 
@@ -204,27 +213,29 @@ impl<T> Loading<'_, T> {
         self.residency.reserve(self.source, bytes)
     }
 
-    /// Says that of `total` bytes `done` are in memory.
-    pub(crate) fn at(&self, done: u64, total: u64) {
+    /// Says that of `total` bytes `done` are in memory. `false` if the load is to stop.
+    pub(crate) fn at(&self, done: u64, total: u64) -> bool {
         self.progress.done.store(done, Ordering::Relaxed);
         self.progress.total.store(total, Ordering::Relaxed);
         self.residency.changed();
+        self.is_wanted()
     }
 
-    /// Whether anybody may still use the model. A load goes on when those who wait for it have left, but not without an engine.
+    /// Whether anybody may still use the model. A load goes on when those who wait for it have left, but not without an engine, nor
+    /// when it was stopped.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.residency.open.load(Ordering::Relaxed)
+        self.residency.open.load(Ordering::Relaxed) && !self.progress.stopped.load(Ordering::Relaxed)
     }
 }
 
 impl<T: Send + Sync + 'static> Residency<T> {
-    /// No model yet, and `budget` bytes for those that come.
-    pub(crate) fn new(device: &'static str, budget: u64) -> Self {
+    /// No model yet, and `budget` bytes for those that come. `changes` counts changes of their states.
+    pub(crate) fn new(device: EngineDevice, budget: u64, changes: Arc<watch::Sender<u64>>) -> Self {
         Self {
             entries: Arc::default(),
             device,
             budget,
-            changes: Arc::new(watch::Sender::new(0)),
+            changes,
             moves: AllMoves::default(),
             open: Arc::new(AtomicBool::new(true)),
         }
@@ -308,6 +319,9 @@ impl<T: Send + Sync + 'static> Residency<T> {
             let loading = Loading { residency: &residency, source: &source, progress: &progress };
             let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| load(&source, &loading)));
             let outcome = caught.unwrap_or_else(|_| Err(fault(&source, "the loader panicked")));
+            // Whatever it says: who stopped it was told that the memory comes back.
+            let stopped = progress.stopped.load(Ordering::Relaxed);
+            let outcome = if stopped { Err(JoinError::Stopped { name: source.name.clone() }) } else { outcome };
             if outcome.is_ok() {
                 residency.moves.loaded(&source.digest, started.elapsed());
             }
@@ -330,7 +344,7 @@ impl<T: Send + Sync + 'static> Residency<T> {
                 Ok(())
             }
             // Nothing is wrong with the model.
-            Err(error @ JoinError::NoRoom { .. }) => {
+            Err(error @ (JoinError::NoRoom { .. } | JoinError::Stopped { .. })) => {
                 entries.remove(&source.digest);
                 Err(error)
             }
@@ -343,10 +357,17 @@ impl<T: Send + Sync + 'static> Residency<T> {
         }
     }
 
-    /// Drops an idle model; `false` if it is not resident.
+    /// Drops an idle model, or stops its load; `false` if there is neither.
     pub(crate) fn evict(&self, digest: &str) -> Result<bool, EvictError> {
         let mut entries = self.lock();
-        let Some(Entry { phase: Phase::Resident(model), .. }) = entries.get(digest) else { return Ok(false) };
+        let model = match entries.get(digest).map(|entry| &entry.phase) {
+            Some(Phase::Resident(model)) => model,
+            Some(Phase::Loading { progress, .. }) => {
+                progress.stopped.store(true, Ordering::Relaxed);
+                return Ok(true);
+            }
+            _ => return Ok(false),
+        };
         // New leases come from an old one or from `join`, which needs the lock: zero stays zero.
         match model.leases() {
             0 => {
@@ -421,6 +442,11 @@ impl<T: Send + Sync + 'static> Residency<T> {
     /// How models came and went, those that are absent now among them.
     pub(crate) fn moves(&self, digest: &str) -> Moves {
         self.moves.of(digest)
+    }
+
+    /// Bytes of the budget that no model has.
+    pub(crate) fn room(&self) -> u64 {
+        self.budget.saturating_sub(self.lock().values().map(|entry| entry.bytes).sum())
     }
 
     /// How many evictions there were of those models.

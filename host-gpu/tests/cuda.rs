@@ -6,6 +6,8 @@
 mod again;
 #[path = "cuda/attention.rs"]
 mod attention;
+#[path = "cuda/life.rs"]
+mod life;
 #[path = "cuda/model.rs"]
 mod model;
 #[path = "cuda/products.rs"]
@@ -20,7 +22,7 @@ use hob_gpu::ops::cuda::Device;
 
 /// The card, or what stands in for it; `None` where neither can be had.
 fn device() -> Option<Device> {
-    support::cuda::driver().then(|| Device::open(0, None).expect("the card opens"))
+    support::driver::driver().then(|| Device::open(0, None).expect("the card opens"))
 }
 
 /// Numbers that are the same each time, from -1 to 1.

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use ureq::http::Response;
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
@@ -320,12 +320,18 @@ impl Client {
         self.get("models?all=true")
     }
 
-    /// Gives back the memory of a model that nobody uses.
+    /// Gives back the memory of a model that nobody uses, or stops its load; whether it was in memory, or on its way.
     ///
     /// # Errors
-    /// `Refused` if somebody does.
-    pub fn evict(&self, model: &ModelName) -> Result<(), ClientError> {
-        self.delete(&format!("models/resident/{model}"))
+    /// `Refused` if somebody uses it.
+    pub fn evict(&self, model: &ModelName) -> Result<bool, ClientError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            evicted: bool,
+        }
+        let path = self.url(&format!("models/resident/{model}"));
+        let answer: Answer = self.read(self.agent.delete(path).header("authorization", self.bearer()).call())?;
+        Ok(answer.evicted)
     }
 
     /// Models on the server's disk.

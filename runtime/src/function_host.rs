@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use hob_gpu::{Engine, EngineConfig};
+use hob_gpu::{EngineConfig, EngineDevice, Engines};
 use http::{Request, Response};
 use tokio::sync::Semaphore;
 
@@ -59,8 +59,10 @@ use table::Table;
 pub struct HostConfig {
     /// Instances that can live at once.
     pub pool: PoolConfig,
-    /// The inference engine.
+    /// The inference engine, or each of several.
     pub engine: EngineConfig,
+    /// What computes, an engine on each; the engine's own device if there is nothing here.
+    pub devices: Vec<EngineDevice>,
     /// Files in PEM form with more certificate authorities that outgoing connections trust, beside those of the web.
     pub egress_roots: Vec<std::path::PathBuf>,
     /// Most components that are mapped at once; as many as the process may map, unless said.
@@ -146,8 +148,8 @@ impl Host {
         let keys = Keys::open(records.clone())?;
         data.sweep();
         let wasm = WasmEngine::start(config.pool, config.free).map_err(HostError::Pool)?;
-        let engine = Engine::start(config.engine)?;
-        let library = Arc::new(Library::new(ModelStore::new(data.clone()), engine));
+        let engines = Engines::start(&config.engine, &config.devices)?;
+        let library = Arc::new(Library::new(ModelStore::new(data.clone()), engines));
         keep::start(&library).map_err(HostError::Thread)?;
         let functions = records.all()?.into_iter();
         let functions = functions.map(|(name, (record, revisions))| (name, Arc::new(Function::new(record, revisions))));

@@ -44,6 +44,8 @@ const PING: Duration = Duration::from_secs(30);
 pub struct ServerConfig {
     /// Where.
     pub listen: SocketAddr,
+    /// A listener that is there already, in place of a new one.
+    pub listener: Option<Arc<std::net::TcpListener>>,
     /// Threads that serve.
     pub threads: usize,
     /// Connections at once; those beyond wait to be accepted.
@@ -60,7 +62,7 @@ impl ServerConfig {
     /// Listens on `listen`, with a thread for each core, without TLS, and for functions only.
     pub fn new(listen: SocketAddr) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { listen, threads, connections: 10_000, tls: None, models: None, models_only: false }
+        Self { listen, listener: None, threads, connections: 10_000, tls: None, models: None, models_only: false }
     }
 }
 
@@ -86,7 +88,7 @@ impl Server {
     )]
     pub fn start(host: Arc<Host>, config: ServerConfig) -> impl Future<Output = io::Result<Self>> + Send {
         async move {
-            let listener = TcpListener::bind(config.listen).await?;
+            let listener = listener(config.listen, config.listener).await?;
             let address = listener.local_addr()?;
             let models = config.models.map(|models| Arc::new(ModelApi::new(host.clone(), models, address.ip())));
             let (stop, stopped) = watch::channel(None);
@@ -125,6 +127,20 @@ impl Server {
         let _ = self.acceptor.await;
         for worker in self.workers {
             let _ = tokio::task::spawn_blocking(|| worker.join()).await;
+        }
+    }
+}
+
+/// The listener that is given, or a new one.
+pub(crate) async fn listener(
+    address: SocketAddr,
+    given: Option<Arc<std::net::TcpListener>>,
+) -> io::Result<TcpListener> {
+    match given {
+        None => TcpListener::bind(address).await,
+        Some(given) => {
+            given.set_nonblocking(true)?;
+            TcpListener::from_std(given.try_clone()?)
         }
     }
 }

@@ -59,7 +59,7 @@ impl Bench {
     }
 
     fn stats(&self) -> EngineStats {
-        self.host.library().engine().stats()
+        self.host.library().engines().stats()
     }
 
     /// The answer to a request, once its head is there.

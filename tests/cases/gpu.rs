@@ -1,12 +1,19 @@
-//! Cards, where the machine has none, or not the one that was asked for.
+//! Cards: where the machine has none, or not the one that was asked for; and one that fails.
 
-use hob_tests::{hob, refused};
+use hob_tests::{Hob, ServeOptions, get, hob, post, refused};
+use std::path::PathBuf;
 use tempfile::TempDir;
+
+#[path = "../../host-gpu/tests/support/cuda.rs"]
+#[allow(dead_code)] // it is the engine's tests'
+mod cuda;
+
+const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/arch/llama.gguf");
 
 #[test]
 fn a_device_that_cannot_be_had_is_a_sentence_and_never_the_processor() {
     let home = TempDir::new().unwrap();
-    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/arch/llama.gguf");
+    let model = TINY;
     let output = hob(home.path(), &["run", model, "hello", "--raw", "--device", "cuda:77"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("cannot start on cuda:77"), "{said}");
@@ -14,4 +21,69 @@ fn a_device_that_cannot_be_had_is_a_sentence_and_never_the_processor() {
     assert!(output.stdout.is_empty(), "the processor has not answered in its place");
     let said = refused(home.path(), &["run", model, "hello", "--raw", "--device", "gpu"]);
     assert!(said.contains("give cpu, cuda or cuda:1"), "{said}");
+}
+
+/// A server on the driver's stand-in, and the file that makes its next kernel fail.
+fn on_stand_in(args: &[&str]) -> Option<(Hob, PathBuf)> {
+    let library = cuda::stand_in(cuda::Flavour::Plain)?;
+    let home = TempDir::new().unwrap();
+    let pulled = hob(home.path(), &["models", "pull", &format!("file:{TINY}"), "--as", "tiny"]);
+    assert!(pulled.status.success(), "{}", String::from_utf8_lossy(&pulled.stderr));
+    let fault = home.path().join("fault");
+    let variable = |name: &str, value: String| (name.to_owned(), value);
+    let variables = vec![
+        variable("LD_LIBRARY_PATH", library.parent().unwrap().display().to_string()),
+        variable("CUSIM_FAULT", fault.display().to_string()),
+        variable("CUSIM_MEM", (256_u32 << 20).to_string()),
+    ];
+    let args = [&["--device", "cuda", "--kv-memory", "8MB"], args].concat();
+    let args = args.into_iter().map(str::to_owned).collect();
+    let hob = Hob::on(home, ServeOptions { args, variables, ..ServeOptions::default() });
+    hob.deploy("hello", &[]);
+    Some((hob, fault))
+}
+
+fn complete(hob: &Hob) -> (u16, String) {
+    let asked = r#"{ "model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 0 }"#;
+    post(&hob.url("/v1/completions"), asked)
+}
+
+fn text(answer: &str) -> String {
+    let answer: serde_json::Value = serde_json::from_str(answer).unwrap();
+    answer["choices"][0]["text"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+}
+
+#[test]
+fn a_card_that_fails_takes_what_it_computes_with_it_and_the_host_comes_back() {
+    let Some((mut hob, fault)) = on_stand_in(&[]) else { return };
+    let (status, before) = complete(&hob);
+    assert_eq!(status, 200, "{before}");
+    std::fs::write(&fault, "").unwrap();
+    let (status, said) = complete(&hob);
+    assert!(status == 500 && said.contains("the driver failed"), "{status} {said}");
+    assert!(!fault.exists());
+    // The same process on the same listeners: who comes between waits, or is told to come again.
+    for _ in 0..20 {
+        assert!(matches!(get(&hob.url("/hello/")).0, 200 | 503), "{}", hob.log());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    hob.until("it is well again", || (get(&hob.url("/health")).0 == 200).then_some(()));
+    let (status, after) = complete(&hob);
+    assert_eq!((status, text(&after)), (200, text(&before)));
+    hob.logged("a card has failed; hob starts again");
+    assert!(hob.log().matches("Serving HTTP on").count() == 2, "{}", hob.log());
+    assert_eq!(hob.client().functions().unwrap().len(), 1);
+    assert!(hob.terminate(), "it is the process that was started: {}", hob.log());
+}
+
+#[test]
+fn a_host_may_go_on_without_its_card() {
+    let Some((hob, fault)) = on_stand_in(&["--on-card-fault", "stay"]) else { return };
+    std::fs::write(&fault, "").unwrap();
+    assert_eq!(complete(&hob).0, 500);
+    let (status, said) = complete(&hob);
+    assert!(status == 500 && said.contains("until it is started again"), "{status} {said}");
+    let (status, said) = get(&hob.url("/health"));
+    assert!(status == 503 && said.contains("device lost"), "{status} {said}");
+    assert_eq!(get(&hob.url("/hello/")).0, 200);
 }

@@ -194,6 +194,11 @@ impl Job {
         id
     }
 
+    /// Whether nothing comes after such a token, whatever the text.
+    pub(super) fn is_end(&self, id: TokenId) -> bool {
+        self.loaded.tokenizer.is_end(id)
+    }
+
     /// Goes on with the token that was chosen; says how the sequence ends, if it does.
     pub(super) fn take(&mut self, id: TokenId, now: Instant) -> Option<Finish> {
         let first = *self.first.get_or_insert(now);

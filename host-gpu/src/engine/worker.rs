@@ -36,6 +36,10 @@ pub(super) struct Worker {
     /// Whether somebody got a first token in this turn.
     first_token: bool,
     jobs: HashMap<SeqId, Job>,
+    /// Tokens that were chosen, and when: their readers get them while a card computes the next ones.
+    untold: HashMap<SeqId, (TokenId, Instant)>,
+    /// Whether they did in this turn.
+    told: bool,
     next: SeqId,
     inbox: mpsc::Receiver<Arrival>,
     counters: Arc<Counters>,
@@ -55,7 +59,7 @@ impl Worker {
         door: Arc<Door>,
     ) -> Self {
         let (scheduler, paces) = (Scheduler::new(pages, config.max_running), Paces::new(config));
-        let (buffers, jobs) = (Buffers::default(), HashMap::new());
+        let (buffers, jobs, untold, told) = (Buffers::default(), HashMap::new(), HashMap::new(), false);
         let huge_pages = config.moves_weights();
         let largest_step = config.largest_step();
         let (next, respite, first_token) = (0, Respite::new(config), false);
@@ -69,6 +73,8 @@ impl Worker {
             respite,
             first_token,
             jobs,
+            untold,
+            told,
             next,
             inbox,
             counters,
@@ -83,9 +89,13 @@ impl Worker {
             self.let_go();
             self.admit();
             self.note_held();
+            self.told = false;
             let work: Vec<Work> = self.scheduler.loads().into_iter().collect();
             for ((model, _), allowance) in work.iter().zip(self.paces.allowances(&work)) {
                 self.step(*model, allowance);
+            }
+            if !self.told {
+                self.tell();
             }
             self.arena.make_ready();
             self.publish();
@@ -152,6 +162,9 @@ impl Worker {
         let (mut job, now) = (self.jobs.remove(&id)?, Instant::now());
         job.never_admitted(now);
         job.hold(0, now);
+        if let Some((token, at)) = self.untold.remove(&id) {
+            job.take(token, at);
+        }
         self.door.left(job.account, waited, job.admitted.map(|at| at.elapsed()));
         Some(job)
     }
@@ -187,9 +200,7 @@ impl Worker {
             over.extend((held == Some(false)).then_some(id));
         }
         for id in over {
-            if let Some(job) = self.remove(id) {
-                job.finish(Finish::Budget);
-            }
+            self.end(id, Some(Finish::Budget));
         }
     }
 
@@ -223,7 +234,7 @@ impl Worker {
         };
         let (card, weights) = (&mut self.card, loaded.card.as_ref());
         let run = AssertUnwindSafe(|| match (card, weights) {
-            (Some(card), Some(weights)) => card.step(c, weights, &parts, wanted),
+            (Some(card), Some(weights)) => card.begin(c, weights, &parts, wanted),
             _ if c.architecture.encoder => {
                 encoder::step(c, w, compute, arena, &parts, buffers);
                 Ok(())
@@ -234,8 +245,14 @@ impl Worker {
             }
         });
         let started = Instant::now();
-        let result = catch_unwind(run);
+        let mut result = catch_unwind(run);
         drop(parts);
+        if self.card.is_some() {
+            self.tell();
+        }
+        if let (Ok(Ok(())), Some(card)) = (&result, &self.card) {
+            result = Ok(card.end());
+        }
         match result {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return self.fail_on_card(&items, &error),
@@ -267,7 +284,7 @@ impl Worker {
             }
         }
         self.finish_embeddings(&items, c.width);
-        self.finish_step(&items, chosen);
+        self.finish_step(&items, &giving.into_iter().zip(chosen).collect());
         self.first_token |= items.iter().any(|item| item.gives_token && !item.decodes);
         if self.huge_pages && items.iter().any(|item| item.gives_token) {
             loaded.settle();
@@ -293,9 +310,8 @@ impl Worker {
     }
 
     /// Hands each sequence what the step gave it.
-    fn finish_step(&mut self, items: &[Item], chosen: Vec<Option<(TokenId, bool)>>) {
+    fn finish_step(&mut self, items: &[Item], chosen: &HashMap<SeqId, Option<(TokenId, bool)>>) {
         let now = Instant::now();
-        let mut chosen = chosen.into_iter();
         for item in items {
             self.scheduler.done(item);
             let Some(job) = self.jobs.get_mut(&item.id) else { continue };
@@ -306,22 +322,41 @@ impl Worker {
             if !item.gives_token {
                 continue;
             }
-            let ends = match chosen.next().expect("an answer for each item that gives a token") {
+            let ends = match chosen.get(&item.id).copied().flatten() {
                 None => Some(Finish::Budget),
                 Some((token, last)) => {
                     self.counters.generated.fetch_add(1, Ordering::Relaxed);
-                    let ends = job.take(token, now);
                     let more = self.scheduler.push(item.id, token);
-                    ends.or((!more).then_some(Finish::Length)).or(last.then_some(Finish::Budget))
+                    let over = (!more).then_some(Finish::Length).or(last.then_some(Finish::Budget));
+                    // A first token is waited for, and after a last one there is no step.
+                    if self.card.is_some() && item.decodes && over.is_none() && !job.is_end(token) {
+                        self.untold.insert(item.id, (token, now));
+                        continue;
+                    }
+                    job.take(token, now).or(over)
                 }
             };
-            if let Some(finish) = ends
-                && let Some(job) = self.remove(item.id)
-            {
-                job.finish(finish);
-            }
+            self.end(item.id, ends);
         }
         self.counters.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Hands readers the tokens that were chosen before. Where the text says that it ends here, it does: what a step under way
+    /// gives such a sequence is nobody's, and not counted.
+    fn tell(&mut self) {
+        self.told = true;
+        for (id, (token, at)) in std::mem::take(&mut self.untold) {
+            let ends = self.jobs.get_mut(&id).and_then(|job| job.take(token, at));
+            self.end(id, ends);
+        }
+    }
+
+    fn end(&mut self, id: SeqId, ends: Option<Finish>) {
+        if let Some(finish) = ends
+            && let Some(job) = self.remove(id)
+        {
+            job.finish(finish);
+        }
     }
 
     /// The next token of each of `giving`, in order, and whether its budget says that this is the last one;

@@ -15,6 +15,7 @@ const POPULATE: usize = 64 << 20;
 #[derive(Debug)]
 pub struct Mapped {
     path: PathBuf,
+    file: File,
     map: Mmap,
 }
 
@@ -33,12 +34,17 @@ impl Mapped {
         // SAFETY: we only read the map. A model file is immutable once it has its final name; were
         // it truncated nevertheless, reads raise SIGBUS, as for every mapped program.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Ok(Self { path: path.into(), map })
+        Ok(Self { path: path.into(), file, map })
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What is mapped.
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// All of it.
@@ -47,8 +53,8 @@ impl Mapped {
     }
 
     /// Brings the whole file into memory and maps it, so that the first step meets no page fault; `at` is told how many
-    /// bytes are there, now and then.
-    pub fn populate(&self, mut at: impl FnMut(usize)) {
+    /// bytes are there, now and then, and says whether to go on, which is the answer.
+    pub fn populate(&self, mut at: impl FnMut(usize) -> bool) -> bool {
         #[cfg(target_os = "linux")]
         let advice = memmap2::Advice::PopulateRead;
         #[cfg(all(unix, not(target_os = "linux")))]
@@ -58,8 +64,34 @@ impl Mapped {
             // Advice may be refused without harm: pages then come one fault at a time.
             #[cfg(unix)]
             let _ = self.map.advise_range(advice, start, end - start);
-            at(end);
+            if !at(end) {
+                return false;
+            }
         }
+        true
+    }
+
+    /// How many of its bytes the system keeps in memory. `None` where that cannot be known.
+    pub fn cached(&self) -> Option<u64> {
+        #[cfg(target_os = "linux")]
+        {
+            const PAGE: usize = 4096;
+            let mut pages = vec![0u8; POPULATE / PAGE];
+            let mut cached = 0;
+            for part in self.map.chunks(POPULATE) {
+                let pages = &mut pages[..part.len().div_ceil(PAGE)];
+                #[expect(unsafe_code, reason = "no library has this call")]
+                // SAFETY: the range is mapped for as long as this lives, begins at a page, and has a byte in `pages` for each of its own.
+                let told = unsafe { libc::mincore(part.as_ptr().cast_mut().cast(), part.len(), pages.as_mut_ptr()) };
+                if told != 0 {
+                    return None;
+                }
+                cached += pages.iter().filter(|page| **page & 1 == 1).count() * PAGE;
+            }
+            Some((cached as u64).min(self.map.len() as u64))
+        }
+        #[cfg(not(target_os = "linux"))]
+        None
     }
 
     /// Lets the whole pages of `range` go from memory. Reading them brings them back.
@@ -81,30 +113,8 @@ impl Mapped {
 /// How many bytes of the file at `path` the system keeps in memory, and how many it has: what is not there is read from the disk when
 /// it is needed. `None` where that cannot be known.
 pub fn cached_bytes(path: &Path) -> Option<(u64, u64)> {
-    #[cfg(target_os = "linux")]
-    {
-        const PAGE: usize = 4096;
-        let mapped = Mapped::open(path).ok()?;
-        let bytes = mapped.bytes();
-        let mut pages = vec![0u8; POPULATE / PAGE];
-        let mut cached = 0;
-        for part in bytes.chunks(POPULATE) {
-            let pages = &mut pages[..part.len().div_ceil(PAGE)];
-            #[expect(unsafe_code, reason = "no library has this call")]
-            // SAFETY: the range is mapped for as long as `mapped` lives, begins at a page, and has a byte in `pages` for each of its own.
-            let told = unsafe { libc::mincore(part.as_ptr().cast_mut().cast(), part.len(), pages.as_mut_ptr()) };
-            if told != 0 {
-                return None;
-            }
-            cached += pages.iter().filter(|page| **page & 1 == 1).count() * PAGE;
-        }
-        Some(((cached as u64).min(bytes.len() as u64), bytes.len() as u64))
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = path;
-        None
-    }
+    let mapped = Mapped::open(path).ok()?;
+    Some((mapped.cached()?, mapped.bytes().len() as u64))
 }
 
 #[cfg(all(test, target_os = "linux"))]

@@ -150,12 +150,10 @@ pub(crate) struct OnCardState {
     words: Vec<u32>,
     turns: Vec<[f32; 2]>,
     /// What the last step gave, in memory that the card copies to at full speed.
-    logits: Pinned,
-    /// How many logits, or words of lists, those are, if they were wanted.
-    given: usize,
-    /// Otherwise these were.
-    ids: Vec<u32>,
+    got: Pinned,
+    /// What that is, and how many words.
     wanted: Wanted,
+    given: usize,
     graphs: Graphs,
 }
 
@@ -187,10 +185,10 @@ impl OnCardState {
             likeliest: (device.buffer(0)?, device.buffer(0)?),
             lists: device.buffer(0)?,
         };
-        let (words, turns, logits) = (Vec::new(), Vec::new(), device.pinned(0)?);
+        let (words, turns, got) = (Vec::new(), Vec::new(), device.pinned(0)?);
         let graphs = Graphs::new(device)?;
-        let (device, given, ids, wanted) = (device.clone(), 0, Vec::new(), Wanted::Logits);
-        Ok(Self { device, arena, kv_type, buffers, words, turns, logits, given, ids, wanted, graphs })
+        let (device, wanted, given) = (device.clone(), Wanted::Logits, 0);
+        Ok(Self { device, arena, kv_type, buffers, words, turns, got, wanted, given, graphs })
     }
 
     /// Room for steps of so many tokens, of which some give logits: smaller ones then allocate nothing but scratch of attention,
@@ -210,8 +208,8 @@ impl OnCardState {
         grow(device, &mut b.likeliest.1, logits, graphs)?;
         grow(device, &mut b.lists, logits * LIST_WORDS, graphs)?;
         let bytes = logits * c.vocab.max(LIST_WORDS) * size_of::<f32>();
-        if self.logits.bytes().len() < bytes {
-            self.logits = device.pinned(bytes)?;
+        if self.got.len() < bytes {
+            self.got = device.pinned(bytes)?;
         }
         let wanted = (tokens.max(2 * logits), c.width.max(q).max(c.ff));
         let size = (b.input_size.0.max(wanted.0), b.input_size.1.max(wanted.1));
@@ -225,12 +223,12 @@ impl OnCardState {
         Ok(())
     }
 
-    /// What the last step gave.
+    /// What the last step gave, once it has ended.
     pub(crate) fn given(&self) -> Given<'_> {
         match self.wanted {
-            Wanted::Logits => Given::Logits(&bytemuck::cast_slice(self.logits.bytes())[..self.given]),
-            Wanted::Likeliest => Given::Likeliest(&self.ids),
-            Wanted::Lists => Given::Lists(&bytemuck::cast_slice(self.logits.bytes())[..self.given]),
+            Wanted::Logits => Given::Logits(&bytemuck::cast_slice(self.got.bytes())[..self.given]),
+            Wanted::Likeliest => Given::Likeliest(&bytemuck::cast_slice(self.got.bytes())[..self.given]),
+            Wanted::Lists => Given::Lists(&bytemuck::cast_slice(self.got.bytes())[..self.given]),
         }
     }
 
@@ -242,12 +240,12 @@ impl OnCardState {
         self.device.get(self.buffers.logits.part(row * vocab..(row + 1) * vocab))
     }
 
-    /// Processes `parts`, writing their keys and values to pages. [`Self::given`] then has what is wanted of the
-    /// logits asked for, in the order of the parts.
+    /// Begins to process `parts`, writing their keys and values to pages; what else there is to do can be done until [`Self::end`]. Then
+    /// [`Self::given`] has what is wanted of the logits asked for, in the order of the parts.
     ///
     /// # Errors
     /// `Shape` for a model that the kernels do not have; what the driver says, after which the card is lost.
-    pub(crate) fn step(
+    pub(crate) fn begin(
         &mut self,
         c: &Config,
         m: &OnCard,
@@ -279,18 +277,30 @@ impl OnCardState {
         if !replayed {
             self.launch(&self.device, c, m, &work)?;
         }
-        self.given = wanted * if of_logits == Wanted::Lists { LIST_WORDS } else { c.vocab };
-        self.wanted = of_logits;
-        self.ids.resize(wanted, 0);
-        if wanted == 0 {
-            // What the step took, and whether it failed, is known when it is over.
-            return self.device.wait();
+        let b = &self.buffers;
+        let (from, given) = match of_logits {
+            Wanted::Likeliest => (b.likeliest.0.view(), wanted),
+            Wanted::Logits => (b.logits.view().cast(), wanted * c.vocab),
+            Wanted::Lists => (b.lists.view(), wanted * LIST_WORDS),
+        };
+        (self.wanted, self.given) = (of_logits, given);
+        if given == 0 {
+            return Ok(());
         }
-        match of_logits {
-            Wanted::Likeliest => self.device.read(self.buffers.likeliest.0.part(0..wanted), &mut self.ids),
-            Wanted::Logits => self.device.fetch(self.buffers.logits.part(0..self.given), &mut self.logits),
-            Wanted::Lists => self.device.fetch(self.buffers.lists.part(0..self.given), &mut self.logits),
+        #[expect(unsafe_code, reason = "who looks at it must wait")]
+        // SAFETY: `given` is for after `end`, which waits; both live as long as this does, and memory is given back after the
+        // work that uses it.
+        unsafe {
+            self.device.fetch(from.part(0..given), &mut self.got)
         }
+    }
+
+    /// Waits for the step that was begun.
+    ///
+    /// # Errors
+    /// What went wrong on the card, which is lost then.
+    pub(crate) fn end(&self) -> Result<(), CudaError> {
+        self.device.wait()
     }
 
     /// How many steps were launched as a graph.

@@ -37,8 +37,8 @@ impl Opened {
         }
     }
 
-    /// Brings the weights into memory; `at` is told how many bytes of how many are there.
-    pub(super) fn populate(&self, at: impl Fn(u64, u64)) {
+    /// Brings the weights into memory; `at` is told how many bytes of how many are there, and says whether to go on.
+    pub(super) fn populate(&self, at: impl Fn(u64, u64) -> bool) {
         let files = match self {
             Self::Gguf(file) => file.files(),
             Self::Checkpoint(checkpoint) => checkpoint.files(),
@@ -46,7 +46,9 @@ impl Opened {
         let total = files.iter().map(|file| file.bytes().len() as u64).sum();
         let mut before = 0;
         for file in files.iter() {
-            file.populate(|done| at(before + done as u64, total));
+            if !file.populate(|done| at(before + done as u64, total)) {
+                return;
+            }
             before += file.bytes().len() as u64;
         }
     }

@@ -76,7 +76,7 @@ pub(super) fn score_on_card(
     for tokens in tokens.chunks(chunk.max(1)) {
         let part =
             Part { tokens, position, pages: &pages, account: 0, logits: tokens.len(), temperature: 1.0, embeds: false };
-        state.step(c, weights, &[part], Wanted::Logits).map_err(failed)?;
+        state.begin(c, weights, &[part], Wanted::Logits).and_then(|()| state.end()).map_err(failed)?;
         if let Given::Logits(logits) = state.given() {
             values.extend_from_slice(logits);
         }

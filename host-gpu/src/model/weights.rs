@@ -10,6 +10,7 @@ use crate::format::quantize::Quantize;
 use crate::format::tensor::TensorInfo;
 use crate::ops::cpu::matmul::{CHUNK_ROWS, Matrix, can_weave};
 use crate::ops::cpu::woven::weave;
+use crate::ops::cuda::upload::Raw;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -196,6 +197,15 @@ impl Weights {
         };
         let copies = at.pieces.get().map_or(&[][..], Vec::as_slice);
         Matrix { quant: at.quant, rows: at.rows, cols: at.cols, bytes, copies }
+    }
+
+    /// The bytes of the matrix at `at`, and where in a file they lie, if they do.
+    pub(crate) fn raw<'a>(&'a self, at: &'a MatrixAt) -> Raw<'a> {
+        let bytes = self.matrix(at).bytes;
+        match at.place {
+            Place::File(n) => Raw { bytes, file: Some((&self.files[n], at.bytes.start)) },
+            Place::Made(_) => Raw { bytes, file: None },
+        }
     }
 
     /// Copies matrices from files to huge pages, woven where that can be, on a thread that nobody waits for. Until a part is done, and if there is no memory for it, it is read where it is.

@@ -1,6 +1,7 @@
 //! What can be seen of models, and what can be wished for them.
 
 use super::Moves;
+use crate::engine::EngineDevice;
 use std::time::Duration;
 
 /// How long a model stays, and whom it makes room for.
@@ -62,7 +63,7 @@ pub struct ModelStatus {
     /// Where it is in its life.
     pub state: ModelState,
     /// The device that it is on.
-    pub device: &'static str,
+    pub device: EngineDevice,
     /// Bytes that it takes there; 0 while it takes none or that is not known yet.
     pub bytes: u64,
     /// How many handles and running sequences hold it.

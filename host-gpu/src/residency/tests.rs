@@ -25,6 +25,10 @@ impl Drop for Number {
     }
 }
 
+fn numbers(budget: u64) -> Numbers {
+    Numbers::new(EngineDevice::Cpu, budget, Arc::new(watch::Sender::new(0)))
+}
+
 fn source(name: &str) -> ModelSource {
     ModelSource { name: name.into(), path: PathBuf::new(), digest: format!("digest of {name}") }
 }
@@ -61,7 +65,7 @@ fn states(all: &Numbers) -> Vec<(String, u64)> {
 
 #[test]
 fn the_longest_unused_goes_and_who_is_used_stays() {
-    let (all, alive) = (Numbers::new("cpu", 100), Arc::default());
+    let (all, alive) = (numbers(100), Arc::default());
     let quick = &alive;
     runtime().block_on(async {
         let a = join(&all, "a", 40, None, quick).await.unwrap();
@@ -93,7 +97,7 @@ fn the_longest_unused_goes_and_who_is_used_stays() {
 
 #[test]
 fn one_load_serves_all_and_outlives_who_began_it() {
-    let (all, alive) = (Numbers::new("cpu", 100), Arc::default());
+    let (all, alive) = (numbers(100), Arc::default());
     let (go, wait) = std::sync::mpsc::channel::<()>();
     let (wait, own) = (Arc::new(Mutex::new(wait)), Arc::clone(&alive));
     let load = move |_: &ModelSource, loading: &Loading<'_, Number>| {
@@ -130,7 +134,7 @@ fn one_load_serves_all_and_outlives_who_began_it() {
 
 #[test]
 fn what_fails_fails_alone_and_is_tried_again_after_a_while() {
-    let (all, alive, tries) = (Numbers::new("cpu", 100), Arc::default(), Arc::new(AtomicUsize::new(0)));
+    let (all, alive, tries) = (numbers(100), Arc::default(), Arc::new(AtomicUsize::new(0)));
     runtime().block_on(async {
         let bad = |tries: Arc<AtomicUsize>| {
             move |source: &ModelSource, loading: &Loading<'_, Number>| {
@@ -163,7 +167,7 @@ fn what_fails_fails_alone_and_is_tried_again_after_a_while() {
 
 #[test]
 fn policies_say_who_goes_and_when() {
-    let (all, alive) = (Numbers::new("cpu", 100), Arc::default());
+    let (all, alive) = (numbers(100), Arc::default());
     let quick = &alive;
     let idle = |time| Policy { idle: Some(time), ..Policy::default() };
     runtime().block_on(async {
@@ -192,8 +196,42 @@ fn policies_say_who_goes_and_when() {
 }
 
 #[test]
+fn a_load_that_is_stopped_leaves_nothing_and_may_begin_again() {
+    let (all, alive) = (numbers(100), Arc::default());
+    runtime().block_on(async {
+        let own: Arc<AtomicUsize> = Arc::clone(&alive);
+        // It looks now and then whether it is wanted, as loads do; one that has just ended cannot.
+        for looks in [true, false] {
+            let own = own.clone();
+            let (go, wait) = std::sync::mpsc::channel::<()>();
+            let wait = Arc::new(Mutex::new(wait));
+            let load = move |_: &ModelSource, loading: &Loading<'_, Number>| {
+                loading.reserve(40)?;
+                let _ = wait.lock().unwrap().recv();
+                while looks && loading.at(1, 40) {
+                    sleep(Duration::from_millis(1));
+                }
+                Ok(Number::new(40, &own))
+            };
+            let a = source("a");
+            let mut join = std::pin::pin!(all.join(&a, None, load));
+            assert!(futures_are_pending(join.as_mut()));
+            assert_eq!(all.evict(&a.digest), Ok(true));
+            go.send(()).unwrap();
+            let error = join.await.unwrap_err();
+            assert!(matches!(&error, JoinError::Stopped { name } if name == "a"), "{error}");
+            assert_eq!((states(&all).len(), alive.load(Ordering::SeqCst)), (0, 0));
+            assert_eq!(all.moves(&a.digest).loads, 0);
+        }
+        // At once, and with all of the room.
+        drop(join(&all, "a", 100, None, &alive).await.unwrap());
+        assert_eq!(states(&all), [("a resident".into(), 100)]);
+    });
+}
+
+#[test]
 fn a_thousand_turns_of_two_where_one_fits() {
-    let (all, alive) = (Numbers::new("cpu", 100), Arc::default());
+    let (all, alive) = (numbers(100), Arc::default());
     runtime().block_on(async {
         for turn in 0..1000 {
             let name = if turn % 2 == 0 { "a" } else { "b" };
@@ -205,7 +243,7 @@ fn a_thousand_turns_of_two_where_one_fits() {
 
 #[test]
 fn threads_that_join_and_evict_at_random_never_overdraw_the_budget() {
-    let (all, alive) = (Numbers::new("cpu", 100), Arc::default());
+    let (all, alive) = (numbers(100), Arc::default());
     std::thread::scope(|scope| {
         for thread in 0..4u64 {
             let (all, alive) = (&all, &alive);

@@ -3,7 +3,8 @@
 use super::shim;
 use super::support::{self, golden_path, ids, read, wait};
 use hob_gpu::{
-    Activations, Ask, Engine, EngineConfig, EngineDevice, KvType, Model, ModelSource, Prompt, Quantize, TokenId,
+    Activations, Ask, Engine, EngineConfig, EngineDevice, Engines, KvType, Model, ModelSource, Prompt, Quantize,
+    TokenId,
 };
 
 /// The tiny models of `tests/golden/arch`: every architecture, and every kind of rotation.
@@ -24,27 +25,27 @@ const MODELS: &[&str] = &[
 /// Those that stand for the others where it would take long.
 const SOME: &[&str] = &["llama", "gemma3", "phi3"];
 
-fn config() -> EngineConfig {
+pub fn config() -> EngineConfig {
     EngineConfig { threads: 1, kv_bytes: 1 << 20, kv_page_bytes: 1 << 13, huge_pages: false, ..EngineConfig::default() }
 }
 
-fn start(config: EngineConfig) -> Engine {
+pub fn start(config: EngineConfig) -> Engine {
     Engine::start(config).expect("the engine starts")
 }
 
 /// The same on the card; `None` where there is neither one nor what stands in for it.
-fn on_card(config: EngineConfig) -> Option<Engine> {
+pub fn on_card(config: EngineConfig) -> Option<Engine> {
     let device = EngineDevice::Cuda { ordinal: 0 };
-    support::cuda::driver().then(|| start(EngineConfig { device, ..config }))
+    support::driver::driver().then(|| start(EngineConfig { device, ..config }))
 }
 
-fn load(engine: &Engine, name: &str) -> Model {
+pub fn load(engine: &Engine, name: &str) -> Model {
     let path = golden_path(&format!("arch/{name}.gguf"));
     wait(engine.join(&ModelSource { name: name.into(), digest: name.into(), path })).expect("it loads")
 }
 
 /// Any tokens of the tiny vocabularies.
-fn some_tokens(n: usize, len: usize) -> Vec<TokenId> {
+pub fn some_tokens(n: usize, len: usize) -> Vec<TokenId> {
     ids(&(0..len).map(|i| ((i * 7 + n * 13 + 3) % 60) as u32).collect::<Vec<_>>())
 }
 
@@ -94,7 +95,7 @@ fn every_architecture_gives_the_logits_of_the_processor() {
     }
 }
 
-fn ask(n: usize, len: usize, max_tokens: u32) -> Ask {
+pub fn ask(n: usize, len: usize, max_tokens: u32) -> Ask {
     let prompt = Prompt::Tokens(some_tokens(n, len));
     Ask { max_tokens: Some(max_tokens), logprobs: Some(2), account: n as u64, ..Ask::new(prompt) }
 }
@@ -196,19 +197,24 @@ fn what_the_card_cannot_have_is_a_sentence() {
 }
 
 #[test]
-fn a_model_that_goes_gives_its_memory_back() {
-    let Some(card) = on_card(config()) else { return };
-    let count = if shim::again() { 2 } else { 8 };
-    let mut first = None;
-    for _ in 0..count {
-        let model = load(&card, "llama");
-        // Enough for graphs, which name weights that are about to go.
-        let (answer, usage) = read::read(model.generate(ask(1, 5, 6)).unwrap());
-        assert_eq!(usage.generated_tokens, 6);
-        assert_eq!(first.get_or_insert(answer.text.clone()), &answer.text);
-        drop(model);
-        while card.evict("llama") != Ok(true) {
-            std::thread::yield_now();
-        }
+fn what_no_card_can_do_the_processor_does_where_it_may() {
+    if !support::driver::driver() || shim::again() {
+        return;
     }
+    let (card, processor) = (EngineDevice::Cuda { ordinal: 0 }, EngineDevice::Cpu);
+    let join = |engines: &Engines, name: &str, file: &str| {
+        let (name, digest, path) = (name.to_owned(), name.to_owned(), golden_path(file));
+        wait(engines.join(&ModelSource { name, digest, path })).map(drop)
+    };
+    let alone = Engines::start(&config(), &[card]).unwrap();
+    let refused = join(&alone, "bert", "hf/bert").unwrap_err().to_string();
+    assert!(refused.contains("models that embed"), "{refused}");
+    drop(alone);
+    let both = Engines::start(&config(), &[card, processor]).unwrap();
+    join(&both, "llama", "arch/llama.gguf").unwrap();
+    // Twice: what the card could not do a moment ago it is not asked for again.
+    join(&both, "bert", "hf/bert").unwrap();
+    join(&both, "bert", "hf/bert").unwrap();
+    let there: Vec<_> = both.models().into_iter().map(|model| (model.name, model.device)).collect();
+    assert_eq!(there, [("bert".to_owned(), processor), ("llama".to_owned(), card)]);
 }

@@ -1,12 +1,14 @@
 //! Products with every type of weights, embeddings, and activations as bytes.
 
 use super::{Noise, apart, device};
+use hob_gpu::format::mapped::Mapped;
 use hob_gpu::format::quant::{Quant, TYPES};
 use hob_gpu::ops::cpu::matmul::Matrix;
 use hob_gpu::ops::cpu::reference;
 use hob_gpu::ops::cuda::CudaError;
+use hob_gpu::ops::cuda::copies::Copies;
 use hob_gpu::ops::cuda::matrix::{DeviceMatrix, Input};
-use hob_gpu::ops::cuda::upload::{Cut, upload};
+use hob_gpu::ops::cuda::upload::{Cut, Raw, upload};
 use std::sync::Mutex;
 
 /// Where a block has its scales, f16.
@@ -139,15 +141,27 @@ fn weights_arrive_whole_in_pieces_of_any_size() {
         .map(|((quant, rows, cols), bytes)| Matrix { quant, rows, cols, bytes, copies: &[] })
         .collect();
     let total: u64 = bytes.iter().map(|bytes| bytes.len() as u64).sum();
-    for cut in [Cut { threads: 1, bytes: 1 }, Cut { threads: 3, bytes: 700 }, Cut { threads: 2, bytes: 1 << 20 }] {
+    // The same, one after the other, in a file.
+    let home = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
+    let path = home.path().join("weights");
+    std::fs::write(&path, bytes.concat()).unwrap();
+    let file = Mapped::open(&path).unwrap();
+    let begins = |n: usize| bytes[..n].iter().map(Vec::len).sum::<usize>();
+    for (cut, from_file) in [
+        (Cut { threads: 1, bytes: 1, past_cache: None }, false),
+        (Cut { threads: 3, bytes: 700, past_cache: Some(true) }, true),
+        (Cut { threads: 1, bytes: 5000, past_cache: Some(false) }, true),
+        (Cut { threads: 2, bytes: 1 << 20, past_cache: None }, false),
+    ] {
         let card: Vec<DeviceMatrix> = host.iter().map(|w| DeviceMatrix::empty(&device, w).unwrap()).collect();
-        let pairs: Vec<_> = card.iter().zip(&bytes).map(|(card, bytes)| (card, &bytes[..])).collect();
+        let raw = |n: usize| Raw { bytes: &bytes[n], file: from_file.then(|| (&file, begins(n))) };
+        let pairs: Vec<_> = card.iter().enumerate().map(|(n, card)| (card, raw(n))).collect();
         let seen = Mutex::new(Vec::new());
         let follow = |done, of| {
             seen.lock().unwrap().push(done);
             of == total
         };
-        upload(&device, &pairs, cut, &follow).unwrap();
+        upload(&device, &pairs, cut, None, &follow).unwrap();
         assert_eq!(seen.into_inner().unwrap().into_iter().max(), Some(total), "{cut:?}");
         for (card, host) in card.iter().zip(&host) {
             let ids: Vec<u32> = (0..host.rows as u32).collect();
@@ -157,12 +171,42 @@ fn weights_arrive_whole_in_pieces_of_any_size() {
             let error = apart(&device.get(x.view()).unwrap(), &want);
             assert!(error < 1e-6, "{:?} by {cut:?}: {error:.1e}", host.quant);
         }
-        let cut_off = upload(&device, &[(&card[0], &bytes[0][18..])], cut, &|_, _| true);
+        let cut_off = upload(&device, &[(&card[0], bytes[0][18..].into())], cut, None, &|_, _| true);
         assert!(matches!(cut_off, Err(CudaError::Shape { .. })), "a block is missing: {cut_off:?}");
         // Somebody has had enough.
-        let stopped = upload(&device, &pairs, cut, &|done, _| done < total / 2);
+        let stopped = upload(&device, &pairs, cut, None, &|done, _| done < total / 2);
         assert_eq!(stopped, Err(CudaError::Stopped), "{cut:?}");
     }
+}
+
+#[test]
+fn what_is_copied_is_not_read_again() {
+    let Some(device) = device() else { return };
+    let (mut noise, rows, cols) = (Noise(6), 40, 256);
+    let bytes = weights(&mut noise, Quant::Q4K, rows, cols);
+    let wrong = vec![0; bytes.len()];
+    let copies = Copies::new(bytes.len() as u64);
+    let cut = Cut { threads: 2, bytes: 300, past_cache: None };
+    let host = Matrix { quant: Quant::Q4K, rows, cols, bytes: &bytes, copies: &[] };
+    let bring = |bytes: &[u8], most: u64| {
+        let card = DeviceMatrix::empty(&device, &host).unwrap();
+        let copy = copies.of("a", bytes.len() as u64).unwrap();
+        let sent = upload(&device, &[(&card, bytes.into())], cut, Some(&copy), &|done, _| done < most);
+        copies.note("a", sent.is_ok());
+        sent.map(|()| device.get(card.data()).unwrap())
+    };
+    // One that was stopped is not taken for a whole one.
+    assert_eq!(bring(&wrong, 600), Err(CudaError::Stopped));
+    assert!(!copies.has("a"));
+    let first = bring(&bytes, u64::MAX).unwrap();
+    assert!(copies.has("a") && first != wrong);
+    assert_eq!(bring(&wrong, u64::MAX).unwrap(), first, "the file was not looked at");
+    // Another way of cutting is another copy.
+    let copy = copies.of("a", 0).unwrap();
+    let card = DeviceMatrix::empty(&device, &host).unwrap();
+    let other = Cut { bytes: 1000, ..cut };
+    let refused = upload(&device, &[(&card, bytes[..].into())], other, Some(&copy), &|_, _| true);
+    assert!(matches!(refused, Err(CudaError::Shape { .. })), "{refused:?}");
 }
 
 #[test]

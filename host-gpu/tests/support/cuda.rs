@@ -30,7 +30,8 @@ impl Flavour {
 }
 
 pub fn kernels() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")
+    // Tests of other packages use this, too.
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../host-gpu/kernels")
 }
 
 /// The machine's C++ compiler.
@@ -146,20 +147,4 @@ fn exported(source: &Path, line: &str) -> Vec<String> {
         true => ["matvec1", "matvec2", "matvec4", "matvec8", "matmul", "embed"].map(|f| format!("{f}_{stem}")).to_vec(),
         false => Vec::new(),
     }
-}
-
-/// Makes the stand-in this process's driver, unless a real card is asked for with `HOB_TEST_GPU=1`. `false` where there is neither.
-#[expect(unsafe_code, reason = "loads a library that these tests have built")]
-pub fn driver() -> bool {
-    static LOADED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    *LOADED.get_or_init(|| {
-        if env::var_os("HOB_TEST_GPU").is_some() {
-            return true;
-        }
-        let library = env::var_os("HOB_STAND_IN").map(PathBuf::from).or_else(|| stand_in(Flavour::Plain));
-        let Some(library) = library else { return false };
-        // SAFETY: the library is ours; it is never unloaded.
-        std::mem::forget(unsafe { libloading::Library::new(&library) }.expect("the stand-in loads"));
-        true
-    })
 }

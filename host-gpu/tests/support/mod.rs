@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
 pub mod cuda;
+pub mod driver;
 pub mod read;
 
 /// Where `name` is in `tests/golden`.

@@ -209,7 +209,7 @@ pub fn all() -> Vec<Call> {
         call(
             "delete",
             "/v1/models/resident/{name}",
-            "gives back the memory of an unused model",
+            "gives back the memory of an unused model, or stops its load",
             Admin,
             None,
             (200, Some("Evicted")),

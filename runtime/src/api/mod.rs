@@ -82,6 +82,8 @@ pub struct App {
 pub struct ControlConfig {
     /// Where it listens.
     pub listen: SocketAddr,
+    /// A listener that is there already, in place of a new one.
+    pub listener: Option<Arc<std::net::TcpListener>>,
     /// Speak TLS there. Commands on this machine then have a listener of their own, on loopback and without: the
     /// certificate is for the names by which others know the host.
     pub tls: Option<ServerTls>,
@@ -90,7 +92,7 @@ pub struct ControlConfig {
 impl ControlConfig {
     /// Listens on `listen` without TLS.
     pub fn new(listen: SocketAddr) -> Self {
-        Self { listen, tls: None }
+        Self { listen, listener: None, tls: None }
     }
 }
 
@@ -115,7 +117,7 @@ impl Control {
         data_listener: SocketAddr,
     ) -> impl Future<Output = io::Result<Self>> + Send {
         async move {
-            let listener = TcpListener::bind(config.listen).await?;
+            let listener = crate::server::listener(config.listen, config.listener).await?;
             let address = listener.local_addr()?;
             let local = match &config.tls {
                 Some(_) => Some(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?),
@@ -131,7 +133,7 @@ impl Control {
             let status = Status {
                 version: env!("CARGO_PKG_VERSION").into(),
                 listen: data_listener,
-                code_path: host.library().engine().runs_on(),
+                code_path: host.library().engines().runs_on(),
             };
             let router = router(App { host, status, key: key.into(), audit });
             match (config.tls, local) {

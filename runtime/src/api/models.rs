@@ -91,7 +91,7 @@ impl ModelView {
             _ => {}
         }
         Self {
-            device: model.device.into(),
+            device: model.device.to_string(),
             bytes: model.bytes,
             leases: model.leases,
             unused_s: model.unused.as_secs(),
@@ -130,7 +130,7 @@ impl ModelView {
 }
 
 fn views(library: &Library) -> Vec<ModelView> {
-    library.engine().models().into_iter().map(|model| ModelView::known(library, model)).collect()
+    library.engines().models().into_iter().map(|model| ModelView::known(library, model)).collect()
 }
 
 /// The same, and those that are on disk or can be pulled. Blocks: the system is asked what it has of their files.
@@ -142,7 +142,8 @@ fn all(library: &Library) -> Vec<ModelView> {
         match views.iter_mut().find(|view| view.digest == digest && view.name == stored.name.as_str()) {
             Some(view) => view.cached_percent = cached_percent,
             None => {
-                let moves = library.engine().moves(&digest);
+                let moves = library.engines().moves(&digest);
+                let tier = if library.engines().has_copy(&digest) { Tier::HostMemory } else { tier };
                 // Another name of what is in memory is there, too.
                 let tier = views.iter().find(|view| view.digest == digest).map_or(tier, |view| view.tier);
                 let view = ModelView::absent(stored.name.to_string(), digest, tier, moves);
@@ -180,7 +181,7 @@ pub(super) async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> R
 fn follow(library: Arc<Library>) -> Body {
     let (lines, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
-        let mut changes = library.engine().watch_models();
+        let mut changes = library.engines().watch_models();
         loop {
             changes.borrow_and_update();
             let mut line = serde_json::to_vec(&views(&library)).expect("views have only string keys");

@@ -56,9 +56,9 @@ pub(super) async fn show(State(app): State<App>, Path(name): Path<String>) -> Re
 
 /// Says of those that are in a device's memory that they are.
 fn place(app: &App, models: &mut [StoredModel]) {
-    let known = app.host.library().engine().models();
+    let known = app.host.library().engines().models();
     for status in known.iter().filter(|status| matches!(status.state, ModelState::Resident)) {
-        models.iter_mut().for_each(|model| model.is_on(&status.digest, status.device));
+        models.iter_mut().for_each(|model| model.is_on(&status.digest, &status.device.to_string()));
     }
 }
 

@@ -53,6 +53,8 @@ struct Test {
 pub fn run(data: DataDir, args: Args) -> anyhow::Result<()> {
     let mut config = args.engine.config();
     config.max_running = args.sequences.iter().fold(config.max_running, |most, n| most.max(*n as usize));
+    // One device is measured: the first.
+    config.device = args.engine.devices()?[0];
     let library = Library::new(ModelStore::new(data), Engine::start(config)?);
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     runtime.block_on(async {
@@ -65,9 +67,9 @@ pub fn run(data: DataDir, args: Args) -> anyhow::Result<()> {
                 rates.push(test.run(&model).await?.rate());
             }
             if args.json {
-                println!("{}", object(&model, library.engine(), &test, &rates));
+                println!("{}", object(&model, library.engines().first(), &test, &rates));
             } else {
-                rows.push(row(&model, library.engine(), &test, &rates));
+                rows.push(row(&model, library.engines().first(), &test, &rates));
             }
         }
         if !args.json {

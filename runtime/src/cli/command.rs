@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use hob_gpu::{Engine, EngineConfig};
 use tokio::sync::Semaphore;
 
+use super::engine::EngineArgs;
 use crate::config::{Directory, EgressRule, FunctionConfig, Limits, Secrets};
 use crate::data::DataDir;
 use crate::host::egress::Tls;
@@ -44,7 +44,7 @@ pub struct CommandArgs {
 }
 
 /// Runs what is in `file`, and ends this process as it ends.
-pub fn run(data: DataDir, file: &Path, given: CommandArgs, engine: EngineConfig) -> anyhow::Result<()> {
+pub fn run(data: DataDir, file: &Path, given: CommandArgs, engine: EngineArgs) -> anyhow::Result<()> {
     let wasm = WasmEngine::start(PoolConfig { instances: 8, memory_mib: given.memory }, false)?;
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let refused = || format!("{} was not run", file.display());
@@ -58,7 +58,7 @@ pub fn run(data: DataDir, file: &Path, given: CommandArgs, engine: EngineConfig)
     };
     let command = Command::load(&wasm, &data, bytes, config.grants()).with_context(refused)?;
     let services = Services {
-        library: Arc::new(Library::new(ModelStore::new(data.clone()), Engine::start(engine)?)),
+        library: Arc::new(Library::new(ModelStore::new(data.clone()), engine.start()?)),
         stores: Arc::new(Stores::new(data.root().join("stores"))),
         tls: Tls::new(&[])?,
         budgets: Arc::default(),

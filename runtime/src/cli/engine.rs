@@ -1,17 +1,21 @@
 //! Settings of the engine that `hob run`, `hob bench` and `hob serve` share.
 
 use std::fmt::Display;
+use std::str::FromStr;
 
-use hob_gpu::{Activations, CodePath, EngineConfig, EngineDevice, KvType, Quantize};
+use anyhow::Context as _;
+use hob_gpu::ops::cuda::cards;
+use hob_gpu::{Activations, CodePath, EngineConfig, EngineDevice, Engines, KvType, Quantize};
 
 const KV_TYPES: &[KvType] = &[KvType::F16, KvType::Q8_0, KvType::F32];
 const ACTIVATIONS: &[Activations] = &[Activations::Q8, Activations::F32];
 
 #[derive(clap::Args)]
 pub struct EngineArgs {
-    /// What computes: cpu, cuda or cuda:1 (NVIDIA cards, as `hob gpu check` numbers them)
-    #[arg(long, env = "HOB_DEVICE", value_name = "DEVICE", default_value_t)]
-    device: EngineDevice,
+    /// What computes: cpu, cuda or cuda:1 (NVIDIA cards, as `hob gpu check` numbers them), cuda:all; or several, as in
+    /// cuda:0,cuda:1,cpu: each model is on one of them, on the processor only if no card can have it
+    #[arg(long, env = "HOB_DEVICE", value_name = "DEVICE", value_delimiter = ',', default_value = "cpu")]
+    device: Vec<Devices>,
     /// Threads for inference [default: one a core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -27,25 +31,75 @@ pub struct EngineArgs {
     /// Memory for models, as in 900MB or 16GB [default: most of the machine's]
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     model_memory: Option<u64>,
+    /// Memory for keys and values of each device, as in 2GB [default: 1 GiB]
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    kv_memory: Option<u64>,
+    /// Memory of the host that copies of cards' models may take, locked, as in 16GB: a model that has one is back on its card at the
+    /// bus's rate [default: none; files that the system keeps in memory come nearly as fast]
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    copy_memory: Option<u64>,
     /// Make the matrices that models have as floats smaller: q8_0 or q4_0
     #[arg(long, value_name = "TYPE")]
     quantize: Option<Quantize>,
 }
 
 impl EngineArgs {
-    /// What they mean for the engine.
+    /// Starts an engine on each device.
+    ///
+    /// # Errors
+    /// See [`hob_gpu::StartError`].
+    pub fn start(&self) -> anyhow::Result<Engines> {
+        Ok(Engines::start(&self.config(), &self.devices()?)?)
+    }
+
+    /// What computes.
+    ///
+    /// # Errors
+    /// If all cards are asked for, and the driver does not say which these are.
+    pub fn devices(&self) -> anyhow::Result<Vec<EngineDevice>> {
+        let mut all = Vec::new();
+        for device in &self.device {
+            match device {
+                Devices::One(device) => all.push(*device),
+                Devices::AllCards => {
+                    let cards = cards().context("cannot start on cuda:all")?;
+                    anyhow::ensure!(!cards.is_empty(), "cannot start on cuda:all: the driver sees no card");
+                    all.extend(cards.iter().map(|card| EngineDevice::Cuda { ordinal: card.ordinal }));
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// What the rest means for each engine.
     pub fn config(&self) -> EngineConfig {
         let default = EngineConfig::default();
         EngineConfig {
-            device: self.device,
             threads: self.threads.unwrap_or(default.threads),
             model_bytes: self.model_memory,
+            copy_bytes: self.copy_memory.unwrap_or(default.copy_bytes),
             code_path: self.code_path,
+            kv_bytes: self.kv_memory.unwrap_or(default.kv_bytes),
             kv_type: self.kv,
             activations: self.activations,
             quantize: self.quantize,
             ..default
         }
+    }
+}
+
+/// One device, or some.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Devices {
+    One(EngineDevice),
+    AllCards,
+}
+
+impl FromStr for Devices {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "cuda:all" { Ok(Self::AllCards) } else { text.parse().map(Self::One) }
     }
 }
 
@@ -72,7 +126,15 @@ fn bytes(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::bytes;
+    use super::{Devices, bytes};
+    use hob_gpu::EngineDevice;
+
+    #[test]
+    fn all_cards_are_a_device_too() {
+        assert_eq!("cuda:all".parse(), Ok(Devices::AllCards));
+        assert_eq!("cuda:1".parse(), Ok(Devices::One(EngineDevice::Cuda { ordinal: 1 })));
+        assert!("all".parse::<Devices>().is_err());
+    }
 
     #[test]
     fn sizes_have_units() {

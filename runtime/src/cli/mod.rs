@@ -1,6 +1,7 @@
 //! The command line: one file for each subcommand.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person
 
+mod again;
 mod bench;
 mod command;
 mod deploy;

@@ -57,6 +57,11 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t = Share::Tenant)]
         share: Share,
     },
+    /// Give back the memory that a model takes in a running server, or stop its load; one that is in use stays
+    Evict {
+        /// A name from `hob models ps`
+        name: ModelName,
+    },
     /// Show what is known about a model, and what it takes to run it
     Show {
         /// A name from `hob models list`, a .gguf file, or a folder with a safetensors checkpoint
@@ -112,6 +117,13 @@ pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
         }
         Command::Keep { name, warm, pin, idle, priority, share } => {
             keep(&here_only("keep")?, &name, Keep { warm, pinned: pin, idle_s: idle, priority, share })
+        }
+        Command::Evict { name } => {
+            match global.client()?.evict(&name)? {
+                true => println!("{name} is out of memory; whoever asks for it has it loaded again"),
+                false => println!("{name} was not in memory"),
+            }
+            Ok(())
         }
         Command::Show { model: ModelRef::Stored(name) } if global.is_elsewhere() => {
             println!("{}", serde_json::to_string_pretty(&global.client()?.stored_model(&name)?)?);

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use hob_gpu::{Ask, Engine, Event, Message, Prompt, Role, Sampling, Tokens};
+use hob_gpu::{Ask, Event, Message, Prompt, Role, Sampling, Tokens};
 
 use super::command::{self, CommandArgs};
 use super::engine::EngineArgs;
@@ -47,11 +47,11 @@ pub fn run(data: DataDir, args: Args) -> anyhow::Result<()> {
         if args.prompt.is_some() {
             bail!("a command takes its arguments after `--`: hob run {} -- ARGS", args.what);
         }
-        return command::run(data, Path::new(&args.what), args.command, args.engine.config());
+        return command::run(data, Path::new(&args.what), args.command, args.engine);
     }
     let reference: ModelRef = args.what.parse()?;
     let prompt_text = args.prompt.clone().context("say what to ask the model: hob run MODEL PROMPT")?;
-    let library = Library::new(ModelStore::new(data), Engine::start(args.engine.config())?);
+    let library = Library::new(ModelStore::new(data), args.engine.start()?);
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     runtime.block_on(async {
         let model = library.join_ref(&reference).await?;
@@ -100,6 +100,6 @@ fn report(tokens: &Tokens, library: &Library) {
         usage.generated_tokens,
         rate(usage.generated_tokens.saturating_sub(1), timing.decode),
         timing.first_token.unwrap_or_default().as_secs_f64() * 1e3,
-        library.engine().runs_on(),
+        library.engines().runs_on(),
     );
 }

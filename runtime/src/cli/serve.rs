@@ -6,15 +6,33 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use hob_gpu::StartError;
 
+use super::again::Again;
 use super::engine::EngineArgs;
 use crate::api::{Control, ControlConfig};
 use crate::data::DataDir;
-use crate::function_host::{Host, HostConfig};
+use crate::function_host::{Host, HostConfig, HostError};
 use crate::instance::engine::PoolConfig;
 use crate::model_api::{KeyRule, ModelApiConfig};
 use crate::server::{Server, ServerConfig, ServerTls};
 use crate::telemetry::Collector;
+
+/// How often a card is looked at.
+const CARD_LOOK: Duration = Duration::from_millis(100);
+/// How long a process that has started again waits for its card.
+const CARD_PATIENCE: Duration = Duration::from_secs(300);
+/// How long what needs no card may go on when one has failed: those who come wait for the process that follows.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
+
+/// What is done when a card has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum OnCardFault {
+    /// Start again, with the same listeners
+    Restart,
+    /// Go on without: what asks for it is refused, and /health says so
+    Stay,
+}
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -48,6 +66,9 @@ pub struct Args {
     /// When it is asked to stop: how long what runs may go on, in seconds, while new requests are refused
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     drain: u32,
+    /// When a card has failed, which a process cannot mend: start again in place, or go on without it
+    #[arg(long, value_enum, default_value = "restart", value_name = "WHAT")]
+    on_card_fault: OnCardFault,
     /// Answers without the Server-Timing header, which says where their time went
     #[arg(long)]
     no_server_timing: bool,
@@ -108,18 +129,20 @@ pub fn run(data: DataDir, args: Args) -> anyhow::Result<()> {
 
 async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
     let started = Instant::now();
-    let host = open(data, &args).await?;
-    let config = server_config(&args)?;
+    let mut again = Again::from_environment();
+    let host = open_again(data, &args, &again).await?;
+    let mut config = server_config(&args)?;
     let workers = config.threads;
-    let server = Server::start(host.clone(), config)
-        .await
-        .with_context(|| format!("cannot listen on {}; choose another address with --listen", args.listen))?;
-    let models = models_server(&host, &args).await?;
-    let control = Control::start(host.clone(), control_config(&args)?, server.address())
-        .await
-        .with_context(|| format!("cannot listen on {}; choose another address with --control", args.control))?;
+    let where_else = || format!("cannot listen on {}; choose another address with --listen", args.listen);
+    config.listener = Some(Arc::new(again.listen("data", args.listen).await.with_context(where_else)?));
+    let server = Server::start(host.clone(), config).await.with_context(where_else)?;
+    let models = models_server(&host, &args, &mut again).await?;
+    let where_else = || format!("cannot listen on {}; choose another address with --control", args.control);
+    let mut config = control_config(&args)?;
+    config.listener = Some(Arc::new(again.listen("control", args.control).await.with_context(where_else)?));
+    let control = Control::start(host.clone(), config, server.address()).await.with_context(where_else)?;
     let functions = host.functions();
-    let engine = host.library().engine();
+    let engine = host.library().engines();
     let scheme = if args.tls_cert.is_some() { "https" } else { "http" };
     eprintln!("Serving HTTP on {scheme}://{}/", server.address());
     tracing::info!(
@@ -127,12 +150,51 @@ async fn serve(data: DataDir, args: Args) -> anyhow::Result<()> {
         code_path = %engine.runs_on(), activations = %engine.config().activations, kv = %engine.config().kv_type,
         threads = engine.config().threads, workers, ready_ms = started.elapsed().as_millis() as u64, "hob is ready",
     );
-    stop_signal().await?;
-    stop(&host, [Some(server), models], Duration::from_secs(args.drain.into())).await?;
+    let patience = Duration::from_secs(args.drain.into());
+    let lost = tokio::select! {
+        signal = stop_signal() => signal.map(|()| false)?,
+        () = card_fails(&host, &again), if args.on_card_fault == OnCardFault::Restart => true,
+    };
+    if lost {
+        tracing::error!("a card has failed; hob starts again, with the same listeners");
+        stop(&host, [Some(server), models], patience.min(LAST_ANSWERS)).await?;
+        tokio::task::spawn_blocking(move || host.usage().stop()).await?;
+        return Err(again.start()).context("cannot start again after a card has failed");
+    }
+    stop(&host, [Some(server), models], patience).await?;
     drop(control);
     // Here, and not when the last who holds the host lets go of it: what was used is on disk when the process ends.
     tokio::task::spawn_blocking(move || host.usage().stop()).await?;
     Ok(())
+}
+
+/// Waits until a card has failed, and for a while if that happens again and again: the rest of the host works meanwhile.
+async fn card_fails(host: &Host, again: &Again) {
+    while !host.library().engines().is_lost() {
+        tokio::time::sleep(CARD_LOOK).await;
+    }
+    tokio::time::sleep(again.pause()).await;
+}
+
+/// Opens the host. A process that has started again does not give up at once: a card may need a while.
+async fn open_again(data: DataDir, args: &Args, again: &Again) -> anyhow::Result<Arc<Host>> {
+    let started = Instant::now();
+    loop {
+        match open(data.clone(), args).await {
+            Err(error) if again.is_again() && is_card(&error) && started.elapsed() < CARD_PATIENCE => {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "the card is not back yet; it is tried again in a second"
+                );
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
+fn is_card(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(HostError::Engine(StartError::Card { .. })))
 }
 
 /// Takes no more work, and lets what runs end: for `patience` at most, or until a second signal.
@@ -177,11 +239,13 @@ fn server_config(args: &Args) -> anyhow::Result<ServerConfig> {
 }
 
 /// The model APIs' own listener, if they are to have one.
-async fn models_server(host: &Arc<Host>, args: &Args) -> anyhow::Result<Option<Server>> {
+async fn models_server(host: &Arc<Host>, args: &Args, again: &mut Again) -> anyhow::Result<Option<Server>> {
     let Some(listen) = args.models.model_listen else { return Ok(None) };
-    let config = ServerConfig { listen, models: args.models.config(), models_only: true, ..server_config(args)? };
-    let server = Server::start(host.clone(), config).await;
-    let server = server.with_context(|| format!("cannot listen on {listen}; choose another with --model-listen"))?;
+    let where_else = || format!("cannot listen on {listen}; choose another with --model-listen");
+    let listener = Some(Arc::new(again.listen("models", listen).await.with_context(where_else)?));
+    let models = args.models.config();
+    let config = ServerConfig { listen, listener, models, models_only: true, ..server_config(args)? };
+    let server = Server::start(host.clone(), config).await.with_context(where_else)?;
     tracing::info!(listen = %server.address(), "the model APIs have a listener of their own");
     Ok(Some(server))
 }
@@ -193,6 +257,7 @@ async fn open(data: DataDir, args: &Args) -> anyhow::Result<Arc<Host>> {
     let config = HostConfig {
         pool,
         engine: args.engine.config(),
+        devices: args.engine.devices()?,
         egress_roots: args.egress_ca.clone(),
         hide_timing: args.no_server_timing,
         traces,

@@ -28,8 +28,8 @@ impl Host {
             }
         }
         let gauges = || {
-            let engine = self.services.library.engine();
-            Gauges { functions: table.functions().count(), models: engine.models(), engine: engine.stats() }
+            let engines = self.services.library.engines();
+            Gauges { functions: table.functions().count(), models: engines.models(), engine: engines.stats() }
         };
         let mut tokens = self.usage.tokens();
         let seen = |name: &str| name.parse().map_or(tenant.is_none(), |name| sees(&name));

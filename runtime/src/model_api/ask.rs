@@ -113,7 +113,7 @@ impl Call {
             }
             self.keep(&stored.name, stay).await;
             // One that is in use goes when it is not.
-            let _ = self.host.library().engine().evict(&stored.digest.to_string());
+            let _ = self.host.library().engines().evict(&stored.digest.to_string());
             return Ok("unload");
         }
         let found = self.join(name).await?;

@@ -35,7 +35,7 @@ impl Health {
         if host.is_draining() {
             return body::json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": "stopping" }));
         }
-        if host.library().engine().is_lost() {
+        if host.library().engines().is_lost() {
             return body::json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": "device lost" }));
         }
         match waits {
@@ -50,7 +50,7 @@ impl Health {
     /// The model that has not made a token yet, if there is one; it is asked for one.
     fn waits_for(&self, library: &Arc<Library>) -> Option<ModelName> {
         let warm = library.store().list().unwrap_or_default().into_iter().filter(|model| model.keep.warm);
-        let models = library.engine().models();
+        let models = library.engines().models();
         let resident = |digest: &str| models.iter().any(|m| m.digest == digest && m.state == ModelState::Resident);
         let mut first = None;
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);

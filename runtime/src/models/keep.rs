@@ -80,11 +80,11 @@ pub(crate) fn start(library: &Arc<Library>) -> std::io::Result<()> {
         let mut evictions = 0;
         while let Some(library) = weak.upgrade() {
             library.apply_wishes();
-            let gone = library.engine().evict_expired();
+            let gone = library.engines().evict_expired();
             if gone > 0 {
                 tracing::info!(models = gone, "unused for as long as they may be");
             }
-            let so_far = library.engine().evictions();
+            let so_far = library.engines().evictions();
             if std::mem::replace(&mut evictions, so_far) != so_far {
                 hob_gpu::measure::give_back();
             }

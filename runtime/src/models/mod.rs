@@ -25,7 +25,7 @@ pub mod wanted;
 use std::path::Path;
 use std::time::Duration;
 
-use hob_gpu::{Engine, JoinError, Model, ModelSource};
+use hob_gpu::{Engines, JoinError, Model, ModelSource};
 
 use crate::names::{ModelName, ModelRef};
 use keep::Share;
@@ -51,17 +51,17 @@ pub enum JoinRefusal {
     Fault(String),
 }
 
-/// The models of a host: the store on disk, and the engine that holds those in use.
+/// The models of a host: the store on disk, and the engines that hold those in use.
 pub struct Library {
     store: ModelStore,
-    engine: Engine,
+    engines: Engines,
     stays: Stays,
 }
 
 impl Library {
-    /// The models of `store`, to be run by `engine`.
-    pub fn new(store: ModelStore, engine: Engine) -> Self {
-        Self { store, engine, stays: Stays::default() }
+    /// The models of `store`, to be run by an engine, or several.
+    pub fn new(store: ModelStore, engines: impl Into<Engines>) -> Self {
+        Self { store, engines: engines.into(), stays: Stays::default() }
     }
 
     /// The models on disk.
@@ -69,9 +69,9 @@ impl Library {
         &self.store
     }
 
-    /// The engine.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
+    /// The engines.
+    pub fn engines(&self) -> &Engines {
+        &self.engines
     }
 
     /// Whether the store has a model of this name.
@@ -83,7 +83,7 @@ impl Library {
     pub fn is_resident(&self, name: &ModelName) -> bool {
         let Ok(entry) = self.store.get(name) else { return false };
         let digest = entry.digest.to_string();
-        self.engine.resident().iter().any(|model| model.digest == digest)
+        self.engines.resident().iter().any(|model| model.digest == digest)
     }
 
     /// The right to use a model; it is loaded first if it is not resident.
@@ -110,7 +110,7 @@ impl Library {
             digest: entry.digest.to_string(),
         };
         let policy = self.stays.over(&source.digest, entry.keep.policy());
-        let joined = self.engine.join_as(&source, Some(policy)).await;
+        let joined = self.engines.join_as(&source, Some(policy)).await;
         let shared = entry.keep.share == Share::All;
         joined.map(|model| model.sharing_prefixes(shared)).map_err(|error| join_refusal(name, error))
     }
@@ -124,7 +124,7 @@ impl Library {
         let shown = path.display();
         let path = path.canonicalize().map_err(|error| fault(&shown, &error))?;
         let source = ModelSource { name: shown.to_string(), digest: format!("path:{}", path.display()), path };
-        self.engine.join(&source).await.map_err(|error| join_refusal(&shown, error))
+        self.engines.join(&source).await.map_err(|error| join_refusal(&shown, error))
     }
 
     /// The right to use what the command line names.
@@ -140,7 +140,7 @@ impl Library {
 
     /// Has the engine do as the store says of models that are in memory already.
     fn apply_wishes(&self) {
-        let models = self.engine.models();
+        let models = self.engines.models();
         self.stays.keep_only(&models.iter().map(|model| model.digest.clone()).collect());
         for model in models {
             let Some(name) = model.name.parse().ok() else { continue };
@@ -149,7 +149,7 @@ impl Library {
             {
                 let policy = self.stays.over(&model.digest, stored.keep.policy());
                 if policy != model.policy {
-                    self.engine.set_policy(&model.digest, policy);
+                    self.engines.set_policy(&model.digest, policy);
                 }
             }
         }
@@ -163,7 +163,7 @@ impl Library {
         let stored = self.store.get(name)?;
         let digest = stored.digest.to_string();
         self.stays.set(digest.clone(), stay);
-        self.engine.set_policy(&digest, self.stays.over(&digest, stored.keep.policy()));
+        self.engines.set_policy(&digest, self.stays.over(&digest, stored.keep.policy()));
         Ok(())
     }
 
@@ -176,20 +176,20 @@ impl Library {
         let freed = self.store.remove(name)?;
         let needed = self.store.list()?.iter().any(|model| Some(model.digest) == digest);
         if let Some(digest) = digest.filter(|_| !needed)
-            && let Err(error) = self.engine.evict(&digest.to_string())
+            && let Err(error) = self.engines.evict(&digest.to_string())
         {
             tracing::info!(%digest, %error, "removed, and in use still");
         }
         Ok(freed)
     }
 
-    /// Gives back the memory of a model that nobody uses. `false` if it was not resident.
+    /// Gives back the memory of a model that nobody uses, or stops its load. `false` if it was neither.
     ///
     /// # Errors
     /// A sentence, when it is in use or unknown.
     pub fn evict(&self, name: &ModelName) -> anyhow::Result<bool> {
         let entry = self.store.get(name)?;
-        Ok(self.engine.evict(&entry.digest.to_string())?)
+        Ok(self.engines.evict(&entry.digest.to_string())?)
     }
 }
 

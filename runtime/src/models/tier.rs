@@ -10,7 +10,7 @@ use super::store::{Manifest, ModelStore};
 pub enum Tier {
     /// In the memory of a device: its next token can be computed at once.
     Device,
-    /// Its file is in the host's memory: it is loaded without reading a disk.
+    /// Its file, or a copy made for cards, is in the host's memory: it is loaded without reading a disk.
     HostMemory,
     /// On disk, at least in part.
     Disk,

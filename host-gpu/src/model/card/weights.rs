@@ -1,8 +1,9 @@
 //! The weights of a model on a card.
 
 use crate::model::weights::{Layer, MatrixAt, Out, Weights};
+use crate::ops::cuda::copies::Copies;
 use crate::ops::cuda::matrix::DeviceMatrix;
-use crate::ops::cuda::upload::{Cut, Follow, upload};
+use crate::ops::cuda::upload::{Cut, Follow, Raw, upload};
 use crate::ops::cuda::{Buffer, CudaError, Device};
 use std::sync::Arc;
 
@@ -50,11 +51,17 @@ pub(crate) struct OnCard {
 }
 
 impl OnCard {
-    /// Copies weights to the card; `follow` is told how far it is, and says whether to go on.
+    /// Copies weights to the card; `follow` is told how far it is, and says whether to go on. Of `copies` it takes, or makes, the one of
+    /// this digest, if there are such and there is room.
     ///
     /// # Errors
-    /// `NoMemory`, `Stopped`
-    pub(crate) fn load(device: &Device, w: &Weights, follow: Follow<'_>) -> Result<Self, CudaError> {
+    /// `NoMemory`, `File`, `Stopped`
+    pub(crate) fn load(
+        device: &Device,
+        w: &Weights,
+        copies: Option<(&Arc<Copies>, &str)>,
+        follow: Follow<'_>,
+    ) -> Result<Self, CudaError> {
         // Beside what computes.
         let device = &device.beside()?;
         let matrix = |at: &MatrixAt| DeviceMatrix::empty(device, &w.matrix(at));
@@ -93,10 +100,28 @@ impl OnCard {
         // Now, and not while the first to ask waits.
         loaded.matrices().try_for_each(|matrix| device.compile(&[matrix.module()]))?;
         // In the order of `matrices`, which has the embedding again where it is the head.
-        let head = loaded.head.as_ref().map(|_| w.matrix(&w.head).bytes);
-        let bytes = w.layers.iter().flat_map(matrices).map(|at| w.matrix(at).bytes);
-        let bytes = bytes.chain([w.matrix(&w.embedding).bytes]).chain(head);
-        upload(device, &loaded.matrices().zip(bytes).collect::<Vec<_>>(), Cut::default(), follow)?;
+        let head = loaded.head.as_ref().map(|_| w.raw(&w.head));
+        let raw = w.layers.iter().flat_map(matrices).map(|at| w.raw(at));
+        let raw = raw.chain([w.raw(&w.embedding)]).chain(head);
+        let pairs: Vec<(&DeviceMatrix, Raw<'_>)> = loaded.matrices().zip(raw).collect();
+        let bytes = pairs.iter().map(|(_, raw)| raw.bytes.len() as u64).sum();
+        let copy = copies.and_then(|(copies, digest)| Some((copies, digest, copies.of(digest, bytes)?)));
+        let Some((copies, digest, copy)) = copy else {
+            upload(device, &pairs, Cut::default(), None, follow)?;
+            return Ok(loaded);
+        };
+        let uploaded = upload(device, &pairs, Cut::default(), Some(&copy), follow);
+        drop(copy);
+        copies.note(digest, uploaded.is_ok());
+        match uploaded {
+            // A model is worth more than its copy.
+            Err(CudaError::NoLocked { needed }) => {
+                tracing::warn!(digest, needed, "no memory can be locked for a copy; the model is loaded without one");
+                upload(device, &pairs, Cut::default(), None, follow)?;
+            }
+            uploaded => uploaded?,
+        }
+        drop(pairs);
         Ok(loaded)
     }
 

@@ -9,11 +9,17 @@ use std::sync::Arc;
 
 impl Weights {
     /// Replaces matrices of floats by quantised ones in memory, on `threads` threads, and lets go of the
-    /// files if nothing is left in them; `done` is told how many of the files' bytes were read, of how many.
+    /// files if nothing is left in them; `done` is told how many of the files' bytes were read, of how many. Where it says `false`,
+    /// it stops, and the weights are of no use.
     ///
     /// # Errors
     /// `Corrupt` for a matrix with weights that no block can hold.
-    pub fn quantize(&mut self, to: Quantize, threads: usize, done: impl Fn(u64, u64)) -> Result<(), FormatError> {
+    pub fn quantize(
+        &mut self,
+        to: Quantize,
+        threads: usize,
+        done: impl Fn(u64, u64) -> bool,
+    ) -> Result<(), FormatError> {
         let tied = self.head.is(&self.embedding);
         let mut made = std::mem::take(&mut self.made);
         let mut replaced: HashMap<usize, MatrixAt> = HashMap::new();
@@ -27,7 +33,9 @@ impl Weights {
                 made.push(bytes);
             }
             read += at.bytes.len() as u64;
-            done(read, total);
+            if !done(read, total) {
+                return Ok(());
+            }
         }
         for (n, at) in self.matrices_mut().into_iter().enumerate() {
             if let Some(quantized) = replaced.remove(&n) {

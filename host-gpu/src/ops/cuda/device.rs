@@ -57,6 +57,20 @@ pub enum CudaError {
         /// Bytes that we may use.
         budget: u64,
     },
+    /// The system locks no more memory for it.
+    #[error(
+        "the system gives no {needed} bytes of memory that a card reads directly; lower the copies in the host's memory, or raise what may be locked"
+    )]
+    NoLocked {
+        /// Bytes that were asked for.
+        needed: u64,
+    },
+    /// A model's file could not be read.
+    #[error("its file cannot be read: {reason}")]
+    File {
+        /// What the system said.
+        reason: String,
+    },
     /// A load was stopped, since nobody is there any more to use the model.
     #[error("the load was stopped")]
     Stopped,
@@ -354,19 +368,23 @@ impl Device {
         self.wait()
     }
 
-    /// Copies all of `from` to the beginning of `to`, once all that was asked for before is done.
+    /// Asks for a copy of all of `from` at the beginning of `to`. It is there after [`Device::wait`].
     ///
     /// # Errors
-    /// `Shape` if there is no room for it; and what went wrong on the card until now.
-    pub fn fetch<T: Pod>(&self, from: View<'_, T>, to: &mut Pinned) -> Result<(), CudaError> {
+    /// `Shape` if there is no room for it; what the driver says.
+    ///
+    /// # Safety
+    /// Until then nobody looks at `to`, and both live.
+    pub unsafe fn fetch<T: Pod>(&self, from: View<'_, T>, to: &mut Pinned) -> Result<(), CudaError> {
         // SAFETY: nothing else writes to it: earlier copies are on this stream.
         let to = unsafe { to.bytes_now() };
         let bytes: View<'_, u8> = from.cast();
         let len = to.len();
-        match to.get_mut(..bytes.len) {
-            Some(to) => self.read(bytes, to),
-            None => Err(shape(format!("{} bytes to a place for {len}", bytes.len))),
-        }
+        let to = to.get_mut(..bytes.len).ok_or_else(|| shape(format!("{} bytes to a place for {len}", bytes.len)))?;
+        self.bind()?;
+        // SAFETY: the view is of a buffer that has so many bytes; the rest is the caller's promise.
+        unsafe { result::memcpy_dtoh_async(to, bytes.address, self.stream.cu_stream()) }
+            .map_err(failed("copying from the card"))
     }
 
     /// All of a buffer.
@@ -397,12 +415,16 @@ impl Device {
     /// Memory of this process that the driver has locked, all zero: it is copied from several times as fast.
     ///
     /// # Errors
-    /// What the driver says.
+    /// `NoLocked`; what the driver says.
     pub fn pinned(&self, len: usize) -> Result<Pinned, CudaError> {
         self.bind()?;
         // SAFETY: asks for memory, and then clears it.
         let address = unsafe {
-            let address = result::malloc_host(len.max(1), 0).map_err(failed("locking memory"))?.cast::<u8>();
+            let address = result::malloc_host(len.max(1), 0).map_err(|error| match error.0 {
+                sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => CudaError::NoLocked { needed: len as u64 },
+                _ => failed("locking memory")(error),
+            })?;
+            let address = address.cast::<u8>();
             address.write_bytes(0, len);
             address
         };

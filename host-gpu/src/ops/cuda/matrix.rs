@@ -92,7 +92,7 @@ impl DeviceMatrix {
     }
 
     /// All of it.
-    pub(super) fn data(&self) -> View<'_, u8> {
+    pub fn data(&self) -> View<'_, u8> {
         self.data.view()
     }
 

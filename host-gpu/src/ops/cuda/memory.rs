@@ -60,8 +60,20 @@ pub struct Pinned {
 
 // SAFETY: it is memory like any other, and its own.
 unsafe impl Send for Pinned {}
+// SAFETY: who shares it only reads.
+unsafe impl Sync for Pinned {}
 
 impl Pinned {
+    /// How many bytes there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// All of it.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: the driver gave so many bytes, which were written.

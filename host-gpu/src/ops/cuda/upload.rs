@@ -1,16 +1,21 @@
 //! Weights on their way to a card: `kernels/rows.cu`, `split`.
 //!
 //! The driver copies from locked memory at the bus's rate, and meanwhile the processor is free; what lies in a mapped file it would first copy
-//! itself. So each of a few threads has two pieces of locked memory, and fills one while the other is on its way. Blocks become planes on
-//! the card, piece by piece.
+//! itself. So each of a few threads has two pieces of locked memory, and fills one from the file while the other is on its way. Where
+//! copies are kept ([`super::copies`]), each piece stays instead, and the next time nothing is read. Blocks become planes on the card,
+//! piece by piece.
 
 #![expect(unsafe_code, reason = "launches kernels, which take addresses")]
 
 use super::argument::Arg;
+use super::copies::Copy;
 use super::device::{CudaError, Device, int, shape};
 use super::matrix::DeviceMatrix;
 use super::memory::{Buffer, Mark, Pinned};
+use crate::format::mapped::Mapped;
+use crate::format::reader::{Reader, SLACK};
 use crate::ops::cpu::matmul::Matrix;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -21,18 +26,35 @@ pub struct Cut {
     pub threads: usize,
     /// Bytes of a piece, or one block if that is more. Each thread has two, here and on the card.
     pub bytes: usize,
+    /// Whether files are read past the page cache; `None` asks their sizes: see [`Reader`].
+    pub past_cache: Option<bool>,
 }
 
 impl Default for Cut {
     /// Four threads, or as many as there are cores: one alone may copy more slowly than the bus takes it.
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { threads: cores.min(4), bytes: 4 << 20 }
+        Self { threads: cores.min(4), bytes: 4 << 20, past_cache: None }
     }
 }
 
 /// Who follows an upload: it is told how many bytes are there, of how many, and says whether to go on.
 pub type Follow<'a> = &'a (dyn Fn(u64, u64) -> bool + Sync);
+
+/// What a matrix is filled with.
+#[derive(Clone, Copy, Debug)]
+pub struct Raw<'a> {
+    /// Its blocks.
+    pub bytes: &'a [u8],
+    /// The file that these are mapped from, and where in it they begin, if they are: then they are read, not touched.
+    pub file: Option<(&'a Mapped, usize)>,
+}
+
+impl<'a> From<&'a [u8]> for Raw<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self { bytes, file: None }
+    }
+}
 
 impl DeviceMatrix {
     /// Copies `w` to the card, as planes.
@@ -41,7 +63,7 @@ impl DeviceMatrix {
     /// `NoMemory`, or `Shape` for a matrix that is larger than kernels count.
     pub fn upload(device: &Device, w: &Matrix<'_>) -> Result<Self, CudaError> {
         let matrix = Self::empty(device, w)?;
-        upload(device, &[(&matrix, w.bytes)], Cut::default(), &|_, _| true)?;
+        upload(device, &[(&matrix, w.bytes.into())], Cut::default(), None, &|_, _| true)?;
         Ok(matrix)
     }
 }
@@ -52,6 +74,8 @@ struct Job<'a> {
     /// The first of them.
     first: usize,
     raw: &'a [u8],
+    /// Who reads them, and where.
+    reader: Option<(usize, Range<usize>)>,
 }
 
 /// Memory for one job.
@@ -63,26 +87,45 @@ struct Piece {
     free: Mark,
 }
 
-/// Fills each matrix with the bytes of its like in a file. All is there when it returns.
+/// Fills each matrix with the bytes of its like in a file. All is there when it returns. What `copy` has is not read again, and what it
+/// has not it gets.
 ///
 /// # Errors
-/// `Shape` for bytes that are not as many as the matrix has; `NoMemory`, if there is not even room for a piece; `Stopped`; what the
-/// driver says.
+/// `Shape` for bytes that are not as many as the matrix has; `NoMemory`, if there is not even room for a piece; `File`; `Stopped`; what
+/// the driver says.
 pub fn upload(
     device: &Device,
-    weights: &[(&DeviceMatrix, &[u8])],
+    weights: &[(&DeviceMatrix, Raw<'_>)],
     cut: Cut,
+    copy: Option<&Copy>,
     follow: Follow<'_>,
 ) -> Result<(), CudaError> {
-    if let Some((to, raw)) = weights.iter().find(|(to, raw)| to.data().len() != raw.len()) {
-        return Err(shape(format!("{} bytes for a matrix of {}", raw.len(), to.data().len())));
+    if let Some((to, raw)) = weights.iter().find(|(to, raw)| to.data().len() != raw.bytes.len()) {
+        return Err(shape(format!("{} bytes for a matrix of {}", raw.bytes.len(), to.data().len())));
     }
-    let total: usize = weights.iter().map(|(_, raw)| raw.len()).sum();
-    let jobs: Vec<Job<'_>> = weights.iter().flat_map(|(to, raw)| jobs(to, raw, cut.bytes)).collect();
+    let total: usize = weights.iter().map(|(_, raw)| raw.bytes.len()).sum();
+    let mut files: Vec<&Mapped> = Vec::new();
+    let mut jobs: Vec<Job<'_>> = Vec::new();
+    for (to, raw) in weights {
+        let at = raw.file.map(|(file, at)| {
+            let known = files.iter().position(|known| std::ptr::eq(*known, file));
+            let number = known.unwrap_or(files.len());
+            if known.is_none() {
+                files.push(file);
+            }
+            (number, at)
+        });
+        jobs.extend(jobs_of(to, raw.bytes, at, cut.bytes));
+    }
+    if let Some(copy) = copy {
+        copy.expect(jobs.len())?;
+    }
     // Matrices were cleared, and not on the streams that fill them.
     device.wait()?;
     let work = Work {
         jobs: &jobs,
+        readers: files.iter().map(|file| Reader::new(file, cut.past_cache)).collect(),
+        copy,
         next: AtomicUsize::new(0),
         done: AtomicU64::new(0),
         total: total as u64,
@@ -103,15 +146,28 @@ pub fn upload(
     }
 }
 
-fn jobs<'a>(to: &'a DeviceMatrix, raw: &'a [u8], bytes: usize) -> impl Iterator<Item = Job<'a>> {
+fn jobs_of<'a>(
+    to: &'a DeviceMatrix,
+    raw: &'a [u8],
+    file: Option<(usize, usize)>,
+    bytes: usize,
+) -> impl Iterator<Item = Job<'a>> {
     let block = to.block_bytes();
     let each = (bytes / block).max(1);
-    raw.chunks(each * block).enumerate().map(move |(n, raw)| Job { to, first: n * each, raw })
+    raw.chunks(each * block).enumerate().map(move |(n, raw)| {
+        let reader = file.map(|(number, at)| {
+            let from = at + n * each * block;
+            (number, from..from + raw.len())
+        });
+        Job { to, first: n * each, raw, reader }
+    })
 }
 
 /// What the threads of an upload share.
 struct Work<'a> {
     jobs: &'a [Job<'a>],
+    readers: Vec<Reader<'a>>,
+    copy: Option<&'a Copy>,
     next: AtomicUsize,
     /// Bytes that are there.
     done: AtomicU64,
@@ -124,11 +180,15 @@ struct Work<'a> {
 impl Work<'_> {
     /// Does jobs until there are none. One that only helps does without if there is no memory for it.
     fn run(&self, device: &Device, helps: bool) {
-        let pieces = device.beside().and_then(|device| Ok((Piece::pair(&device, self.largest())?, device)));
+        let pieces = device.beside().and_then(|device| Ok((self.pieces(&device)?, device)));
         let result = match pieces {
             Err(CudaError::NoMemory { .. }) if helps => Ok(()),
             Err(error) => Err(error),
-            Ok((mut pieces, device)) => self.carry(&device, &mut pieces),
+            Ok((mut pieces, device)) => {
+                let carried = self.carry(&device, &mut pieces);
+                // Nothing is on its way any more that others may let go of.
+                carried.and(device.wait())
+            }
         };
         if let Err(error) = result {
             self.ended.store(true, Ordering::Relaxed);
@@ -136,49 +196,69 @@ impl Work<'_> {
         }
     }
 
-    fn largest(&self) -> usize {
-        self.jobs.iter().map(|job| job.raw.len()).max().unwrap_or(0)
+    fn pieces(&self, device: &Device) -> Result<[Piece; 2], CudaError> {
+        let bytes = self.jobs.iter().map(|job| job.raw.len()).max().unwrap_or(0);
+        // What is copied has locked memory of its own.
+        let locked = if self.copy.is_some() { 0 } else { bytes + SLACK };
+        let piece = || Ok(Piece { locked: device.pinned(locked)?, stage: device.buffer(bytes)?, free: device.mark()? });
+        Ok([piece()?, piece()?])
     }
 
     fn carry(&self, device: &Device, pieces: &mut [Piece; 2]) -> Result<(), CudaError> {
         for turn in (0..2).cycle() {
-            let Some(job) = self.jobs.get(self.next.fetch_add(1, Ordering::Relaxed)) else { break };
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(job) = self.jobs.get(number) else { break };
             if self.ended.load(Ordering::Relaxed) {
                 break;
             }
-            pieces[turn].send(device, job)?;
+            let piece = &mut pieces[turn];
+            match self.copy {
+                None => {
+                    // SAFETY: the mark is set behind what reads them, and where it could not be, nobody comes here again.
+                    let locked = unsafe { piece.locked.bytes_after(&piece.free)? };
+                    let part = self.read(job, locked)?;
+                    send(device, job, &locked[part], &piece.stage)?;
+                }
+                // Its stage is used by this stream alone, in order.
+                Some(copy) => {
+                    let read = |locked: &mut [u8]| self.read(job, locked);
+                    send(device, job, copy.piece(device, number, job.raw.len() + SLACK, read)?, &piece.stage)?;
+                }
+            }
+            piece.free.set(device)?;
             let bytes = job.raw.len() as u64;
             let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
             if !(self.follow)(done, self.total) {
                 return Err(CudaError::Stopped);
             }
         }
-        device.wait()
+        Ok(())
+    }
+
+    /// Brings a job's bytes to locked memory, to the part of it that is returned.
+    fn read(&self, job: &Job<'_>, locked: &mut [u8]) -> Result<Range<usize>, CudaError> {
+        match &job.reader {
+            Some((number, range)) => self.readers[*number]
+                .read(range.clone(), locked)
+                .map_err(|error| CudaError::File { reason: error.to_string() }),
+            None => {
+                let part = 0..job.raw.len();
+                locked[part.clone()].copy_from_slice(job.raw);
+                Ok(part)
+            }
+        }
     }
 }
 
-impl Piece {
-    fn pair(device: &Device, bytes: usize) -> Result<[Self; 2], CudaError> {
-        let piece = || Ok(Self { locked: device.pinned(bytes)?, stage: device.buffer(bytes)?, free: device.mark()? });
-        Ok([piece()?, piece()?])
+/// Sends a job's bytes, which lie in locked memory. They are on their way when it returns.
+fn send(device: &Device, job: &Job<'_>, locked: &[u8], stage: &Buffer<u8>) -> Result<(), CudaError> {
+    let Job { to, first, .. } = *job;
+    if to.takes_bytes() {
+        device.write(stage.view(), locked)?;
+        return split(device, stage, locked.len(), first, to);
     }
-
-    /// Sends a job's bytes. They are on their way when it returns.
-    fn send(&mut self, device: &Device, job: &Job<'_>) -> Result<(), CudaError> {
-        let Job { to, first, raw } = *job;
-        // SAFETY: the mark is set behind what reads them, and where it could not be, nobody comes here again.
-        let locked = unsafe { self.locked.bytes_after(&self.free)? };
-        let Some(locked) = locked.get_mut(..raw.len()) else { return Err(shape("a piece that is too small".into())) };
-        locked.copy_from_slice(raw);
-        if to.takes_bytes() {
-            device.write(self.stage.view(), locked)?;
-            split(device, &self.stage, raw.len(), first, to)?;
-        } else {
-            let at = first * to.block_bytes();
-            device.write(to.data().part(at..at + raw.len()), locked)?;
-        }
-        self.free.set(device)
-    }
+    let at = first * to.block_bytes();
+    device.write(to.data().part(at..at + locked.len()), locked)
 }
 
 /// Makes planes of `bytes` bytes of blocks, of which the first is number `first` of the matrix.

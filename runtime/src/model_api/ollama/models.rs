@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hob_gpu::EngineDevice;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body::Frame;
 use http_body_util::BodyExt as _;
@@ -120,7 +121,7 @@ pub(in crate::model_api) fn ps(host: &Arc<Host>) -> Result<Response<Body>, Refus
     let library = host.library();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let (known, mut models) = (library.store().list()?, Vec::new());
-    for resident in library.engine().resident() {
+    for resident in library.engines().resident() {
         // The name it was loaded under may have gone; another may stand for the same.
         let same: Vec<_> = known.iter().filter(|model| model.digest.to_string() == resident.digest).collect();
         let named = same.iter().find(|model| model.name.as_str() == resident.name).or(same.first());
@@ -130,7 +131,7 @@ pub(in crate::model_api) fn ps(host: &Arc<Host>) -> Result<Response<Body>, Refus
         let left = resident.expires_in.unwrap_or(Duration::from_secs(100 * 365 * 86_400));
         let mut line = tag(&stored);
         line["size"] = resident.bytes.into();
-        line["size_vram"] = if resident.device == "cpu" { 0 } else { resident.bytes }.into();
+        line["size_vram"] = if resident.device == EngineDevice::Cpu { 0 } else { resident.bytes }.into();
         line["expires_at"] = at(now + left).into();
         line["context_length"] = stored.context_tokens.unwrap_or(0).into();
         models.push(line);

@@ -1,0 +1,184 @@
+//! Models and sequences that come and go on the card.
+
+use super::model::{ask, config, load, on_card};
+use super::support::{golden_path, read, wait};
+use super::{Noise, shim};
+use hob_gpu::{Ask, Engine, EngineConfig, Finish, JoinError, Model, ModelSource, Tokens};
+
+/// A real card does in a second what takes its stand-in minutes.
+fn times(real: usize, stand_in: usize, again: usize) -> usize {
+    match (std::env::var_os("HOB_TEST_GPU").is_some(), shim::again()) {
+        (true, _) => real,
+        (_, true) => again,
+        _ => stand_in,
+    }
+}
+
+fn evict(card: &Engine, digest: &str) {
+    while card.evict(digest) != Ok(true) {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_model_that_goes_gives_its_memory_back() {
+    // From the second time on it comes from a copy.
+    for copy_bytes in [0, 1 << 20] {
+        let Some(card) = on_card(EngineConfig { copy_bytes, ..config() }) else { return };
+        let mut first = None;
+        for turn in 0..times(1000, 8, 2) {
+            assert_eq!(card.has_copy("llama"), copy_bytes > 0 && turn > 0);
+            let model = load(&card, "llama");
+            // Enough for graphs, which name weights that are about to go.
+            let (answer, usage) = read::read(model.generate(ask(1, 5, 6)).unwrap());
+            assert_eq!(usage.generated_tokens, 6);
+            drop(model);
+            evict(&card, "llama");
+            let (_, used) = card.card_memory().unwrap();
+            assert_eq!(first.get_or_insert_with(|| (answer.text.clone(), used)), &(answer.text, used));
+        }
+    }
+}
+
+#[test]
+fn a_load_can_be_stopped() {
+    let Some(card) = on_card(config()) else { return };
+    let path = golden_path("arch/llama.gguf");
+    let source = ModelSource { name: "llama".into(), digest: "llama".into(), path };
+    let before = card.card_memory().unwrap().1;
+    let mut stopped = 0;
+    for _ in 0..times(50, 5, 1) {
+        let mut join = std::pin::pin!(card.join(&source));
+        let waker = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(join.as_mut().poll(&mut { waker }).is_pending());
+        // Whether it is loading still or there already.
+        let _ = card.evict("llama");
+        match wait(join) {
+            Err(JoinError::Stopped { .. }) => stopped += 1,
+            joined => drop(joined.expect("it loads")),
+        }
+        while card.models().iter().any(|model| model.leases > 0) {
+            std::thread::yield_now();
+        }
+        let _ = card.evict("llama");
+        assert!(card.models().is_empty());
+    }
+    assert!(stopped > 0, "one that has just begun is not there");
+    let model = load(&card, "llama");
+    assert_eq!(read::read(model.generate(ask(1, 5, 6)).unwrap()).1.generated_tokens, 6);
+    drop(model);
+    evict(&card, "llama");
+    assert!(card.card_memory().unwrap().1 >= before);
+}
+
+#[test]
+fn texts_end_where_they_should_though_the_next_step_is_under_way() {
+    let config = EngineConfig { max_running: 4, prefill_tokens: 4, ..config() };
+    let Some(card) = on_card(config) else { return };
+    let model = load(&card, "llama");
+    let asks = |n: usize| Ask { logprobs: None, ..ask(n, 2 + n, 10) };
+    let whole: Vec<String> = (0..3).map(|n| read::read(model.generate(asks(n)).unwrap()).0.text).collect();
+    let before = card.stats().generated_tokens;
+    let cut = |n: usize| {
+        let chars: Vec<char> = whole[n].chars().collect();
+        let stop: String = chars[chars.len() / 2..].iter().take(2).collect();
+        (Ask { stop: vec![stop.clone()], ..asks(n) }, whole[n].split(&stop).next().unwrap().to_owned())
+    };
+    let together: Vec<(Tokens, String)> =
+        (0..3).map(cut).map(|(ask, want)| (model.generate(ask).unwrap(), want)).collect();
+    let mut generated = 0;
+    for (tokens, want) in together {
+        let (answer, usage) = read::read(tokens);
+        assert_eq!((answer.text, answer.finish), (want, Finish::Stop));
+        assert!(usage.generated_tokens < 10, "{usage:?}");
+        generated += u64::from(usage.generated_tokens);
+    }
+    // What was computed beyond the end is nobody's.
+    let counted = card.stats().generated_tokens - before;
+    assert!(counted >= generated && counted <= generated + 3, "{counted} for {generated}");
+    while card.stats().running > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(card.stats().free_pages, card.stats().total_pages);
+}
+
+/// What is asked: which text, how much of it, how much more, and where that ends.
+type Asked = (usize, usize, u32, Option<String>);
+
+fn with(asked: &Asked, account: u64) -> Ask {
+    let (text, len, most, stop) = asked;
+    Ask { account, stop: stop.iter().cloned().collect(), ..ask(*text, *len, *most) }
+}
+
+struct Walk {
+    model: Model,
+    noise: Noise,
+    /// What is asked, and what is said to it when nothing else runs.
+    known: Vec<(Asked, read::Answer)>,
+    running: Vec<(usize, Tokens)>,
+}
+
+impl Walk {
+    fn random(&mut self, n: usize) -> usize {
+        (self.noise.bits() >> 33) as usize % n
+    }
+
+    /// Asks for something, with an end within the text now and then.
+    fn learn(&mut self, account: u64) {
+        let mut asked = (self.random(2), 1 + self.random(24), 1 + self.random(16) as u32, None);
+        let mut answer = read::read(self.model.generate(with(&asked, account)).unwrap()).0;
+        let stop: String = answer.text.chars().skip(2).take(1).collect();
+        if self.random(3) == 0 && !stop.is_empty() {
+            asked.3 = Some(stop);
+            answer = read::read(self.model.generate(with(&asked, account)).unwrap()).0;
+        }
+        self.known.push((asked, answer));
+    }
+
+    fn join(&mut self) {
+        let (n, account) = (self.random(self.known.len()), 1000 + self.random(3) as u64);
+        let tokens = self.model.generate(with(&self.known[n].0, account)).unwrap();
+        self.running.push((n, tokens));
+    }
+
+    fn leave(&mut self) {
+        let at = self.random(self.running.len());
+        let (n, tokens) = self.running.swap_remove(at);
+        match self.random(3) {
+            0 => drop(tokens),
+            _ => assert_eq!(read::read(tokens).0, self.known[n].1, "{:?}", self.known[n].0),
+        }
+    }
+}
+
+#[test]
+fn sequences_that_join_and_leave_at_random_get_what_they_get_alone() {
+    if shim::again() {
+        return;
+    }
+    // Few pages: sequences wait for those of others, and find what others of their account have left. Each token has the bits that
+    // it has alone, whatever runs beside it.
+    let config =
+        EngineConfig { max_running: 3, kv_bytes: 6 << 11, kv_page_bytes: 1 << 11, prefill_tokens: 1, ..config() };
+    let Some(card) = on_card(config) else { return };
+    let model = load(&card, "llama");
+    let mut walk = Walk { model, noise: Noise(3), known: Vec::new(), running: Vec::new() };
+    (0..10).for_each(|account| walk.learn(account));
+    for _ in 0..times(2000, 60, 0) {
+        match walk.random(2) {
+            0 if !walk.running.is_empty() => walk.leave(),
+            _ if walk.running.len() < 6 => walk.join(),
+            _ => walk.leave(),
+        }
+    }
+    while !walk.running.is_empty() {
+        walk.leave();
+    }
+    while card.stats().running > 0 || card.stats().waiting > 0 {
+        std::thread::yield_now();
+    }
+    let stats = card.stats();
+    println!("{stats:?}");
+    assert_eq!(stats.free_pages, stats.total_pages, "no page is lost");
+    assert!(stats.cached_tokens > 0 && stats.graph_steps > 0, "{stats:?}");
+}
