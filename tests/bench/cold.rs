@@ -91,7 +91,7 @@ pub fn evict_model(hob: &Hob, model: &str) -> Result<()> {
     let started = Instant::now();
     loop {
         match hob.client().evict(&name) {
-            Ok(()) => return Ok(()),
+            Ok(_) => return Ok(()),
             Err(error) if started.elapsed() > Duration::from_secs(5) => return Err(error.into()),
             Err(_) => std::thread::sleep(Duration::from_millis(5)),
         }

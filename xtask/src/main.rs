@@ -3,6 +3,7 @@
 
 mod guests;
 mod kernels;
+mod passed;
 mod scripts;
 mod skipped;
 
@@ -17,7 +18,8 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   demo            a real model answers through a sandboxed function, with the times it took
-  test            all that must hold: format, lints, docs, guests, tests
+  test            all that must hold: format, lints, docs, guests, tests; tests that passed before are run when something that they
+                  depend on has changed, and all of them with --all
   bench [GROUP]   measure (host, density, cold, engine, residency, api; all without a GROUP); --json for one object a line
   guests          build the examples and test guests into target/guests/out
   kernels         check the PTX of the card's kernels with NVIDIA's compiler; --write renews it
@@ -42,7 +44,8 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args.as_slice() {
         ["demo"] => demo(),
-        ["test"] => test(),
+        ["test"] => test(false),
+        ["test", "--all"] => test(true),
         ["bench", rest @ ..] => bench(rest),
         ["fuzz", target] => fuzz(target, "60"),
         ["fuzz", target, seconds] => fuzz(target, seconds),
@@ -75,7 +78,7 @@ fn bench(args: &[&str]) -> Result<()> {
     run(hob_bench().args(args))
 }
 
-fn test() -> Result<()> {
+fn test(all: bool) -> Result<()> {
     let started = Instant::now();
     skipped::begin(root())?;
     step("format", cargo().args(["fmt", "--all", "--check"]))?;
@@ -88,9 +91,8 @@ fn test() -> Result<()> {
     pull(SECOND_MODEL)?;
     pull(EMBEDDER)?;
     step("tests of these chores", cargo().args(["test", "--release", "--quiet", "-p", "xtask"]))?;
-    let mut tests = cargo();
-    tests.args(["test", "--release"]).args(PACKAGES).env("HOB_TEST_DATA", data());
-    let done = step("tests", tests.env(skipped::VARIABLE, skipped::list(root())));
+    say("tests");
+    let done = passed::run(root(), &cargo, &PACKAGES, (&data(), all));
     let skipped = skipped::show(root());
     done?;
     let but = if skipped == 0 { String::new() } else { format!(", but for {skipped} that could not be tested here") };

@@ -22,12 +22,25 @@ pub fn begin(root: &Path) -> std::io::Result<()> {
     fs::write(list(root), "")
 }
 
+/// All that is on the list.
+pub fn noted(root: &Path) -> String {
+    fs::read_to_string(list(root)).unwrap_or_default()
+}
+
 /// Adds to the list, and says it now, too.
 ///
 /// # Errors
 /// What the system said.
 pub fn note(root: &Path, why: &str) -> std::io::Result<()> {
     println!("SKIPPED: {why}");
+    again(root, why)
+}
+
+/// Adds to the list.
+///
+/// # Errors
+/// What the system said.
+pub fn again(root: &Path, why: &str) -> std::io::Result<()> {
     fs::create_dir_all(root.join("target"))?;
     let mut file = File::options().append(true).create(true).open(list(root))?;
     file.write_all(format!("{}\n", why.replace('\n', " ")).as_bytes())
@@ -35,7 +48,7 @@ pub fn note(root: &Path, why: &str) -> std::io::Result<()> {
 
 /// Shows the list, each reason once. How many there are.
 pub fn show(root: &Path) -> usize {
-    let text = fs::read_to_string(list(root)).unwrap_or_default();
+    let text = noted(root);
     let reasons = reasons(&text);
     reasons.iter().for_each(|why| println!("!! SKIPPED: {why}"));
     reasons.len()
