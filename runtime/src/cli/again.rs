@@ -84,7 +84,11 @@ impl Again {
         };
         let times = if self.started.elapsed() >= GOES_WELL { 1 } else { self.times + 1 };
         // The file may have been replaced by another version, or have gone.
-        let mut again = Command::new("/proc/self/exe");
+        let here = if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe() };
+        let mut again = match here {
+            Ok(program) => Command::new(program),
+            Err(error) => return error,
+        };
         again.args(std::env::args_os().skip(1)).env(LISTENERS, names).env(TIMES, times.to_string());
         if let Some(name) = std::env::args_os().next() {
             again.arg0(name);
