@@ -9,7 +9,7 @@ use crate::format::huge;
 use crate::format::quantize::Quantize;
 use crate::kv::{Arena, KvType};
 use crate::measure;
-use crate::model::card::{self, CardArena, OnCardState};
+use crate::model::card::{self, CardArena, OnCardState, OtherCard, Split};
 use crate::model::forward::Compute;
 use crate::model::{Loaded, Model, ModelSource, Room};
 use crate::ops::cpu::{Activations, CodePath, Cpu};
@@ -360,11 +360,24 @@ impl Engine {
     /// # Errors
     /// Those of [`Engine::join`].
     pub async fn join_as(&self, source: &ModelSource, policy: Option<Policy>) -> Result<Model, JoinError> {
+        self.join_over(source, policy, &[]).await
+    }
+
+    /// The same, over the cards of `others`, too, if it does not fit on this one's.
+    async fn join_over(
+        &self,
+        source: &ModelSource,
+        policy: Option<Policy>,
+        others: &[&Self],
+    ) -> Result<Model, JoinError> {
         let key = self.shared.next_key.fetch_add(1, Ordering::Relaxed);
         let config = &self.shared.config;
         let (kv_type, page_bytes, step) = (config.kv_type, config.kv_page_bytes as usize, config.largest_step());
         let (card, copies) = (self.shared.card.clone(), self.shared.copies.clone());
-        let (room, quantize) = (Room { kv_type, page_bytes, step, card, copies }, config.quantize);
+        let pages = self.shared.total_pages;
+        let others: Vec<OtherCard> = others.iter().filter_map(|other| other.as_other()).collect();
+        let split = (!others.is_empty()).then_some(Split { others, pages, page_bytes, kv_type });
+        let (room, quantize) = (Room { kv_type, page_bytes, step, card, copies, split }, config.quantize);
         let engine = self.shared.commands.clone();
         let load = move |source: &ModelSource, loading: &Loading<'_>| {
             let mut loaded = Loaded::load(source, key, &room, quantize, loading)?;
@@ -408,6 +421,12 @@ impl Engine {
     /// How a model came and went, and how long that took; also of one that is absent.
     pub fn moves(&self, digest: &str) -> Moves {
         self.shared.residency.moves(digest)
+    }
+
+    /// As a card that may have a part of another engine's model.
+    fn as_other(&self) -> Option<OtherCard> {
+        let device = self.shared.card.clone()?;
+        Some(OtherCard { device, residency: self.shared.residency.clone() })
     }
 
     /// Bytes for models that none has.

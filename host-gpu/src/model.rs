@@ -18,7 +18,7 @@ use crate::residency::{JoinError, Lease, Loading};
 use crate::schedule::RESERVE_TOKENS;
 use crate::terms::Terms;
 use crate::tokens::Tokens;
-use card::OnCard;
+use card::{OnCard, Split};
 use config::Config;
 use opened::Opened;
 use std::path::{Path, PathBuf};
@@ -84,6 +84,8 @@ pub(crate) struct Room {
     pub(crate) card: Option<Device>,
     /// Copies of what is on cards.
     pub(crate) copies: Option<Arc<Copies>>,
+    /// Other cards that may have some of it, if it fits on none.
+    pub(crate) split: Option<Split>,
 }
 
 /// About what a tokenizer takes for each entry of a vocabulary: its text, its place in tables, and merges.
@@ -147,7 +149,17 @@ impl Loaded {
         }
         // Maps files; what it allocates are norms and biases.
         let mut weights = opened.weights(&config).map_err(format)?;
-        loading.reserve(weights.bytes_as(quantize) + VOCABULARY_ENTRY * config.vocab as u64 + needed)?;
+        let vocabulary = VOCABULARY_ENTRY * config.vocab as u64;
+        let portions = match (loading.reserve(weights.bytes_as(quantize) + vocabulary + needed), &room.split) {
+            (Err(error @ JoinError::NoRoom { retry_after: None, .. }), Some(split)) => {
+                let what = (&weights, &config, quantize);
+                Some((split, split.reserve(source, what, (room.step, vocabulary), loading)?.ok_or(error)?))
+            }
+            (reserved, _) => {
+                reserved?;
+                None
+            }
+        };
         let (ready, tokenizer) = std::thread::scope(|scope| {
             // The weights come from the disk while the vocabulary is built.
             let ready = scope.spawn(|| bring(&mut weights, &opened, (quantize, room.card.is_some()), loading));
@@ -166,7 +178,11 @@ impl Loaded {
             Some(device) => {
                 let follow = |done, total| loading.at(done, total);
                 let copies = room.copies.as_ref().map(|copies| (copies, source.digest.as_str()));
-                Some(OnCard::load(device, &weights, copies, &follow).map_err(on_card)?)
+                let loaded = match portions {
+                    None => OnCard::load(device, &weights, copies, &follow),
+                    Some((split, portions)) => split.load(device, &weights, portions, &follow),
+                };
+                Some(loaded.map_err(on_card)?)
             }
         };
         let (template, forms) = (OnceLock::new(), OnceLock::new());

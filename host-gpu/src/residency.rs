@@ -141,10 +141,18 @@ const RETRY_MOST: Duration = Duration::from_secs(60);
 type Ended = Option<Result<(), JoinError>>;
 
 enum Phase<T> {
-    Loading { ended: watch::Receiver<Ended>, progress: Arc<Progress> },
+    Loading {
+        ended: watch::Receiver<Ended>,
+        progress: Arc<Progress>,
+    },
     Resident(Arc<Leased<T>>),
     Evicting(watch::Receiver<()>),
-    Failed { error: JoinError, again: Instant },
+    /// Some layers of a model whose engine is another card's.
+    Part,
+    Failed {
+        error: JoinError,
+        again: Instant,
+    },
 }
 
 /// What somebody who joins a model finds.
@@ -211,6 +219,11 @@ impl<T> Loading<'_, T> {
     /// `NoRoom`.
     pub(crate) fn reserve(&self, bytes: u64) -> Result<(), JoinError> {
         self.residency.reserve(self.source, bytes)
+    }
+
+    /// Bytes for all models of this device.
+    pub(crate) fn budget(&self) -> u64 {
+        self.residency.budget
     }
 
     /// Says that of `total` bytes `done` are in memory. `false` if the load is to stop.
@@ -284,6 +297,7 @@ impl<T: Send + Sync + 'static> Residency<T> {
                 Phase::Resident(model) => return Ok(Found::Resident(model.lease())),
                 Phase::Loading { ended, .. } => return Ok(Found::Loading(ended.clone())),
                 Phase::Evicting(gone) => return Ok(Found::Evicting(gone.clone())),
+                Phase::Part => return Err(fault(source, "it is named like a part of another")),
                 Phase::Failed { error, again } => {
                     let retry_after = again.saturating_duration_since(Instant::now());
                     if !retry_after.is_zero() {
@@ -423,6 +437,10 @@ impl<T: Send + Sync + 'static> Residency<T> {
                     }
                     ModelState::Resident
                 }
+                Phase::Part => {
+                    leases = 1;
+                    ModelState::Resident
+                }
                 Phase::Evicting(_) => ModelState::Evicting,
                 Phase::Failed { error, again } => ModelState::Failed {
                     reason: error.to_string(),
@@ -490,7 +508,7 @@ impl<T> Residency<T> {
         for (digest, entry) in entries.iter().filter(|(digest, _)| **digest != source.digest) {
             let idle = match &entry.phase {
                 Phase::Resident(model) if model.leases() == 0 => Some(model.unused()),
-                Phase::Resident(_) | Phase::Loading { .. } => None,
+                Phase::Resident(_) | Phase::Loading { .. } | Phase::Part => None,
                 // What goes is waited for below, by those who evict it.
                 Phase::Evicting(_) | Phase::Failed { .. } => continue,
             };
@@ -509,6 +527,44 @@ impl<T> Residency<T> {
         drop(entries);
         going.go(self);
         Ok(())
+    }
+}
+
+/// Memory that was taken for a part of another device's model; given back when dropped.
+pub(crate) struct Taken<T = Loaded> {
+    residency: Residency<T>,
+    key: String,
+}
+
+impl<T> Drop for Taken<T> {
+    fn drop(&mut self) {
+        self.residency.lock().remove(&self.key);
+        self.residency.changed();
+    }
+}
+
+impl<T> Residency<T> {
+    /// Bytes for all models.
+    pub(crate) fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    /// Takes `bytes` for a part of a model of another device, for which models that nobody uses may go.
+    ///
+    /// # Errors
+    /// `NoRoom`.
+    pub(crate) fn take(&self, source: &ModelSource, bytes: u64) -> Result<Taken<T>, JoinError> {
+        let part = ModelSource {
+            name: format!("{} (part)", source.name),
+            digest: format!("part of {}", source.digest),
+            path: source.path.clone(),
+        };
+        let (name, policy, key) = (part.name.clone(), Policy::default(), part.digest.clone());
+        self.lock().insert(key.clone(), Entry { name, bytes: 0, policy, failed: 0, phase: Phase::Part });
+        // From here on it goes by itself.
+        let taken = Taken { residency: self.clone(), key };
+        self.reserve(&part, bytes)?;
+        Ok(taken)
     }
 }
 

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 /// The engines of a host. A model is loaded to one of them: the one with most room among those of its kind, cards and processors in the
-/// order in which they were given. Where it does not fit or cannot run, the next is asked.
+/// order in which they were given. Where it does not fit or cannot run, the next is asked. One that no card has room for is split over
+/// the cards, by layers.
 #[derive(Clone)]
 pub struct Engines {
     all: Arc<[Engine]>,
@@ -101,26 +102,33 @@ impl Engines {
     /// Those of [`Engines::join`].
     pub async fn join_as(&self, source: &ModelSource, policy: Option<Policy>) -> Result<Model, JoinError> {
         let (asking, order) = Asking::new(self, &source.digest);
-        let mut refused = None;
-        for number in order {
-            asking.asks(number);
-            match self.all[number].join_as(source, policy).await {
-                Err(
-                    error @ (JoinError::NoRoom { .. }
-                    | JoinError::Card { .. }
-                    | JoinError::Activations { .. }
-                    | JoinError::Failed { .. }),
-                ) => {
-                    // Another may do.
-                    let later = |error: &JoinError| matches!(error, JoinError::NoRoom { retry_after: Some(_), .. });
-                    if refused.as_ref().is_none_or(|before| later(&error) && !later(before)) {
-                        refused = Some(error);
-                    }
+        let mut refused: Option<JoinError> = None;
+        for same in order.chunk_by(|a, b| self.is_card(*a) == self.is_card(*b)) {
+            for number in same {
+                asking.asks(*number);
+                match self.all[*number].join_as(source, policy).await {
+                    Err(error) if may_be_elsewhere(&error) => refused = Some(worth_telling(refused, error)),
+                    joined => return joined,
                 }
-                joined => return joined,
+            }
+            // No card has room for all of it.
+            if self.is_card(same[0])
+                && same.len() > 1
+                && matches!(refused, Some(JoinError::NoRoom { retry_after: None, .. }))
+            {
+                let others: Vec<&Engine> = same[1..].iter().map(|number| &self.all[*number]).collect();
+                asking.asks(same[0]);
+                match self.all[same[0]].join_over(source, policy, &others).await {
+                    Err(error) if may_be_elsewhere(&error) => refused = Some(worth_telling(refused, error)),
+                    joined => return joined,
+                }
             }
         }
         Err(refused.expect("there is an engine"))
+    }
+
+    fn is_card(&self, number: usize) -> bool {
+        self.all[number].config().device != EngineDevice::Cpu
     }
 
     fn asked(&self) -> MutexGuard<'_, HashMap<String, (usize, usize)>> {
@@ -138,12 +146,9 @@ impl Engines {
         if let Some(number) = self.all.iter().position(has) {
             return vec![number];
         }
-        let is_card = |engine: &Engine| engine.config().device != EngineDevice::Cpu;
-        let mut all: Vec<(usize, u64, usize)> = Vec::new();
-        for (number, engine) in self.all.iter().enumerate() {
-            let kind = self.all.iter().position(|first| is_card(first) == is_card(engine));
-            all.push((kind.unwrap_or(number), engine.room(), number));
-        }
+        let numbers = 0..self.all.len();
+        let kind = |number: usize| numbers.clone().find(|first| self.is_card(*first) == self.is_card(number));
+        let mut all: Vec<_> = numbers.clone().map(|number| (kind(number), self.all[number].room(), number)).collect();
         all.sort_by_key(|(kind, room, _)| (*kind, Reverse(*room)));
         all.into_iter().map(|(_, _, number)| number).collect()
     }
@@ -242,6 +247,21 @@ impl Engines {
             cached_tokens: all.cached_tokens + one.cached_tokens,
             preemptions: all.preemptions + one.preemptions,
         })
+    }
+}
+
+/// Whether another device may do what this one cannot.
+fn may_be_elsewhere(error: &JoinError) -> bool {
+    use JoinError::{Activations, Card, Failed, NoRoom};
+    matches!(error, NoRoom { .. } | Card { .. } | Activations { .. } | Failed { .. })
+}
+
+/// Of two refusals the one that says when there is room; else the first.
+fn worth_telling(before: Option<JoinError>, now: JoinError) -> JoinError {
+    let later = |error: &JoinError| matches!(error, JoinError::NoRoom { retry_after: Some(_), .. });
+    match before {
+        Some(before) if later(&before) || !later(&now) => before,
+        _ => now,
     }
 }
 

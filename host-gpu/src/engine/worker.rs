@@ -9,7 +9,7 @@ use super::pace::{Paces, Respite, Work};
 use super::{Arrival, Counters, EngineConfig};
 use crate::ask::TokenId;
 use crate::kv::Arena;
-use crate::model::card::{Given, OnCardState, Wanted};
+use crate::model::card::{Given, OnCard, OnCardState, Wanted};
 use crate::model::forward::{self, Buffers, Compute, Part};
 use crate::model::{encoder, step_of};
 use crate::ops::cuda::CudaError;
@@ -229,7 +229,8 @@ impl Worker {
         let all = |is: fn(&Job) -> bool| items.iter().filter(gives).all(|item| job(item).is_none_or(is));
         let wanted = match () {
             () if all(Job::takes_likeliest) => Wanted::Likeliest,
-            () if all(Job::is_plain) => Wanted::Lists,
+            // Rows beyond a list are on the last card.
+            () if all(Job::is_plain) && !loaded.card.as_ref().is_some_and(OnCard::is_split) => Wanted::Lists,
             () => Wanted::Logits,
         };
         let (card, weights) = (&mut self.card, loaded.card.as_ref());
@@ -250,8 +251,8 @@ impl Worker {
         if self.card.is_some() {
             self.tell();
         }
-        if let (Ok(Ok(())), Some(card)) = (&result, &self.card) {
-            result = Ok(card.end());
+        if let (Ok(Ok(())), Some(card), Some(weights)) = (&result, &mut self.card, &loaded.card) {
+            result = Ok(card.end(weights));
         }
         match result {
             Ok(Ok(())) => {}

@@ -20,10 +20,12 @@ use std::ops::Range;
 
 mod graphs;
 mod plan;
+mod split;
 mod weights;
 
 use graphs::{Graphs, Next, Shape};
 use plan::Plan;
+pub(crate) use split::{OtherCard, Split};
 use weights::CardOut;
 pub(crate) use weights::OnCard;
 
@@ -252,6 +254,17 @@ impl OnCardState {
         parts: &[Part<'_>],
         of_logits: Wanted,
     ) -> Result<(), CudaError> {
+        self.begin_with(c, m, parts, (of_logits, None))
+    }
+
+    /// The same on a card that goes on with the residual stream of another: (tokens, width).
+    fn begin_with(
+        &mut self,
+        c: &Config,
+        m: &OnCard,
+        parts: &[Part<'_>],
+        (of_logits, stream): (Wanted, Option<&[f32]>),
+    ) -> Result<(), CudaError> {
         let slots = flatten(parts);
         let (n, wanted) = (slots.len(), parts.iter().map(|part| part.logits).sum::<usize>());
         self.reserve(c, (n, wanted))?;
@@ -261,6 +274,9 @@ impl OnCardState {
         let part = part_len(plan.rows.len(), c.heads, plan.splits, c.head_dim);
         if part > self.buffers.part.len() {
             grow(&self.device, &mut self.buffers.part, part.next_power_of_two(), &mut self.graphs)?;
+        }
+        if let Some(stream) = stream {
+            self.device.write(self.buffers.x.part(0..n * c.width), stream)?;
         }
         let work = Work { n, wanted, of_logits, layout, plan };
         let shape = Shape { tokens: n, splits: work.plan.splits, wanted: of_logits };
@@ -278,6 +294,9 @@ impl OnCardState {
             self.launch(&self.device, c, m, &work)?;
         }
         let b = &self.buffers;
+        if let Some(next) = &m.next {
+            return next.begin(c, parts, of_logits, &self.device.get(b.x.part(0..n * c.width))?);
+        }
         let (from, given) = match of_logits {
             Wanted::Likeliest => (b.likeliest.0.view(), wanted),
             Wanted::Logits => (b.logits.view().cast(), wanted * c.vocab),
@@ -295,12 +314,14 @@ impl OnCardState {
         }
     }
 
-    /// Waits for the step that was begun.
+    /// Waits for the step of this model that was begun.
     ///
     /// # Errors
     /// What went wrong on the card, which is lost then.
-    pub(crate) fn end(&self) -> Result<(), CudaError> {
-        self.device.wait()
+    pub(crate) fn end(&mut self, m: &OnCard) -> Result<(), CudaError> {
+        let Some(next) = &m.next else { return self.device.wait() };
+        (self.wanted, self.given) = next.end(self.got.bytes_mut()?)?;
+        Ok(())
     }
 
     /// How many steps were launched as a graph.
@@ -326,10 +347,12 @@ impl OnCardState {
         };
         let (x, y, qkv) = (b.x.part(0..n * c.width), b.y.part(0..n * c.width), b.qkv.view());
 
-        // x = embedding[token], scaled
-        device.embed(&m.embedding, words(&plan.ids), c.embedding_scale, x)?;
+        // x = embedding[token], scaled; or what the card before has given
+        if let Some(embedding) = &m.embedding {
+            device.embed(embedding, words(&plan.ids), c.embedding_scale, x)?;
+        }
         let mut last: Option<&CardOut> = None;
-        for (number, layer) in m.layers.iter().enumerate() {
+        for (number, layer) in (m.first..).zip(&m.layers) {
             // x += what the layer before gave;  q, k, v = W_q h, W_k h, W_v h  where  h = norm(x)
             let weights = [&layer.q, &layer.k, &layer.v];
             let to = (&b.input, forms(&weights));
@@ -375,15 +398,21 @@ impl OnCardState {
             device.product(&[&layer.down.w], &b.input, n, y)?;
             last = Some(&layer.down);
         }
+        let Some(ends) = &m.ends else {
+            // x += y, for the card that goes on; what is normed is nobody's
+            let floats = (&b.input, Forms { floats: true, bytes: false });
+            let norm = &m.layers[m.layers.len() - 1].attn_norm;
+            return device.norm(x, last.map(|out| joins(y, out)), norm, c.norm_eps, None, n, floats);
+        };
         if wanted == 0 {
             return Ok(());
         }
         // logits = W_head norm(x + y), for the tokens that need them
-        let head = m.head();
+        let head = m.head(ends);
         let fine = m.fine_head && head.takes_bytes();
         let to = (&b.input, if fine { Forms { floats: true, bytes: false } } else { forms(&[head]) });
         let pick = Some(words(&plan.pick));
-        device.norm(x, last.map(|out| joins(y, out)), &m.final_norm, c.norm_eps, pick, wanted, to)?;
+        device.norm(x, last.map(|out| joins(y, out)), &ends.norm, c.norm_eps, pick, wanted, to)?;
         if fine {
             device.quantise(b.input.floats.view(), c.width, wanted, true, &b.input)?;
         }

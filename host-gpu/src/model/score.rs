@@ -67,6 +67,9 @@ pub(super) fn score_on_card(
 ) -> Result<Scores, Refusal> {
     let c = &loaded.config;
     let tokens = checked(loaded, tokens)?;
+    if weights.is_split() {
+        return Err(Refusal::Invalid("a model on several cards is not scored; use one that fits on one".into()));
+    }
     let failed = |e: CudaError| Refusal::Fault(e.to_string());
     let pages: Vec<PageId> = (0..tokens.len().div_ceil(PAGE_TOKENS) as PageId).collect();
     let page_bytes = PAGE_TOKENS * c.kv_shape().token_bytes(kv_type);
@@ -76,7 +79,7 @@ pub(super) fn score_on_card(
     for tokens in tokens.chunks(chunk.max(1)) {
         let part =
             Part { tokens, position, pages: &pages, account: 0, logits: tokens.len(), temperature: 1.0, embeds: false };
-        state.begin(c, weights, &[part], Wanted::Logits).and_then(|()| state.end()).map_err(failed)?;
+        state.begin(c, weights, &[part], Wanted::Logits).and_then(|()| state.end(weights)).map_err(failed)?;
         if let Given::Logits(logits) = state.given() {
             values.extend_from_slice(logits);
         }

@@ -313,14 +313,23 @@ impl Weights {
 
     /// What [`Self::bytes`] will be once matrices of floats were quantised.
     pub fn bytes_as(&self, to: Option<Quantize>) -> u64 {
-        let now = self.bytes();
-        let Some(to) = to else { return now };
-        let change = |(at, ends): (&MatrixAt, bool)| {
-            let row = to.of(ends).row();
-            let then = (at.rows * at.cols / row.weights * row.bytes) as i64;
-            if is_float(at.quant) { then - at.bytes.len() as i64 } else { 0 }
+        let change = |(at, ends): (&MatrixAt, bool)| size_as(at, ends, to) as i64 - at.bytes.len() as i64;
+        self.bytes().saturating_add_signed(self.matrices().into_iter().map(change).sum())
+    }
+
+    /// The same for some layers, with the embedding if the first is among them, and the head if the last is. Vectors are few, and
+    /// counted as if all were there.
+    pub fn part_bytes(&self, layers: Range<usize>, to: Option<Quantize>) -> u64 {
+        let matrices = |l: &Layer| {
+            let all = [Some(&l.q), Some(&l.k), Some(&l.v), Some(&l.o.w), l.gate.as_ref(), Some(&l.up), Some(&l.down.w)];
+            all.into_iter().flatten().map(|at| size_as(at, false, to)).sum::<u64>()
         };
-        now.saturating_add_signed(self.matrices().into_iter().map(change).sum())
+        let (begins, ends) = (layers.start == 0, layers.end == self.layers.len());
+        let head = ends && !(begins && self.head_is_embedding());
+        let ends = [begins.then_some(&self.embedding), head.then_some(&self.head)];
+        let ends: u64 = ends.into_iter().flatten().map(|at| size_as(at, true, to)).sum();
+        let all: u64 = self.matrices().iter().map(|(at, _)| at.bytes.len() as u64).sum();
+        self.layers[layers].iter().map(matrices).sum::<u64>() + ends + self.bytes().saturating_sub(all)
     }
 
     /// The type that most matrices have: one large embedding does not name a model.
@@ -338,6 +347,17 @@ impl Weights {
         let inner = self.layers.iter().flat_map(of).flatten();
         let head = Some(&self.head).filter(|head| !head.is(&self.embedding));
         inner.map(|at| (at, false)).chain([&self.embedding].into_iter().chain(head).map(|at| (at, true))).collect()
+    }
+}
+
+/// What a matrix takes once floats were quantised; `ends` if it is one of the model's ends.
+fn size_as(at: &MatrixAt, ends: bool, to: Option<Quantize>) -> u64 {
+    match to.filter(|_| is_float(at.quant)) {
+        None => at.bytes.len() as u64,
+        Some(to) => {
+            let row = to.of(ends).row();
+            (at.rows * at.cols / row.weights * row.bytes) as u64
+        }
     }
 }
 

@@ -1,9 +1,13 @@
 //! Models and sequences that come and go on the card.
 
 use super::model::{ask, config, load, on_card};
+use super::support::driver::driver;
 use super::support::{golden_path, read, wait};
 use super::{Noise, shim};
-use hob_gpu::{Ask, Engine, EngineConfig, Finish, JoinError, Model, ModelSource, Tokens};
+use hob_gpu::ops::cuda::cards;
+use hob_gpu::{
+    Ask, Engine, EngineConfig, EngineDevice, Engines, Finish, JoinError, Model, ModelSource, TokenId, Tokens,
+};
 
 /// A real card does in a second what takes its stand-in minutes.
 fn times(real: usize, stand_in: usize, again: usize) -> usize {
@@ -11,6 +15,72 @@ fn times(real: usize, stand_in: usize, again: usize) -> usize {
         (true, _) => real,
         (_, true) => again,
         _ => stand_in,
+    }
+}
+
+/// Two cards, with so much room for models each; `None` where there are none.
+fn two_cards(bytes: u64) -> Option<Engines> {
+    let devices = [0, 1].map(|ordinal| EngineDevice::Cuda { ordinal });
+    if !driver() || cards().unwrap().len() < 2 {
+        return None;
+    }
+    let config = EngineConfig { model_bytes: Some(bytes), ..few_pages() };
+    Some(Engines::start(&config, &devices).expect("the engines start"))
+}
+
+/// The second card's come on top of its part of the model.
+fn few_pages() -> EngineConfig {
+    EngineConfig { kv_bytes: 1 << 17, ..config() }
+}
+
+#[test]
+fn a_model_that_no_card_has_room_for_is_split_over_two() {
+    // It launches no kernel that others do not.
+    if shim::again() {
+        return;
+    }
+    // Tied to its embedding, with windows; and with a head and biases of its own.
+    for name in ["gemma3", "qwen2"] {
+        let Some(one) = on_card(few_pages()) else { return };
+        let whole = load(&one, name);
+        let bytes = one.models()[0].bytes;
+        // Buffers of a step are on both, and the pages of the second.
+        let Some(engines) = two_cards(bytes - 1) else { return };
+        let path = golden_path(&format!("arch/{name}.gguf"));
+        let source = ModelSource { name: name.into(), digest: name.into(), path };
+        let split = wait(engines.join(&source)).unwrap();
+        let there: Vec<_> = engines.models().into_iter().map(|model| (model.name, model.device)).collect();
+        let card = |ordinal| EngineDevice::Cuda { ordinal };
+        assert_eq!(there, [(name.to_owned(), card(0)), (format!("{name} (part)"), card(1))]);
+        assert!(split.score(&[TokenId(1)], 1).unwrap_err().to_string().contains("several cards"));
+        // A prompt in chunks, draws of every kind, and steps that are graphs: bit for bit what one card gives.
+        for n in 0..3 {
+            let mut asked = ask(n, 21, 6);
+            asked.sampling.temperature = [0.0, 1.0, 0.0][n];
+            asked.sampling.seed = Some(7);
+            asked.logprobs = [Some(2), None, None][n];
+            let (want, _) = read::read(whole.generate(asked.clone()).unwrap());
+            assert_eq!(read::read(split.generate(asked).unwrap()).0, want, "{name} {n}");
+        }
+        let together: Vec<_> = (0..3).map(|n| split.generate(ask(n, 3 + n, 5)).unwrap()).collect();
+        for (n, tokens) in together.into_iter().enumerate() {
+            let (want, _) = read::read(whole.generate(ask(n, 3 + n, 5)).unwrap());
+            assert_eq!(read::read(tokens).0.text, want.text, "{name} {n}");
+        }
+        // Both cards have their memory back.
+        let used = |engines: &Engines| engines.iter().map(|e| e.card_memory().unwrap().1).collect::<Vec<_>>();
+        let with = used(&engines);
+        drop(split);
+        while engines.evict(name) != Ok(true) {
+            std::thread::yield_now();
+        }
+        assert!(engines.models().is_empty());
+        assert!(used(&engines).iter().zip(&with).all(|(now, then)| now < then), "{:?} of {with:?}", used(&engines));
+        // Too large for both.
+        let Some(small) = two_cards(bytes / 4) else { return };
+        let refused = wait(small.join(&source)).err().unwrap();
+        assert!(matches!(refused, JoinError::NoRoom { retry_after: None, .. }), "{refused}");
+        assert!(small.models().is_empty());
     }
 }
 
