@@ -30,7 +30,7 @@ fn two_cards(bytes: u64) -> Option<Engines> {
 
 /// The second card's come on top of its part of the model.
 fn few_pages() -> EngineConfig {
-    EngineConfig { kv_bytes: 1 << 17, ..config() }
+    EngineConfig { kv_bytes: 1 << 16, ..config() }
 }
 
 #[test]
