@@ -123,7 +123,7 @@ mod tests {
         std::fs::write(&path, &bytes).unwrap();
         let mapped = Mapped::open(&path).unwrap();
         assert!(!Reader::new(&mapped, None).is_past_cache(), "it is small");
-        let mut into = vec![0u8; bytes.len() + SLACK];
+        let mut into = vec![0u8; bytes.len() + SLACK + 1];
         for past_cache in [false, true] {
             let reader = Reader::new(&mapped, Some(past_cache));
             for start in [0, 1, 511, 4095, 4096, 4097, 8191, bytes.len() - 1, bytes.len()] {

@@ -260,7 +260,9 @@ fn threads_that_join_and_evict_at_random_never_overdraw_the_budget() {
                         match joined {
                             Ok(lease) => assert_eq!(lease.0, 15 + 10 * n),
                             Err(error) => {
-                                assert!(matches!(error, JoinError::NoRoom { retry_after: Some(_), .. }), "{error}")
+                                // Another thread may evict what is loading.
+                                let busy = matches!(error, JoinError::NoRoom { retry_after: Some(_), .. });
+                                assert!(busy || matches!(error, JoinError::Stopped { .. }), "{error}")
                             }
                         }
                         if state % 7 == 0 {

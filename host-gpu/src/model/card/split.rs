@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(split(&[(60, 5), (44, 0)]), None, "the last layer comes with the end");
         assert_eq!(split(&[(29, 5), (500, 0)]), None, "the first card has to have the beginning");
         assert_eq!(
-            split(&[(30, 5), (40, 0), (40, 5), (35, 0)]),
+            split(&[(30, 5), (40, 0), (39, 5), (35, 0)]),
             Some(vec![(0, 0..1, 30), (1, 1..5, 40), (3, 5..6, 35)])
         );
     }
