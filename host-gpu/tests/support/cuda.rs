@@ -8,7 +8,7 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::{env, fs};
 
 /// How it is built.
@@ -84,6 +84,9 @@ pub fn stand_in(flavour: Flavour) -> Option<PathBuf> {
     let name = format!("stand-in-{flavour:?}-{:016x}", hasher.finish());
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let library = folder.join("libcuda.so");
+    // Tests of one process build it in one place.
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _alone = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     if !library.exists() {
         build(&compiler, flavour, &folder, &library);
     }
