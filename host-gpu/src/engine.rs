@@ -429,6 +429,16 @@ impl Engine {
         Some(OtherCard { device, residency: self.shared.residency.clone() })
     }
 
+    /// Whether a model is in memory.
+    fn is_resident(&self, digest: &str) -> bool {
+        self.shared.residency.is_resident(digest)
+    }
+
+    /// The same, or on its way there or away. One that failed says so, and perhaps tries again, in its turn.
+    fn has(&self, digest: &str) -> bool {
+        self.shared.residency.has(digest)
+    }
+
     /// Bytes for models that none has.
     fn room(&self) -> u64 {
         self.shared.residency.room()

@@ -223,6 +223,7 @@ fn where_models_are_is_seen_and_how_long_they_took() {
         assert!(table.contains("LOADED IN") && table.contains(" ms"), "{table}");
         let name = MODEL.parse().unwrap();
         hob.until("it can go", || hob.client().evict(&name).ok());
+        assert!(hob.ok(&["models", "evict", MODEL]).contains("was not in memory"));
         let gone = of(&hob, MODEL);
         assert_eq!((gone.state.as_str(), gone.loads, gone.evictions), ("absent", loads, loads));
         assert!(gone.last_eviction_us.is_some(), "{gone:?}");

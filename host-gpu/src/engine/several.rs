@@ -101,6 +101,10 @@ impl Engines {
     /// # Errors
     /// Those of [`Engines::join`].
     pub async fn join_as(&self, source: &ModelSource, policy: Option<Policy>) -> Result<Model, JoinError> {
+        // Each request comes here, and nearly always the model is there.
+        if let Some(engine) = self.all.iter().find(|engine| self.all.len() == 1 || engine.is_resident(&source.digest)) {
+            return engine.join_as(source, policy).await;
+        }
         let (asking, order) = Asking::new(self, &source.digest);
         let mut refused: Option<JoinError> = None;
         for same in order.chunk_by(|a, b| self.is_card(*a) == self.is_card(*b)) {
@@ -138,12 +142,7 @@ impl Engines {
 
     /// Who is to be asked for a model, one after the other: who has it, or is about to; else all of them.
     fn for_model(&self, digest: &str) -> Vec<usize> {
-        // One that failed says so, and perhaps tries again, in its turn.
-        let has = |engine: &Engine| {
-            let models = engine.models();
-            models.iter().any(|model| model.digest == digest && !matches!(model.state, ModelState::Failed { .. }))
-        };
-        if let Some(number) = self.all.iter().position(has) {
+        if let Some(number) = self.all.iter().position(|engine| engine.has(digest)) {
             return vec![number];
         }
         let numbers = 0..self.all.len();

@@ -134,11 +134,9 @@ fn a_load_can_be_stopped() {
         assert!(card.models().is_empty());
     }
     assert!(stopped > 0, "one that has just begun is not there");
+    assert_eq!(card.card_memory().unwrap().1, before, "what was there of it is given back");
     let model = load(&card, "llama");
     assert_eq!(read::read(model.generate(ask(1, 5, 6)).unwrap()).1.generated_tokens, 6);
-    drop(model);
-    evict(&card, "llama");
-    assert!(card.card_memory().unwrap().1 >= before);
 }
 
 #[test]
@@ -164,8 +162,7 @@ fn texts_end_where_they_should_though_the_next_step_is_under_way() {
         generated += u64::from(usage.generated_tokens);
     }
     // What was computed beyond the end is nobody's.
-    let counted = card.stats().generated_tokens - before;
-    assert!(counted >= generated && counted <= generated + 3, "{counted} for {generated}");
+    assert_eq!(card.stats().generated_tokens - before, generated);
     while card.stats().running > 0 {
         std::thread::yield_now();
     }

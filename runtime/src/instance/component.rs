@@ -185,29 +185,7 @@ fn map(engine: &WasmEngine, compiled: &Path) -> wasmtime::Result<Component> {
 fn map_for(engine: &Engine, compiled: &Path) -> wasmtime::Result<Component> {
     // SAFETY: the file was written by `load` from `precompile_component`'s output, appears only when whole, and lies in a
     // directory that only this user may write; wasmtime checks that it was compiled for this engine.
-    let component = unsafe { Component::deserialize_file(engine, compiled)? };
-    bring_near(&component);
-    Ok(component)
-}
-
-/// Largest code that is brought near as a whole.
-const NEAR: usize = 4 << 20;
-
-/// Has the system map all pages of the code, in one call: its first request would otherwise stop at each part of it that it comes to.
-#[allow(unsafe_code)]
-fn bring_near(component: &Component) {
-    #[cfg(target_os = "linux")]
-    {
-        let code = component.image_range();
-        let (start, len) = (code.start, code.end as usize - code.start as usize);
-        if len <= NEAR {
-            let all = rustix::mm::Advice::LinuxPopulateRead;
-            // SAFETY: nothing changes but when pages are mapped; the range is the component's, which lives.
-            let _ = unsafe { rustix::mm::madvise(start.cast_mut().cast(), len, all) };
-        }
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = component;
+    unsafe { Component::deserialize_file(engine, compiled) }
 }
 
 #[allow(unsafe_code)]

@@ -20,11 +20,11 @@ struct Held {
 
 /// A copy of one model's matrices, in the pieces in which they are sent.
 #[derive(Debug, Default)]
-pub struct Copy {
+pub struct HostCopy {
     pieces: OnceLock<Box<[OnceLock<Held>]>>,
 }
 
-impl Copy {
+impl HostCopy {
     /// Says of how many pieces it is.
     ///
     /// # Errors
@@ -63,7 +63,7 @@ impl Copy {
 struct Kept {
     digest: String,
     bytes: u64,
-    copy: Arc<Copy>,
+    copy: Arc<HostCopy>,
     /// Whether all of it is there.
     whole: bool,
 }
@@ -88,7 +88,7 @@ impl Copies {
 
     /// The copy of a model, or one to be made of so many bytes, for which others go if they must. `None` if it does not fit beside those
     /// in use.
-    pub fn of(&self, digest: &str, bytes: u64) -> Option<Arc<Copy>> {
+    pub fn of(&self, digest: &str, bytes: u64) -> Option<Arc<HostCopy>> {
         let mut kept = self.lock();
         if let Some(at) = kept.iter().position(|one| one.digest == digest) {
             let one = kept.remove(at);
@@ -106,7 +106,7 @@ impl Copies {
             let oldest = kept.iter().position(|one| !in_use(one))?;
             kept.remove(oldest);
         }
-        let copy = Arc::<Copy>::default();
+        let copy = Arc::<HostCopy>::default();
         kept.push(Kept { digest: digest.into(), bytes, copy: copy.clone(), whole: false });
         Some(copy)
     }

@@ -8,7 +8,7 @@
 #![expect(unsafe_code, reason = "launches kernels, which take addresses")]
 
 use super::argument::Arg;
-use super::copies::Copy;
+use super::copies::HostCopy;
 use super::device::{CudaError, Device, int, shape};
 use super::matrix::DeviceMatrix;
 use super::memory::{Buffer, Mark, Pinned};
@@ -97,7 +97,7 @@ pub fn upload(
     device: &Device,
     weights: &[(&DeviceMatrix, Raw<'_>)],
     cut: Cut,
-    copy: Option<&Copy>,
+    copy: Option<&HostCopy>,
     follow: Follow<'_>,
 ) -> Result<(), CudaError> {
     if let Some((to, raw)) = weights.iter().find(|(to, raw)| to.data().len() != raw.bytes.len()) {
@@ -167,7 +167,7 @@ fn jobs_of<'a>(
 struct Work<'a> {
     jobs: &'a [Job<'a>],
     readers: Vec<Reader<'a>>,
-    copy: Option<&'a Copy>,
+    copy: Option<&'a HostCopy>,
     next: AtomicUsize,
     /// Bytes that are there.
     done: AtomicU64,
