@@ -51,6 +51,16 @@ impl Sampler {
         self.is_plain() && self.options.temperature == 0.0
     }
 
+    /// How many of the largest logits its draws look at, if not at all of them.
+    pub(crate) fn best(&self) -> Option<usize> {
+        match self.options.top_k as usize {
+            _ if !self.is_plain() => None,
+            _ if self.options.temperature == 0.0 => Some(1),
+            0 => None,
+            most => Some(most),
+        }
+    }
+
     /// The next token, given one logit for each token of the vocabulary.
     #[cfg(test)]
     pub(crate) fn choose(&mut self, logits: &[f32]) -> TokenId {

@@ -170,6 +170,11 @@ impl Job {
         self.guide.is_none() && self.sampler.takes_likeliest()
     }
 
+    /// How many of the largest logits are looked at, if not all.
+    pub(super) fn best(&self) -> Option<usize> {
+        self.sampler.best().filter(|_| self.guide.is_none())
+    }
+
     /// Whether [`Self::choose_listed`] may do.
     pub(super) fn is_plain(&self) -> bool {
         self.guide.is_none() && self.sampler.is_plain()

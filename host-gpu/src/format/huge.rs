@@ -82,12 +82,23 @@ pub struct Piece {
     /// Which bytes of the file.
     range: Range<usize>,
     rows: Range<usize>,
+    halved: bool,
 }
 
 impl Piece {
     /// `rows`, whose bytes are `range` of the file, which lies in that of `part`.
     pub(crate) fn new(part: Arc<Part>, range: Range<usize>, rows: Range<usize>) -> Self {
-        Self { part, range, rows }
+        Self { part, range, rows, halved: false }
+    }
+
+    /// The same, of which the copy has each weight in halves.
+    pub(crate) fn in_halves(self) -> Self {
+        Self { halved: true, ..self }
+    }
+
+    /// Whether its copy has, or will have.
+    pub fn is_halved(&self) -> bool {
+        self.halved
     }
 
     /// Which rows of the matrix.

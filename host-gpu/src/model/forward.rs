@@ -10,7 +10,7 @@ use crate::ask::TokenId;
 use crate::kv::{Arena, KvLayout, KvType, PageId};
 use crate::ops::cpu::Cpu;
 use crate::ops::cpu::attention::{KvHead, Queries, Scoring};
-use crate::ops::cpu::matmul::{Input, Matrix, Tiles};
+use crate::ops::cpu::matmul::{Best, Input, Matrix, Tiles};
 use crate::ops::pool::Pool;
 use std::cell::RefCell;
 use std::collections::TryReserveError;
@@ -58,6 +58,7 @@ pub(crate) struct Buffers {
     pub(super) ff: Vec<f32>,
     /// (tokens that need logits, vocab)
     logits: Vec<f32>,
+    best: Best,
     /// (parts that embed, width)
     pub(super) embeddings: Vec<f32>,
     /// a product's input as the kernels take it
@@ -125,13 +126,13 @@ thread_local! {
 }
 
 /// Processes `parts`, writing their keys and values to `arena`. Gives (logits asked for, vocab),
-/// in the order of the parts.
+/// in the order of the parts. If nobody will look at more than the `best` largest logits of each, others may be negative infinity.
 pub(crate) fn step<'b>(
     c: &Config,
     w: &Weights,
     compute: &mut Compute,
     arena: &mut Arena,
-    parts: &[Part<'_>],
+    (parts, best): (&[Part<'_>], Option<usize>),
     b: &'b mut Buffers,
 ) -> &'b mut [f32] {
     let Compute { cpu, pool, kv_type } = compute;
@@ -225,7 +226,11 @@ pub(crate) fn step<'b>(
         let head = m(&w.head);
         let prepare = if w.fine_head { Input::fine } else { Input::new };
         let input = prepare(cpu, pool, &b.h, c.width, &[head], &mut b.tiles);
-        cpu.matmul(pool, &[head], &input, false, &mut b.logits);
+        // A cap would make infinities numbers.
+        let best = best.filter(|_| c.logit_cap.is_none());
+        if !best.is_some_and(|most| cpu.best(pool, head, &input, most, &mut b.best, &mut b.logits)) {
+            cpu.matmul(pool, &[head], &input, false, &mut b.logits);
+        }
         if let Some(cap) = c.logit_cap {
             pool.rows(&mut b.logits, c.vocab, |_, row| cpu.soft_cap(row, cap));
         }

@@ -49,7 +49,7 @@ pub(super) fn score(
         let part =
             Part { tokens, position, pages: &pages, account: 0, logits: tokens.len(), temperature: 1.0, embeds: false };
         let w = &loaded.weights;
-        let logits = forward::step(c, w, &mut compute, &mut arena, &[part], &mut buffers);
+        let logits = forward::step(c, w, &mut compute, &mut arena, (&[part], None), &mut buffers);
         values.extend_from_slice(logits);
         position += tokens.len();
     }

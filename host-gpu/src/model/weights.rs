@@ -9,7 +9,7 @@ use crate::format::quant::{self, Quant};
 use crate::format::quantize::Quantize;
 use crate::format::tensor::TensorInfo;
 use crate::ops::cpu::matmul::{CHUNK_ROWS, Matrix, can_weave};
-use crate::ops::cpu::woven::weave;
+use crate::ops::cpu::woven::{weave, weave_halves};
 use crate::ops::cuda::upload::Raw;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -221,9 +221,10 @@ impl Weights {
                     return;
                 }
                 let ranges: Vec<Range<usize>> = rows.iter().map(|rows| rows.range.clone()).collect();
-                let copy = |n: usize, from: &[u8], to: &mut [u8]| match rows[n].woven {
-                    true => weave(rows[n].quant, rows[n].row_bytes, from, to),
-                    false => to.copy_from_slice(from),
+                let copy = |n: usize, from: &[u8], to: &mut [u8]| match rows[n].to {
+                    Layout::Woven => weave(rows[n].quant, rows[n].row_bytes, from, to),
+                    Layout::Halved => weave_halves(rows[n].row_bytes, from, to),
+                    Layout::Same => to.copy_from_slice(from),
                 };
                 if let Err(error) = part.copy(&files[*file], &ranges, copy) {
                     tracing::warn!(%error, "weights stay in small pages");
@@ -273,8 +274,12 @@ impl Weights {
                 let n = moves.len() - 1;
                 places_of.push((n, moves[n].rows.len()));
                 first = rows.end;
-                let woven = can_weave(at.quant, at.rows);
-                moves[n].rows.push(MovedRows { quant: at.quant, woven, row_bytes, range, rows });
+                let to = match can_weave(at.quant, at.rows) {
+                    true if at.quant == Quant::Q8_0 && at.is(&self.head) => Layout::Halved,
+                    true => Layout::Woven,
+                    false => Layout::Same,
+                };
+                moves[n].rows.push(MovedRows { quant: at.quant, to, row_bytes, range, rows });
             }
             places.push(places_of);
         }
@@ -283,8 +288,9 @@ impl Weights {
         }
         for ((_, at), places) in all.iter().zip(places) {
             let piece = |(n, i): (usize, usize)| {
-                let MovedRows { range, rows, .. } = &moves[n].rows[i];
-                Piece::new(moves[n].part.clone(), range.clone(), rows.clone())
+                let MovedRows { range, rows, to, .. } = &moves[n].rows[i];
+                let piece = Piece::new(moves[n].part.clone(), range.clone(), rows.clone());
+                if *to == Layout::Halved { piece.in_halves() } else { piece }
             };
             let _ = at.pieces.set(places.into_iter().map(piece).collect());
         }
@@ -372,10 +378,20 @@ struct Move {
     rows: Vec<MovedRows>,
 }
 
+/// What becomes of rows as they are copied.
+#[derive(Clone, Copy, PartialEq)]
+enum Layout {
+    Same,
+    /// See [`weave`].
+    Woven,
+    /// See [`weave_halves`]: of a head, mostly a few products are wanted.
+    Halved,
+}
+
 /// Rows of a matrix.
 struct MovedRows {
     quant: Quant,
-    woven: bool,
+    to: Layout,
     row_bytes: usize,
     /// Their bytes in the file.
     range: Range<usize>,

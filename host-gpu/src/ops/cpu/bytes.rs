@@ -43,6 +43,8 @@ pub trait Bytes: Lanes {
     fn entries(table: &[i8; 16], b: Self::B) -> Self::B;
     /// Signed bytes as [`Bytes::dot_signed`] takes them: raised by [`Bytes::RAISED`].
     fn biased(b: Self::B) -> Self::B;
+    /// The same of bytes that are 128 above what they stand for.
+    fn lowered(b: Self::B) -> Self::B;
     /// From four vectors of (row, 4 groups of 4 bytes), rows `q`, `4 + q`, `8 + q`, `12 + q` in vector `q`, to four
     /// vectors of (sixteen rows, 4 bytes).
     fn transpose(quads: [Self::B; 4]) -> [Self::B; 4];
@@ -127,6 +129,11 @@ impl Bytes for Portable {
     #[inline(never)]
     fn biased(b: Self::B) -> Self::B {
         b
+    }
+
+    #[inline(never)]
+    fn lowered(b: Self::B) -> Self::B {
+        b.map(|b| b ^ 0x80)
     }
 
     #[inline(never)]
@@ -243,6 +250,11 @@ mod x86 {
         fn biased(b: __m512i) -> __m512i {
             // SAFETY: as said above.
             unsafe { _mm512_xor_si512(b, _mm512_set1_epi8(-128)) }
+        }
+
+        #[inline(always)]
+        fn lowered(b: __m512i) -> __m512i {
+            b
         }
 
         #[inline(always)]
@@ -418,6 +430,15 @@ mod x86 {
 
         #[inline(always)]
         fn biased(b: Self::B) -> Self::B {
+            b
+        }
+
+        #[inline(always)]
+        fn lowered(mut b: Self::B) -> Self::B {
+            for b in &mut b {
+                // SAFETY: as said above.
+                *b = unsafe { _mm256_xor_si256(*b, _mm256_set1_epi8(-128)) };
+            }
             b
         }
 

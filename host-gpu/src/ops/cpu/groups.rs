@@ -7,7 +7,7 @@
 use super::blocks::{Scales, halves, scaled, scales_and_minima};
 use super::bytes::{Bytes, NOT_RAISED};
 use super::lanes::LANES;
-use super::woven::Woven;
+use super::woven::{BlockQ8Halved, HALVES, Woven};
 use crate::format::quant::*;
 use bytemuck::Pod;
 use std::mem::offset_of;
@@ -33,6 +33,12 @@ pub trait Groups: Pod + Sync {
     fn part<L: Bytes>(affine: &Self::Affine<L>, n: usize) -> [L::V; 2];
     /// `q` of sixteen weights of group `g` of four rows: the first ones or the others.
     fn quad<L: Bytes>(rows: [&Self; 4], g: usize, half: usize) -> L::B;
+    /// Blocks `k` of sixteen woven rows.
+    #[inline(always)]
+    fn woven(strip: &[u8], k: usize) -> Woven<'_> {
+        let size = LANES * size_of::<Self>();
+        Woven { fields: &strip[k * size..][..size], lower: &[] }
+    }
     /// The same as [`Groups::affine`], of woven blocks.
     fn woven_affine<L: Bytes>(strip: Woven<'_>) -> Self::Affine<L>;
     /// Weights `4 j..4 j + 4` of group `g` of woven blocks.
@@ -58,7 +64,7 @@ fn half_of(all: &[u8; 32], n: usize) -> &[u8; 16] {
 
 /// Weights `4 j..4 j + 4` of 32 nibbles at `at` of woven blocks: the low ones come first.
 #[inline(always)]
-fn nibble<L: Bytes>(strip: Woven<'_>, at: usize, j: usize) -> L::B {
+pub(super) fn nibble<L: Bytes>(strip: Woven<'_>, at: usize, j: usize) -> L::B {
     L::shift_mask(strip.word::<L>(at, j % 4), j as u32 / 4 * 4, 15)
 }
 
@@ -105,7 +111,7 @@ fn add_fifths<L: Bytes>(low: L::B, h: [[u8; 4]; 4], half: usize) -> L::B {
 /// Blocks of 32 weights with one f16: `w = d * (q - 2^raised)`.
 macro_rules! one_scale {
     ($block:ty, signed: $signed:expr, raised: $raised:expr, |$L:ident, $rows:ident, $half:ident| $quad:expr,
-     woven: |$W:ident, $strip:ident, $j:ident| $four:expr) => {
+     woven: |$W:ident, $strip:ident, $j:ident| $four:expr $(, $blocks:item)?) => {
         impl Groups for $block {
             const SIGNED: bool = $signed;
             const RAISED: u32 = $raised;
@@ -129,6 +135,8 @@ macro_rules! one_scale {
             fn quad<$L: Bytes>($rows: [&Self; 4], _: usize, $half: usize) -> $L::B {
                 $quad
             }
+
+            $(#[inline(always)] $blocks)?
 
             #[inline(always)]
             fn woven_affine<L: Bytes>(strip: Woven<'_>) -> L::V {
@@ -162,6 +170,18 @@ one_scale!(BlockIq4Nl, signed: true, raised: NOT_RAISED, |L, rows, half| {
 one_scale!(BlockQ8_0, signed: true, raised: NOT_RAISED, |L, rows, half| {
     L::biased(gather!(L, rows, |row| half_of(bytemuck::cast_ref(&row.q), half)))
 }, woven: |L, strip, j| L::biased(strip.word::<L>(offset_of!(BlockQ8_0, q), j)));
+one_scale!(BlockQ8Halved, signed: true, raised: NOT_RAISED, |L, rows, half| {
+    let by = 4 * half as u32;
+    let upper = L::shift_mask(gather!(L, rows, |row| &row.upper), by, 15);
+    L::lowered(L::join(L::shift_mask(gather!(L, rows, |row| &row.lower), by, 15), upper, 4))
+}, woven: |L, strip, j| {
+    let lower = L::shift_mask(strip.lower_word::<L>(j % 4), j as u32 / 4 * 4, 15);
+    L::lowered(L::join(lower, nibble::<L>(strip, offset_of!(BlockQ8Halved, upper), j), 4))
+}, fn woven(strip: &[u8], k: usize) -> Woven<'_> {
+    let [upper, lower] = HALVES;
+    let (uppers, lowers) = strip.split_at(strip.len() / (upper + lower) * upper);
+    Woven { fields: &uppers[k * upper..][..upper], lower: &lowers[k * lower..][..lower] }
+});
 
 /// Blocks of 32 weights with two f16: `w = d * q + m`.
 macro_rules! scale_and_minimum {

@@ -5,7 +5,7 @@
 //! any weights with floats. Both unpack the weights as they go: in registers for few tokens, into a panel that stays in
 //! cache for many. Nothing is packed in advance, so a model costs no memory beyond its file and no time before its first token.
 
-use super::lanes::CACHE_LINE;
+use super::lanes::{CACHE_LINE, LANES};
 use super::{Activations, Cpu};
 use crate::format::huge::Piece;
 use crate::format::quant::Quant;
@@ -13,8 +13,11 @@ use crate::ops::pool::{Columns, Pool, View};
 use std::cell::RefCell;
 use std::ops::Range;
 
+mod best;
 mod float;
 mod int;
+
+pub use best::Best;
 
 /// Weights of about this many entries are one chunk of work: some microseconds.
 const CHUNK_WEIGHTS: usize = 32 * 1024;
@@ -91,6 +94,11 @@ impl<'a> Matrix<'a> {
     /// The woven copy of `rows`, which are whole strips of one piece, if it has one.
     fn woven_bytes(&self, rows: &Range<usize>) -> Option<&'a [u8]> {
         if can_weave(self.quant, self.rows) { self.copy(rows) } else { None }
+    }
+
+    /// Whether that copy is [in halves](super::woven::weave_halves).
+    fn halved_at(&self, rows: &Range<usize>) -> bool {
+        self.copies.get(self.piece_of(rows.start)).is_some_and(Piece::is_halved) && self.woven_bytes(rows).is_some()
     }
 
     /// The copy of `rows`, which are of one piece, if it has one.

@@ -303,6 +303,12 @@ impl Bytes for Neon {
     }
 
     #[inline(always)]
+    fn lowered(b: Self::B) -> Self::B {
+        // SAFETY: as said above.
+        unsafe { each!(|i| veorq_u8(b[i], vdupq_n_u8(0x80))) }
+    }
+
+    #[inline(always)]
     fn transpose(q: [Self::B; 4]) -> [Self::B; 4] {
         let mut out = q;
         for l in 0..4 {

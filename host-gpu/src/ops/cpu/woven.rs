@@ -5,14 +5,22 @@
 //!
 //! The fields of a block keep their order. A field of `n` bytes becomes sixteen times that: its first words of all rows,
 //! then its second ones, and so on; fields of two bytes are words of two bytes.
+//!
+//! A matrix of which a rough product is wanted before the exact one is [halved](weave_halves), too.
 
 use super::bytes::{BYTES, Bytes};
 use super::lanes::{LANES, Lanes};
-use crate::format::quant::Quant;
+use crate::format::quant::{BlockQ8_0, Quant};
+use bytemuck::{Pod, Zeroable};
 
 /// Blocks of sixteen rows that stand at one place in their rows.
 #[derive(Clone, Copy)]
-pub struct Woven<'a>(pub(super) &'a [u8]);
+pub struct Woven<'a> {
+    /// Their fields.
+    pub(super) fields: &'a [u8],
+    /// What stands apart of a [`BlockQ8Halved`].
+    pub(super) lower: &'a [u8],
+}
 
 impl Woven<'_> {
     /// Word `n` of the field at byte `at` of a block.
@@ -37,9 +45,44 @@ impl Woven<'_> {
         out
     }
 
+    /// Word `n` of what stands apart.
+    #[inline(always)]
+    pub fn lower_word<L: Bytes>(self, n: usize) -> L::B {
+        L::load_bytes(self.lower[BYTES * n..].first_chunk().expect("a word of the block"))
+    }
+
     #[inline(always)]
     fn part<const N: usize>(&self, at: usize, n: usize) -> &[u8; N] {
-        self.0[LANES * at + N * n..].first_chunk().expect("a field of the block")
+        self.fields[LANES * at + N * n..].first_chunk().expect("a field of the block")
+    }
+}
+
+/// A [`BlockQ8_0`] whose weights are cut in two: `w = d * (16 * upper + lower - 128)`, nibbles that stand as those of
+/// [`BlockQ4_0`](crate::format::quant::BlockQ4_0) do. In sixteen rows that are woven all upper ones come first, with the
+/// scales, and are what is read for a rough product.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct BlockQ8Halved {
+    /// The scale, an f16.
+    pub d: [u8; 2],
+    /// Nibbles: 16 low ones, then 16 high ones.
+    pub upper: [u8; 16],
+    /// The same.
+    pub lower: [u8; 16],
+}
+
+/// Bytes of sixteen woven blocks that are read for a rough product, and of the rest.
+pub(super) const HALVES: [usize; 2] = [LANES * 18, LANES * 16];
+
+impl From<&BlockQ8_0> for BlockQ8Halved {
+    fn from(block: &BlockQ8_0) -> Self {
+        let raised = block.q.map(|q| q as u8 ^ 0x80);
+        let (mut upper, mut lower) = ([0; 16], [0; 16]);
+        for i in 0..16 {
+            upper[i] = raised[i] >> 4 | raised[16 + i] & 0xf0;
+            lower[i] = raised[i] & 0x0f | raised[16 + i] << 4;
+        }
+        Self { d: block.d, upper, lower }
     }
 }
 
@@ -113,6 +156,29 @@ pub fn weave(quant: Quant, row_bytes: usize, from: &[u8], to: &mut [u8]) {
                     _ => weave_field(block, row_bytes, at, to, |word: [u8; 2]| word),
                 }
                 at += len;
+            }
+        }
+    }
+}
+
+/// Weaves a matrix of [`BlockQ8_0`] as [`BlockQ8Halved`]: of sixteen rows first scales and upper halves, block by block, then the lower
+/// halves. Otherwise as [`weave`].
+pub fn weave_halves(row_bytes: usize, from: &[u8], to: &mut [u8]) {
+    let per_row = row_bytes / size_of::<BlockQ8_0>();
+    for (from, to) in from.chunks_exact(LANES * row_bytes).zip(to.chunks_exact_mut(LANES * row_bytes)) {
+        let blocks: &[BlockQ8_0] = bytemuck::cast_slice(from);
+        let (upper, lower) = to.split_at_mut(per_row * HALVES[0]);
+        let halves = upper.chunks_exact_mut(HALVES[0]).zip(lower.chunks_exact_mut(HALVES[1]));
+        for (k, (upper, lower)) in halves.enumerate() {
+            let (scales, upper) = upper.split_at_mut(2 * LANES);
+            for row in 0..LANES {
+                let block = BlockQ8Halved::from(&blocks[row * per_row + k]);
+                scales[2 * row..][..2].copy_from_slice(&block.d);
+                for n in 0..4 {
+                    let at = BYTES * n + 4 * row;
+                    upper[at..at + 4].copy_from_slice(&block.upper[4 * n..][..4]);
+                    lower[at..at + 4].copy_from_slice(&block.lower[4 * n..][..4]);
+                }
             }
         }
     }

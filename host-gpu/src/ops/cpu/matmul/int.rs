@@ -12,6 +12,7 @@
 use super::super::bytes::Bytes;
 use super::super::groups::Groups;
 use super::super::lanes::{LANES, Lanes};
+use super::super::woven::BlockQ8Halved;
 use super::super::{Cpu, SMALL_TILE, Task};
 use super::Matrix;
 use crate::format::quant::*;
@@ -24,11 +25,13 @@ use strips::{Rows, Strip, WovenRows};
 
 mod activations;
 mod panel;
+mod rough;
 mod straight;
 mod strips;
 
 pub(super) use activations::{Leaves, Tiles};
 pub(super) use panel::Line;
+pub(super) use rough::{Bounds, Rough, terms};
 
 /// `out[t][r - rows.start] = w[r] . x[t]`.
 pub(super) struct Product<'a, 'v, B, const N: usize> {
@@ -86,6 +89,7 @@ impl Work<'_, '_> {
             Quant::Q4_1 => self.of::<BlockQ4_1, { lines::<BlockQ4_1>() }>(cpu),
             Quant::Q5_0 => self.of::<BlockQ5_0, { lines::<BlockQ5_0>() }>(cpu),
             Quant::Q5_1 => self.of::<BlockQ5_1, { lines::<BlockQ5_1>() }>(cpu),
+            Quant::Q8_0 if self.w.halved_at(&self.rows) => self.of::<BlockQ8Halved, { lines::<BlockQ8Halved>() }>(cpu),
             Quant::Q8_0 => self.of::<BlockQ8_0, { lines::<BlockQ8_0>() }>(cpu),
             Quant::Q2K => self.of::<BlockQ2K, { lines::<BlockQ2K>() }>(cpu),
             Quant::Q3K => self.of::<BlockQ3K, { lines::<BlockQ3K>() }>(cpu),

@@ -8,7 +8,6 @@
 use super::super::super::bytes::Bytes;
 use super::super::super::groups::Groups;
 use super::super::super::lanes::LANES;
-use super::super::super::woven::Woven;
 use super::super::CACHE_LINE;
 use super::activations::{Tiles, WORDS};
 use super::strips::Strip;
@@ -142,7 +141,6 @@ fn woven_product<L: Bytes, B: Groups, const SIGNED: bool, const MINIMUM: bool, c
     tile: &[[[u32; T]; WORDS]],
     ahead: &mut Ahead,
 ) -> [[L::V; T]; S] {
-    let block = LANES * size_of::<B>();
     let mut strips = [&blocks[..size]; S];
     for s in 1..S {
         strips[s] = &blocks[s * size..][..size];
@@ -150,9 +148,9 @@ fn woven_product<L: Bytes, B: Groups, const SIGNED: bool, const MINIMUM: bool, c
     let mut sums = [[L::splat(0.0); T]; S];
     for (k, x) in tile.iter().enumerate() {
         ahead.ask::<L>();
-        let mut at = [Woven(&strips[0][k * block..][..block]); S];
+        let mut at = [B::woven(strips[0], k); S];
         for s in 1..S {
-            at[s] = Woven(&strips[s][k * block..][..block]);
+            at[s] = B::woven(strips[s], k);
         }
         let mut ints = [[L::zero(); T]; S];
         for t in 0..T {

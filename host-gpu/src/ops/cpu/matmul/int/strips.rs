@@ -98,8 +98,7 @@ impl<B: Groups> Strip<B> for WovenRows<'_> {
 
     #[inline(always)]
     fn blocks<L: Lanes>(&self, k: usize) -> Woven<'_> {
-        let size = LANES * size_of::<B>();
-        Woven(&self.0[k * size..][..size])
+        B::woven(self.0, k)
     }
 
     #[inline(always)]
