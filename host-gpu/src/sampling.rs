@@ -51,14 +51,16 @@ impl Sampler {
         self.is_plain() && self.options.temperature == 0.0
     }
 
-    /// How many of the largest logits its draws look at, if not at all of them.
+    /// How many of the largest logits its next draw may come to look at, if not at all of them.
+    ///
+    /// What penalties and bias lower can make room for as many others, and no more; what they raise can come from anywhere.
     pub(crate) fn best(&self) -> Option<usize> {
-        match self.options.top_k as usize {
-            _ if !self.is_plain() => None,
-            _ if self.options.temperature == 0.0 => Some(1),
-            0 => None,
-            most => Some(most),
-        }
+        let Sampling { temperature, top_k, penalties: Penalties { repetition, presence, frequency }, .. } =
+            self.options;
+        let only_lowers =
+            repetition >= 1.0 && presence >= 0.0 && frequency >= 0.0 && self.bias.iter().all(|(_, bias)| *bias <= 0.0);
+        let most = if temperature == 0.0 { 1 } else { top_k as usize };
+        (only_lowers && most > 0 && self.logprobs.is_none()).then(|| most + self.seen.len() + self.bias.len())
     }
 
     /// The next token, given one logit for each token of the vocabulary.
@@ -323,6 +325,40 @@ mod tests {
             enough += usize::from(listed.is_some());
         }
         assert!((500..4000).contains(&enough), "now a list is enough, now it is not: {enough}");
+    }
+
+    #[test]
+    fn what_is_not_among_the_best_changes_nothing() {
+        let penalties = |presence| Penalties { repetition: 1.3, presence, frequency: 0.1 };
+        let mut partial = 0;
+        for round in 0..2000u32 {
+            let logits: Vec<f32> =
+                (0..200).map(|n| (9.0 * uniform(3, u64::from(round * 200 + n))) as f32 - 2.0).collect();
+            let mut ask = Ask::new(Prompt::Raw(String::new()));
+            ask.sampling = Sampling {
+                temperature: [0.0, 1.0, 1.7][round as usize % 3],
+                top_k: [0, 1, 20][round as usize / 3 % 3],
+                top_p: [1.0, 0.9][round as usize / 9 % 2],
+                penalties: [Penalties::default(), penalties(0.0), penalties(1.0), penalties(-1.0)]
+                    [round as usize / 18 % 4],
+                seed: Some(u64::from(round)),
+                ..Sampling::default()
+            };
+            let bias = [vec![], vec![(TokenId(7), -100.0), (TokenId(9), -0.5)], vec![(TokenId(7), 1.0)]];
+            ask.logit_bias = bias[round as usize / 72 % 3].clone();
+            let prompt: Vec<TokenId> = (0..5).map(|n| TokenId((round + 31 * n) % 200)).collect();
+            let (mut a, mut b) = (Sampler::new(&ask, &prompt, 1), Sampler::new(&ask, &prompt, 1));
+            for _ in 0..4 {
+                let mut some = logits.clone();
+                if let Some(most) = b.best() {
+                    let least = largest((0..).zip(logits.iter().copied()).collect(), most).last().unwrap().1;
+                    some.iter_mut().filter(|logit| **logit < least).for_each(|logit| *logit = f32::NEG_INFINITY);
+                    partial += 1;
+                }
+                assert_eq!(a.choose(&logits), b.choose(&some), "{:?}", ask.sampling);
+            }
+        }
+        assert!((2000..6000).contains(&partial), "{partial}");
     }
 
     #[test]

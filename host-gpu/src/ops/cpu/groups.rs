@@ -33,12 +33,8 @@ pub trait Groups: Pod + Sync {
     fn part<L: Bytes>(affine: &Self::Affine<L>, n: usize) -> [L::V; 2];
     /// `q` of sixteen weights of group `g` of four rows: the first ones or the others.
     fn quad<L: Bytes>(rows: [&Self; 4], g: usize, half: usize) -> L::B;
-    /// Blocks `k` of sixteen woven rows.
-    #[inline(always)]
-    fn woven(strip: &[u8], k: usize) -> Woven<'_> {
-        let size = LANES * size_of::<Self>();
-        Woven { fields: &strip[k * size..][..size], lower: &[] }
-    }
+    /// Bytes of sixteen woven blocks, and those of them that stand apart.
+    const WOVEN: [usize; 2] = [LANES * size_of::<Self>(), 0];
     /// The same as [`Groups::affine`], of woven blocks.
     fn woven_affine<L: Bytes>(strip: Woven<'_>) -> Self::Affine<L>;
     /// Weights `4 j..4 j + 4` of group `g` of woven blocks.
@@ -111,10 +107,11 @@ fn add_fifths<L: Bytes>(low: L::B, h: [[u8; 4]; 4], half: usize) -> L::B {
 /// Blocks of 32 weights with one f16: `w = d * (q - 2^raised)`.
 macro_rules! one_scale {
     ($block:ty, signed: $signed:expr, raised: $raised:expr, |$L:ident, $rows:ident, $half:ident| $quad:expr,
-     woven: |$W:ident, $strip:ident, $j:ident| $four:expr $(, $blocks:item)?) => {
+     woven: |$W:ident, $strip:ident, $j:ident| $four:expr $(, $woven:item)?) => {
         impl Groups for $block {
             const SIGNED: bool = $signed;
             const RAISED: u32 = $raised;
+            $($woven)?
             type Affine<L: Bytes> = L::V;
 
             #[inline(always)]
@@ -135,8 +132,6 @@ macro_rules! one_scale {
             fn quad<$L: Bytes>($rows: [&Self; 4], _: usize, $half: usize) -> $L::B {
                 $quad
             }
-
-            $(#[inline(always)] $blocks)?
 
             #[inline(always)]
             fn woven_affine<L: Bytes>(strip: Woven<'_>) -> L::V {
@@ -177,11 +172,7 @@ one_scale!(BlockQ8Halved, signed: true, raised: NOT_RAISED, |L, rows, half| {
 }, woven: |L, strip, j| {
     let lower = L::shift_mask(strip.lower_word::<L>(j % 4), j as u32 / 4 * 4, 15);
     L::lowered(L::join(lower, nibble::<L>(strip, offset_of!(BlockQ8Halved, upper), j), 4))
-}, fn woven(strip: &[u8], k: usize) -> Woven<'_> {
-    let [upper, lower] = HALVES;
-    let (uppers, lowers) = strip.split_at(strip.len() / (upper + lower) * upper);
-    Woven { fields: &uppers[k * upper..][..upper], lower: &lowers[k * lower..][..lower] }
-});
+}, const WOVEN: [usize; 2] = HALVES;);
 
 /// Blocks of 32 weights with two f16: `w = d * q + m`.
 macro_rules! scale_and_minimum {

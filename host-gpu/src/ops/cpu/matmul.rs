@@ -6,6 +6,7 @@
 //! cache for many. Nothing is packed in advance, so a model costs no memory beyond its file and no time before its first token.
 
 use super::lanes::{CACHE_LINE, LANES};
+use super::woven::Woven;
 use super::{Activations, Cpu};
 use crate::format::huge::Piece;
 use crate::format::quant::Quant;
@@ -92,13 +93,24 @@ impl<'a> Matrix<'a> {
     }
 
     /// The woven copy of `rows`, which are whole strips of one piece, if it has one.
-    fn woven_bytes(&self, rows: &Range<usize>) -> Option<&'a [u8]> {
-        if can_weave(self.quant, self.rows) { self.copy(rows) } else { None }
+    fn woven(&self, rows: &Range<usize>) -> Option<Woven<'a>> {
+        if !can_weave(self.quant, self.rows) {
+            return None;
+        }
+        match self.halved_at(rows) {
+            false => Some(Woven { fields: self.copy(rows)?, lower: &[] }),
+            true => {
+                let piece = self.copies.get(self.piece_of(rows.start))?;
+                let first = piece.rows().start;
+                Some(Woven::of_halves(piece.copy()?, self.row_bytes(), rows.start - first..rows.end - first))
+            }
+        }
     }
 
-    /// Whether that copy is [in halves](super::woven::weave_halves).
+    /// Whether the copy of `rows`, which are of one piece, is [in halves](super::woven::weave_halves).
     fn halved_at(&self, rows: &Range<usize>) -> bool {
-        self.copies.get(self.piece_of(rows.start)).is_some_and(Piece::is_halved) && self.woven_bytes(rows).is_some()
+        let piece = self.copies.get(self.piece_of(rows.start));
+        piece.is_some_and(|piece| piece.is_halved() && piece.copy().is_some())
     }
 
     /// The copy of `rows`, which are of one piece, if it has one.

@@ -13,13 +13,31 @@ use super::lanes::{LANES, Lanes};
 use crate::format::quant::{BlockQ8_0, Quant};
 use bytemuck::{Pod, Zeroable};
 
-/// Blocks of sixteen rows that stand at one place in their rows.
+/// Blocks of sixteen rows that stand at one place in their rows; or all that stand there, or those of more rows.
 #[derive(Clone, Copy)]
 pub struct Woven<'a> {
     /// Their fields.
     pub(super) fields: &'a [u8],
-    /// What stands apart of a [`BlockQ8Halved`].
+    /// What stands apart of [`BlockQ8Halved`].
     pub(super) lower: &'a [u8],
+}
+
+impl<'a> Woven<'a> {
+    /// Number `n` of those that have so many bytes, and so many apart.
+    #[inline(always)]
+    pub(super) fn at(self, n: usize, [fields, lower]: [usize; 2]) -> Self {
+        Self { fields: &self.fields[n * fields..][..fields], lower: &self.lower[n * lower..][..lower] }
+    }
+
+    /// `rows` of what [`weave_halves`] made, all of one length.
+    pub(super) fn of_halves(all: &'a [u8], row_bytes: usize, rows: std::ops::Range<usize>) -> Self {
+        let [upper, lower] = HALVES.map(|bytes| row_bytes / size_of::<BlockQ8_0>() * bytes / LANES);
+        let (uppers, lowers) = all.split_at(all.len() / (upper + lower) * upper);
+        Self {
+            fields: &uppers[rows.start * upper..rows.end * upper],
+            lower: &lowers[rows.start * lower..rows.end * lower],
+        }
+    }
 }
 
 impl Woven<'_> {
@@ -58,8 +76,7 @@ impl Woven<'_> {
 }
 
 /// A [`BlockQ8_0`] whose weights are cut in two: `w = d * (16 * upper + lower - 128)`, nibbles that stand as those of
-/// [`BlockQ4_0`](crate::format::quant::BlockQ4_0) do. In sixteen rows that are woven all upper ones come first, with the
-/// scales, and are what is read for a rough product.
+/// [`BlockQ4_0`](crate::format::quant::BlockQ4_0) do. The upper ones, with the scales, are what is read for a rough product.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct BlockQ8Halved {
@@ -73,6 +90,18 @@ pub struct BlockQ8Halved {
 
 /// Bytes of sixteen woven blocks that are read for a rough product, and of the rest.
 pub(super) const HALVES: [usize; 2] = [LANES * 18, LANES * 16];
+
+impl BlockQ8Halved {
+    fn whole(&self) -> BlockQ8_0 {
+        let mut q = [0; 32];
+        for i in 0..16 {
+            let (upper, lower) = (self.upper[i], self.lower[i]);
+            q[i] = ((upper << 4 | lower & 0x0f) ^ 0x80) as i8;
+            q[16 + i] = ((upper & 0xf0 | lower >> 4) ^ 0x80) as i8;
+        }
+        BlockQ8_0 { d: self.d, q }
+    }
+}
 
 impl From<&BlockQ8_0> for BlockQ8Halved {
     fn from(block: &BlockQ8_0) -> Self {
@@ -161,13 +190,14 @@ pub fn weave(quant: Quant, row_bytes: usize, from: &[u8], to: &mut [u8]) {
     }
 }
 
-/// Weaves a matrix of [`BlockQ8_0`] as [`BlockQ8Halved`]: of sixteen rows first scales and upper halves, block by block, then the lower
-/// halves. Otherwise as [`weave`].
+/// Weaves a matrix of [`BlockQ8_0`] as [`BlockQ8Halved`]: scales and upper halves of all rows come first, then the lower halves. A processor
+/// reads memory at its full rate only where it is read in one go. Otherwise as [`weave`].
 pub fn weave_halves(row_bytes: usize, from: &[u8], to: &mut [u8]) {
     let per_row = row_bytes / size_of::<BlockQ8_0>();
-    for (from, to) in from.chunks_exact(LANES * row_bytes).zip(to.chunks_exact_mut(LANES * row_bytes)) {
+    let (uppers, lowers) = to.split_at_mut(from.len() / (HALVES[0] + HALVES[1]) * HALVES[0]);
+    let halves = uppers.chunks_exact_mut(per_row * HALVES[0]).zip(lowers.chunks_exact_mut(per_row * HALVES[1]));
+    for (from, (upper, lower)) in from.chunks_exact(LANES * row_bytes).zip(halves) {
         let blocks: &[BlockQ8_0] = bytemuck::cast_slice(from);
-        let (upper, lower) = to.split_at_mut(per_row * HALVES[0]);
         let halves = upper.chunks_exact_mut(HALVES[0]).zip(lower.chunks_exact_mut(HALVES[1]));
         for (k, (upper, lower)) in halves.enumerate() {
             let (scales, upper) = upper.split_at_mut(2 * LANES);
@@ -216,10 +246,41 @@ pub fn unweave(quant: Quant, strip: &[u8], row: usize) -> Vec<u8> {
     out
 }
 
+/// Row `row` of sixteen rows of [`weave_halves`], as it was.
+pub fn unweave_halves(strip: Woven<'_>, row: usize) -> Vec<u8> {
+    let Woven { fields, lower } = strip;
+    let mut out = Vec::with_capacity((fields.len() + lower.len()) / LANES);
+    for (upper, lower) in fields.chunks_exact(HALVES[0]).zip(lower.chunks_exact(HALVES[1])) {
+        let (scales, upper) = upper.split_at(2 * LANES);
+        let mut block = BlockQ8Halved::zeroed();
+        block.d.copy_from_slice(&scales[2 * row..][..2]);
+        for n in 0..4 {
+            let at = BYTES * n + 4 * row;
+            block.upper[4 * n..][..4].copy_from_slice(&upper[at..at + 4]);
+            block.lower[4 * n..][..4].copy_from_slice(&lower[at..at + 4]);
+        }
+        out.extend_from_slice(bytemuck::bytes_of(&block.whole()));
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::format::quant::TYPES;
+
+    #[test]
+    fn what_is_halved_comes_back() {
+        let row_bytes = 3 * size_of::<BlockQ8_0>();
+        let from: Vec<u8> = (0..32 * row_bytes).map(|i| (i * i / 7 + i) as u8).collect();
+        let mut to = vec![0; from.len()];
+        weave_halves(row_bytes, &from, &mut to);
+        for (n, row) in from.chunks_exact(row_bytes).enumerate() {
+            let first = n / LANES * LANES;
+            let strip = Woven::of_halves(&to, row_bytes, first..first + LANES);
+            assert_eq!(unweave_halves(strip, n % LANES), row, "row {n}");
+        }
+    }
 
     #[test]
     fn every_byte_of_a_block_is_in_one_word() {

@@ -3,15 +3,15 @@
 //! A model's head has a row for each token of its vocabulary; it can be most of what is read for a token, and nearly all of its rows are far
 //! from being chosen. So of weights in halves ([`BlockQ8Halved`](super::super::woven::BlockQ8Halved)), `w = d (16 u + l - 128)`, the upper ones
 //! are multiplied first, with 7.5 for each lower one. That leaves out, of a row, the sum of `d (l - 7.5) x`. The lower halves of weights are as
-//! good as random, whatever the row is about: of variance 21.25, so that what is left out has `sum of d^2 x^2` times that, and more than
-//! ten times its deviation is never seen (by Hoeffding's inequality, in one of a hundred million rows at most; by the normal distribution in none). Rows that
-//! are not among the best even with that much are done with. The others are multiplied whole, to the same bits as ever.
+//! good as random, whatever the row is about: of variance 21.25, so that what is left out, a sum of hundreds, has `sum of d^2 x^2` times
+//! that and a normal distribution. More than seven times its deviation is seen in one of 10^12 rows. Rows that are not among the best even
+//! with that much are done with. The others are multiplied whole, to the same bits as ever.
 //!
 //! Weights can be made whose lower halves are not random. So it is looked at whether the products that are then known are within
-//! five deviations of what was expected; if not, all are computed.
+//! five and a half deviations of what was expected; if not, all are computed.
 
 use super::int::{Bounds, Rough, terms};
-use super::{CHUNK_WEIGHTS_MAX, Cpu, Input, LANES, Matrix, SCRATCH, Scratch, by_piece, overlap};
+use super::{CHUNK_WEIGHTS_MAX, Cpu, Input, LANES, Matrix, SCRATCH, Scratch, by_piece};
 use crate::format::quant::Quant;
 use crate::ops::pool::Pool;
 use std::ops::Range;
@@ -64,7 +64,7 @@ impl Cpu {
         pool.columns(bounds, strips, chunk, |mut view| {
             let range = view.range();
             for rows in by_piece(range.start * LANES..range.end * LANES, &w) {
-                let strips = w.woven_bytes(&rows).expect("it was seen to have them");
+                let strips = w.woven(&rows).expect("it was seen to be there").fields;
                 let out = &mut view.row(0)[rows.start / LANES - range.start..][..rows.len() / LANES];
                 self.run(Rough { strips, x: bytes, terms: of_x, out });
             }
@@ -122,4 +122,139 @@ fn runs(range: Range<usize>, is: impl Fn(usize) -> bool) -> impl Iterator<Item =
         from = end;
         Some(first..end)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::CodePath;
+    use super::super::super::woven::weave_halves;
+    use super::super::Tiles;
+    use super::*;
+    use crate::format::huge::Piece;
+
+    const ROWS: usize = 2048;
+    const COLS: usize = 288;
+
+    fn cpus() -> impl Iterator<Item = Cpu> {
+        CodePath::ALL.iter().filter_map(|path| Cpu::new(Some(*path)))
+    }
+
+    /// Rows of random weights, of which `lower` changes the bytes.
+    fn weights(lower: impl Fn(u8) -> u8) -> Vec<u8> {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut bytes = Vec::new();
+        for n in 0..ROWS * COLS / 32 {
+            bytes.extend(half::f16::from_f32(0.01 + (n % 7) as f32 / 1000.0).to_le_bytes());
+            for _ in 0..32 {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                bytes.push(lower((state >> 56) as u8));
+            }
+        }
+        bytes
+    }
+
+    /// The same in halves, in two pieces.
+    fn halves(bytes: &[u8]) -> [Piece; 2] {
+        let row = bytes.len() / ROWS;
+        [0..96, 96..ROWS].map(|rows| {
+            let from = &bytes[rows.start * row..rows.end * row];
+            let mut copy = vec![0; from.len()];
+            weave_halves(row, from, &mut copy);
+            Piece::of(rows, Some(&copy)).in_halves()
+        })
+    }
+
+    /// Close to some rows, the third most of all.
+    fn activations(cpu: Cpu, w: Matrix<'_>) -> Vec<f32> {
+        let (mut x, mut row) = (vec![0.0; COLS], vec![0.0; COLS]);
+        for (of, by) in [(3, 1.0), (1040, 0.8), (700, 0.9), (95, 0.7), (2047, 0.6)] {
+            cpu.decode(w, of, &mut row);
+            x.iter_mut().zip(&row).for_each(|(x, w)| *x += by * w);
+        }
+        x
+    }
+
+    #[test]
+    fn halves_change_no_bit() {
+        let (bytes, mut pool) = (weights(|byte| byte), Pool::new(2).unwrap());
+        let pieces = halves(&bytes);
+        let plain = Matrix { quant: Quant::Q8_0, rows: ROWS, cols: COLS, bytes: &bytes, copies: &[] };
+        let halved = Matrix { copies: &pieces, ..plain };
+        for cpu in cpus() {
+            for tokens in [1, 2, 7, 50] {
+                let x: Vec<f32> = (0..tokens * COLS).map(|i| ((i * 7919) % 2003) as f32 / 1000.0 - 1.0).collect();
+                let mut run = |w: Matrix<'_>| {
+                    let (mut scratch, mut out) = (Tiles::default(), vec![0.0; tokens * ROWS]);
+                    let input = Input::new(cpu, &mut pool, &x, COLS, &[w], &mut scratch);
+                    cpu.matmul(&mut pool, &[w], &input, false, &mut out);
+                    out
+                };
+                assert!(run(halved) == run(plain), "{} {tokens}", cpu.path());
+            }
+            let (mut a, mut b) = (vec![0.0; COLS], vec![1.0; COLS]);
+            cpu.decode(plain, 97, &mut a);
+            cpu.decode(halved, 97, &mut b);
+            assert!(a == b);
+        }
+    }
+
+    #[test]
+    fn the_best_are_those_of_all() {
+        let (bytes, mut pool) = (weights(|byte| byte), Pool::new(2).unwrap());
+        let pieces = halves(&bytes);
+        let w = Matrix { quant: Quant::Q8_0, rows: ROWS, cols: COLS, bytes: &bytes, copies: &pieces };
+        for cpu in cpus() {
+            let x = activations(cpu, w);
+            for fine in [false, true] {
+                let mut scratch = Tiles::default();
+                let prepare = if fine { Input::fine } else { Input::new };
+                let input = prepare(cpu, &mut pool, &x, COLS, &[w], &mut scratch);
+                let (mut all, mut some) = (vec![0.0; ROWS], vec![0.0; ROWS]);
+                cpu.matmul(&mut pool, &[w], &input, false, &mut all);
+                let mut sorted = all.clone();
+                sorted.sort_by(|a, b| b.total_cmp(a));
+                for most in [1, 2, 5] {
+                    let mut scratch = Best::default();
+                    let done = cpu.best(&mut pool, w, &input, most, &mut scratch, &mut some);
+                    assert!(done, "{} {most} {fine} {:?}", cpu.path(), &scratch.bounds[..2]);
+                    let known = some.iter().filter(|product| product.is_finite()).count();
+                    assert!((most..ROWS / 8).contains(&known), "{known} for {most}");
+                    for (some, all) in some.iter().zip(&all) {
+                        assert!(some == all || *some == f32::NEG_INFINITY && *all < sorted[most - 1], "{some} {all}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_worth_it_or_not_random_is_not_done() {
+        let (bytes, mut pool) = (weights(|byte| byte), Pool::new(2).unwrap());
+        let (pieces, cpu) = (halves(&bytes), Cpu::new(None).unwrap());
+        let plain = Matrix { quant: Quant::Q8_0, rows: ROWS, cols: COLS, bytes: &bytes, copies: &[] };
+        let (halved, mut best, mut out) = (Matrix { copies: &pieces, ..plain }, Best::default(), vec![0.0; 2 * ROWS]);
+        let near = activations(cpu, plain);
+        let mut run = |w: Matrix<'_>, x: &[f32], most: usize, best: &mut Best| {
+            let mut scratch = Tiles::default();
+            let input = Input::new(cpu, &mut pool, x, COLS, &[w], &mut scratch);
+            cpu.best(&mut pool, w, &input, most, best, &mut out[..x.len() / COLS * ROWS])
+        };
+        assert!(!run(plain, &near, 1, &mut best), "no copy");
+        assert!(!run(halved, &[&near[..], &near[..]].concat(), 1, &mut best), "two tokens");
+        assert!(!run(halved, &near, ROWS / LANES, &mut best), "as many as there are strips");
+        assert!(!run(halved, &vec![f32::NAN; COLS], 1, &mut Best::default()));
+        assert!(run(halved, &near, 1, &mut best));
+        // All products are alike: after that it is not tried for a while.
+        assert!(!run(halved, &vec![0.0; COLS], 1, &mut best));
+        for _ in 0..PATIENCE {
+            assert!(!run(halved, &near, 1, &mut best));
+        }
+        assert!(run(halved, &near, 1, &mut best));
+        // Lower halves that all say the same.
+        let bytes = weights(|byte| byte | 15);
+        let pieces = halves(&bytes);
+        let odd = Matrix { bytes: &bytes, copies: &pieces, ..plain };
+        let positive: Vec<f32> = activations(cpu, odd).iter().map(|x| x.abs()).collect();
+        assert!(!run(odd, &positive, 1, &mut Best::default()));
+    }
 }

@@ -8,7 +8,7 @@
 use super::super::blocks::Block;
 use super::super::bytes::Bytes;
 use super::super::lanes::{LANES, Lanes};
-use super::super::woven::unweave;
+use super::super::woven::{unweave, unweave_halves};
 use super::super::{Cpu, SMALL_TILE, Task};
 use super::{CACHE_LINE, Matrix};
 use crate::format::quant::*;
@@ -328,8 +328,12 @@ pub(super) fn decode(cpu: Cpu, w: Matrix<'_>, row: usize, out: &mut [f32]) {
 
 fn decode_as<B: Block>(cpu: Cpu, w: Matrix<'_>, row: usize, out: &mut [f32]) {
     let strip = row / LANES * LANES;
-    if let Some(strip) = w.woven_bytes(&(strip..strip + LANES)) {
-        let row = unweave(w.quant, strip, row % LANES);
+    let rows = strip..strip + LANES;
+    if let Some(strip) = w.woven(&rows) {
+        let row = match w.halved_at(&rows) {
+            true => unweave_halves(strip, row % LANES),
+            false => unweave(w.quant, strip.fields, row % LANES),
+        };
         return cpu.run(Decode::<B> { blocks: bytemuck::cast_slice(&row), out });
     }
     let blocks: &[B] = bytemuck::cast_slice(w.rows_bytes(&(row..row + 1)));

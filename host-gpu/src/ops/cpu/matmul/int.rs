@@ -12,7 +12,7 @@
 use super::super::bytes::Bytes;
 use super::super::groups::Groups;
 use super::super::lanes::{LANES, Lanes};
-use super::super::woven::BlockQ8Halved;
+use super::super::woven::{BlockQ8Halved, Woven};
 use super::super::{Cpu, SMALL_TILE, Task};
 use super::Matrix;
 use crate::format::quant::*;
@@ -36,35 +36,38 @@ pub(super) use rough::{Bounds, Rough, terms};
 /// `out[t][r - rows.start] = w[r] . x[t]`.
 pub(super) struct Product<'a, 'v, B, const N: usize> {
     /// (rows, per_row)
-    pub(super) blocks: &'a [B],
+    pub(super) blocks: Blocks<'a, B>,
     pub(super) per_row: usize,
-    /// Whether these are [woven](Matrix::copies).
-    pub(super) woven: bool,
     pub(super) x: Tiles<'a>,
     pub(super) panel: &'a mut Vec<Line>,
     pub(super) out: Out<'a, 'v>,
 }
 
+/// Whole rows of blocks, as the file has them or [woven](Matrix::copies).
+pub(super) enum Blocks<'a, B> {
+    Rows(&'a [B]),
+    Woven(Woven<'a>),
+}
+
 impl<B: Groups, const N: usize> Task for Product<'_, '_, B, N> {
     #[inline(always)]
     fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
-        let Self { blocks, per_row, woven, x, panel, mut out } = self;
+        let Self { blocks, per_row, x, panel, mut out } = self;
         let out = &mut out;
-        let strips = blocks.chunks(LANES * per_row);
-        match woven {
-            true => {
+        match blocks {
+            Blocks::Woven(blocks) => {
+                let woven = WovenStrips { blocks, per_row };
                 if B::GROUPS == 1 && !x.direct() && x.straight::<B>() {
-                    let woven = WovenStrips { blocks: bytemuck::cast_slice(blocks), per_row };
                     return match x.tile {
                         SMALL_TILE => woven.multiply::<L, B, SMALL_TILE, S>(x, out),
                         _ => woven.multiply::<L, B, T, S>(x, out),
                     };
                 }
-                let strips = strips.map(|strip| WovenRows(bytemuck::cast_slice(strip)));
+                let strips = (0..woven.count::<B>()).map(|n| WovenRows(woven.strip::<B>(n)));
                 all_strips::<L, B, _, N>(strips, per_row, x, panel, out);
             }
-            false => {
-                let strips = strips.map(|strip| Rows::new(strip, per_row));
+            Blocks::Rows(blocks) => {
+                let strips = blocks.chunks(LANES * per_row).map(|strip| Rows::new(strip, per_row));
                 all_strips::<L, B, _, N>(strips, per_row, x, panel, out);
             }
         }
@@ -103,12 +106,12 @@ impl Work<'_, '_> {
 
     fn of<B: Groups, const N: usize>(self, cpu: Cpu) {
         let Self { w, rows, x, panel, mut out } = self;
-        let (bytes, woven) = match w.woven_bytes(&rows) {
-            Some(woven) => (woven, true),
-            None => (w.rows_bytes(&rows), false),
+        let blocks = match w.woven(&rows) {
+            Some(woven) => Blocks::Woven(woven),
+            None => Blocks::<B>::Rows(bytemuck::cast_slice(w.rows_bytes(&rows))),
         };
-        let (blocks, per_row): (&[B], usize) = (bytemuck::cast_slice(bytes), w.cols / (32 * B::GROUPS));
-        cpu.run(Product::<B, N> { blocks, per_row, woven, x, panel: &mut *panel, out: out.again() });
+        let (woven, per_row) = (matches!(blocks, Blocks::Woven(_)), w.cols / (32 * B::GROUPS));
+        cpu.run(Product::<B, N> { blocks, per_row, x, panel: &mut *panel, out: out.again() });
         if !(x.direct() || woven && x.straight::<B>()) {
             let (rows, groups) = (rows.len(), per_row * B::GROUPS);
             let raised = B::RAISED;

@@ -5,11 +5,10 @@ use super::super::super::bytes::Bytes;
 use super::super::super::groups::nibble;
 use super::super::super::lanes::LANES;
 use super::super::super::woven::{HALVES, Woven};
-use super::super::CACHE_LINE;
 use super::activations::{LESS, SCALE, SUM, Tiles, WORDS};
 
 /// In deviations of what is left out: what is allowed for, and beyond what it is not as it should be.
-const SIGMAS: [f32; 2] = [10.0, 5.0];
+const SIGMAS: [f32; 2] = [7.0, 5.5];
 /// The mean of the lower halves, and their variance: sixteen numbers that are equally likely.
 const MEAN: f32 = 7.5;
 const VARIANCE: f32 = 21.25;
@@ -35,7 +34,7 @@ pub(in super::super) fn terms(x: Tiles<'_>, out: &mut Vec<[f32; 3]>) {
 
 /// Bounds of each of the strips, of the first token.
 pub(in super::super) struct Rough<'a> {
-    /// Woven strips of [`BlockQ8Halved`](super::super::super::woven::BlockQ8Halved).
+    /// The upper halves of woven strips of [`BlockQ8Halved`](super::super::super::woven::BlockQ8Halved).
     pub(in super::super) strips: &'a [u8],
     pub(in super::super) x: Tiles<'a>,
     /// One for each group.
@@ -58,15 +57,10 @@ impl Rough<'_> {
     fn bound<L: Bytes, const T: usize>(self) {
         let Self { strips, x, terms, out } = self;
         let groups = &x.words.as_chunks::<T>().0.as_chunks::<WORDS>().0[..terms.len()];
-        let (upper, all) = (HALVES[0], (HALVES[0] + HALVES[1]) * terms.len());
-        for (strip, out) in strips.chunks_exact(all).zip(out) {
-            let next = strip.as_ptr_range().end;
+        let upper = HALVES[0];
+        for (strip, out) in strips.chunks_exact(upper * terms.len()).zip(out) {
             let (mut sums, mut variances) = (L::splat(0.0), L::splat(0.0));
             for (k, (x, [by, mean, variance])) in groups.iter().zip(terms).enumerate() {
-                // The lower halves lie between: the processor does not see where it goes on.
-                for line in 0..upper.div_ceil(CACHE_LINE) {
-                    L::prefetch(next.wrapping_add(k * upper + line * CACHE_LINE));
-                }
                 let block = Woven { fields: &strip[k * upper..][..upper], lower: &[] };
                 // Upper halves are raised by eight.
                 let mut ints = L::splat_shifted(x[LESS][0], 3);
@@ -78,19 +72,30 @@ impl Rough<'_> {
                 sums = L::fma(d, product, sums);
                 variances = L::fma(L::mul(d, d), L::splat(*variance), variances);
             }
-            let (mut rough, mut left_out) = ([0.0; LANES], [0.0; LANES]);
-            L::store(sums, &mut rough);
-            L::store(variances, &mut left_out);
-            let within = |sigmas: f32| {
-                let (mut least, mut most) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
-                for (rough, variance) in rough.iter().zip(left_out) {
-                    let width = sigmas * variance.sqrt();
-                    least = if rough - width > least { rough - width } else { least };
-                    most = if rough + width > most { rough + width } else { most };
-                }
-                [least, most]
-            };
+            let mut deviations = [0.0; LANES];
+            L::store(variances, &mut deviations);
+            for deviation in &mut deviations {
+                *deviation = deviation.sqrt();
+            }
+            let width = L::load(&deviations);
+            let within =
+                |sigmas: f32| [-sigmas, sigmas].map(|sigmas| largest::<L>(L::fma(width, L::splat(sigmas), sums)));
             *out = Bounds { allowed: within(SIGMAS[0]), expected: within(SIGMAS[1]) };
         }
     }
+}
+
+/// The largest lane. In pairs of halves, which are vectors themselves: one comparison need not wait for fifteen others.
+#[inline(always)]
+fn largest<L: Bytes>(v: L::V) -> f32 {
+    let mut lanes = [0.0; LANES];
+    L::store(v, &mut lanes);
+    let mut half = LANES / 2;
+    while half > 0 {
+        for n in 0..half {
+            lanes[n] = if lanes[n] > lanes[n + half] { lanes[n] } else { lanes[n + half] };
+        }
+        half /= 2;
+    }
+    lanes[0]
 }

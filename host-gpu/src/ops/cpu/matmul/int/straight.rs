@@ -8,6 +8,7 @@
 use super::super::super::bytes::Bytes;
 use super::super::super::groups::Groups;
 use super::super::super::lanes::LANES;
+use super::super::super::woven::Woven;
 use super::super::CACHE_LINE;
 use super::activations::{Tiles, WORDS};
 use super::strips::Strip;
@@ -63,14 +64,26 @@ fn direct<L: Bytes, B: Groups, S: Strip<B>, const SIGNED: bool, const MINIMUM: b
     sums
 }
 
-/// Woven strips of blocks of one scale.
+/// Woven strips.
 pub(super) struct WovenStrips<'a> {
     /// (strips, per_row, sixteen blocks)
-    pub(super) blocks: &'a [u8],
+    pub(super) blocks: Woven<'a>,
     pub(super) per_row: usize,
 }
 
-impl WovenStrips<'_> {
+impl<'a> WovenStrips<'a> {
+    /// How many.
+    #[inline(always)]
+    pub(super) fn count<B: Groups>(&self) -> usize {
+        self.blocks.fields.len() / (self.per_row * B::WOVEN[0])
+    }
+
+    /// Number `n`.
+    #[inline(always)]
+    pub(super) fn strip<B: Groups>(&self, n: usize) -> Woven<'a> {
+        self.blocks.at(n, B::WOVEN.map(|bytes| bytes * self.per_row))
+    }
+
     /// Multiplies every strip with every tile, `S` strips at a time.
     #[inline(always)]
     pub(super) fn multiply<L: Bytes, B: Groups, const T: usize, const S: usize>(
@@ -78,8 +91,7 @@ impl WovenStrips<'_> {
         x: Tiles<'_>,
         out: &mut Out<'_, '_>,
     ) {
-        let size = self.per_row * LANES * size_of::<B>();
-        let strips = self.blocks.len() / size;
+        let strips = self.count::<B>();
         let mut strip = 0;
         while strip + S <= strips {
             self.multiply_strips::<L, B, T, S>(strip, x, out);
@@ -99,17 +111,21 @@ impl WovenStrips<'_> {
         x: Tiles<'_>,
         out: &mut Out<'_, '_>,
     ) {
-        let size = self.per_row * LANES * size_of::<B>();
-        let blocks = &self.blocks[strip * size..][..S * size];
+        let mut strips = [self.strip::<B>(strip); S];
+        for s in 1..S {
+            strips[s] = self.strip::<B>(strip + s);
+        }
         let tiles = x.words.as_chunks::<T>().0.as_chunks::<WORDS>().0.chunks_exact(self.per_row * B::GROUPS);
         // What follows in memory is asked for meanwhile, a share of it with each tile.
-        let share = blocks.len().div_ceil(CACHE_LINE * tiles.len() * self.per_row);
-        let mut ahead = Ahead { at: blocks.as_ptr_range().end, lines: share };
+        let [after, apart] = [strips[S - 1].fields, strips[S - 1].lower].map(|bytes| bytes.as_ptr_range().end);
+        let share = |bytes: usize| (S * bytes).div_ceil(CACHE_LINE * tiles.len());
+        let mut ahead =
+            [Ahead { at: after, lines: share(B::WOVEN[0]) }, Ahead { at: apart, lines: share(B::WOVEN[1]) }];
         for (n, tile) in tiles.enumerate() {
             let sums = match (B::SIGNED, B::MINIMUM) {
-                (true, _) => woven_product::<L, B, true, false, T, S>(blocks, size, tile, &mut ahead),
-                (_, true) => woven_product::<L, B, false, true, T, S>(blocks, size, tile, &mut ahead),
-                _ => woven_product::<L, B, false, false, T, S>(blocks, size, tile, &mut ahead),
+                (true, _) => woven_product::<L, B, true, false, T, S>(strips, tile, &mut ahead),
+                (_, true) => woven_product::<L, B, false, true, T, S>(strips, tile, &mut ahead),
+                _ => woven_product::<L, B, false, false, T, S>(strips, tile, &mut ahead),
             };
             out.put_all::<L, T, S>(&sums, strip, (n * T, T.min(x.tokens - n * T)));
         }
@@ -133,24 +149,20 @@ impl Ahead {
     }
 }
 
-/// The `S` strips of `size` bytes in `blocks` times a tile of `T` tokens.
+/// The strips times a tile of `T` tokens.
 #[inline(always)]
 fn woven_product<L: Bytes, B: Groups, const SIGNED: bool, const MINIMUM: bool, const T: usize, const S: usize>(
-    blocks: &[u8],
-    size: usize,
+    strips: [Woven<'_>; S],
     tile: &[[[u32; T]; WORDS]],
-    ahead: &mut Ahead,
+    ahead: &mut [Ahead; 2],
 ) -> [[L::V; T]; S] {
-    let mut strips = [&blocks[..size]; S];
-    for s in 1..S {
-        strips[s] = &blocks[s * size..][..size];
-    }
     let mut sums = [[L::splat(0.0); T]; S];
     for (k, x) in tile.iter().enumerate() {
-        ahead.ask::<L>();
-        let mut at = [B::woven(strips[0], k); S];
+        ahead[0].ask::<L>();
+        ahead[1].ask::<L>();
+        let mut at = [strips[0].at(k, B::WOVEN); S];
         for s in 1..S {
-            at[s] = B::woven(strips[s], k);
+            at[s] = strips[s].at(k, B::WOVEN);
         }
         let mut ints = [[L::zero(); T]; S];
         for t in 0..T {

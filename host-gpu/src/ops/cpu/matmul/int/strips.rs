@@ -88,7 +88,7 @@ impl<B: Groups> Strip<B> for Rows<'_, B> {
 }
 
 /// Woven rows, see [`woven`](super::super::super::woven). Memory is read in one go, which the processor sees.
-pub(super) struct WovenRows<'a>(pub(super) &'a [u8]);
+pub(super) struct WovenRows<'a>(pub(super) Woven<'a>);
 
 impl<B: Groups> Strip<B> for WovenRows<'_> {
     type Blocks<'b>
@@ -98,7 +98,7 @@ impl<B: Groups> Strip<B> for WovenRows<'_> {
 
     #[inline(always)]
     fn blocks<L: Lanes>(&self, k: usize) -> Woven<'_> {
-        B::woven(self.0, k)
+        self.0.at(k, B::WOVEN)
     }
 
     #[inline(always)]
