@@ -183,6 +183,8 @@ pub struct EngineStats {
     pub steps: u64,
     /// Those of them that a card did as one graph, not kernel by kernel.
     pub graph_steps: u64,
+    /// Those of them for which the processor read a part of the head alone, since few logits were looked at.
+    pub few_logits_steps: u64,
     /// Tokens generated so far.
     pub generated_tokens: u64,
     /// Prompt tokens processed so far, and tokens of preempted sequences that were processed again.
@@ -201,6 +203,7 @@ struct Counters {
     cached_pages: AtomicUsize,
     steps: AtomicU64,
     graph_steps: AtomicU64,
+    few_logits_steps: AtomicU64,
     generated: AtomicU64,
     prefilled: AtomicU64,
     cached: AtomicU64,
@@ -498,6 +501,7 @@ impl Engine {
             total_pages: self.shared.total_pages,
             steps: c.steps.load(Ordering::Relaxed),
             graph_steps: c.graph_steps.load(Ordering::Relaxed),
+            few_logits_steps: c.few_logits_steps.load(Ordering::Relaxed),
             generated_tokens: c.generated.load(Ordering::Relaxed),
             prefilled_tokens: c.prefilled.load(Ordering::Relaxed),
             cached_tokens: c.cached.load(Ordering::Relaxed),

@@ -1,7 +1,9 @@
 //! With the settings that users have, on real quantised models: however a sequence is scheduled, and wherever the weights
 //! are, what it says is the same, to the last bit of its log-probabilities.
 
-use hob_gpu::{Activations, Ask, Engine, EngineConfig, KvType, Model, ModelSource, Prompt, Tokens, Usage};
+use hob_gpu::{
+    Activations, Ask, Engine, EngineConfig, KvType, Model, ModelSource, Penalties, Prompt, Sampling, Tokens, Usage,
+};
 use std::time::Duration;
 use support::read::{Answer, read};
 use support::{golden_path, model_path, wait};
@@ -79,6 +81,38 @@ fn smollm2_says_the_same_however_it_is_scheduled() {
 fn gemma_says_the_same_however_it_is_scheduled() {
     // 107 tokens are a page.
     however_it_is_scheduled(GEMMA, KvType::Q8_0, 181);
+}
+
+/// One sequence for which few logits are looked at has them of a part of the head, once that is in halves.
+#[test]
+fn what_is_drawn_from_few_logits_is_what_is_drawn_from_all() {
+    let in_file = start(EngineConfig { huge_pages: false, ..EngineConfig::default() }, GEMMA).1;
+    let penalties = Penalties { repetition: 1.2, presence: 0.5, frequency: 0.1 };
+    let settings = [
+        Sampling::default(),
+        Sampling { penalties, ..Sampling::default() },
+        Sampling { temperature: 1.0, top_k: 64, top_p: 0.95, ..Sampling::default() },
+        Sampling { temperature: 1.5, top_k: 20, penalties, ..Sampling::default() },
+    ];
+    let asks: Vec<Ask> = asks(&in_file, 97, 24)
+        .into_iter()
+        .zip(settings.into_iter().cycle())
+        .take(16)
+        .map(|(ask, sampling)| Ask { sampling: Sampling { seed: Some(5), ..sampling }, logprobs: None, ..ask })
+        .collect();
+    let want = alone(&in_file, &asks);
+    drop(in_file);
+    let (engine, model) = start(EngineConfig::default(), GEMMA);
+    alone(&model, &asks[..1]);
+    while !model.is_settled() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let before = engine.stats();
+    let got = alone(&model, &strangers(&asks, 100));
+    assert_eq!(got, want);
+    let now = engine.stats();
+    let (few, all) = (now.few_logits_steps - before.few_logits_steps, now.generated_tokens - before.generated_tokens);
+    assert!(few > all / 2, "{few} of {all} tokens");
 }
 
 #[test]

@@ -269,6 +269,7 @@ impl Worker {
         let chosen = catch_unwind(AssertUnwindSafe(|| self.choose(&giving, (given, card.as_ref()), c.vocab)));
         let graph_steps = card.as_ref().map_or(0, OnCardState::graph_steps);
         self.counters.graph_steps.store(graph_steps, Ordering::Relaxed);
+        self.counters.few_logits_steps.store(buffers.few_logits_steps(), Ordering::Relaxed);
         (self.buffers, self.card) = (buffers, card);
         let chosen = match chosen {
             Ok(Ok(chosen)) => chosen,

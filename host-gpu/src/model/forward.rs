@@ -96,6 +96,11 @@ impl Buffers {
         &self.logits
     }
 
+    /// Steps so far for which a part of the head was enough.
+    pub(crate) fn few_logits_steps(&self) -> u64 {
+        self.best.done()
+    }
+
     /// The embeddings that the last step gave: (parts that embed, width), in their order, of no particular length.
     pub(crate) fn embeddings(&self) -> &[f32] {
         &self.embeddings

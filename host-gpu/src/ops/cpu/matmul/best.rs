@@ -31,6 +31,14 @@ pub struct Best {
     floors: Vec<f32>,
     /// Not worth trying for so many more products.
     patience: u32,
+    done: u64,
+}
+
+impl Best {
+    /// How often [`Cpu::best`] did it.
+    pub fn done(&self) -> u64 {
+        self.done
+    }
 }
 
 impl Cpu {
@@ -57,7 +65,7 @@ impl Cpu {
             scratch.patience -= 1;
             return false;
         }
-        let Best { terms: of_x, bounds, floors, patience } = scratch;
+        let Best { terms: of_x, bounds, floors, patience, done: count } = scratch;
         terms(bytes, of_x);
         bounds.resize(strips, Bounds::default());
         let chunk = (CHUNK_WEIGHTS_MAX / (LANES * w.cols)).max(1);
@@ -99,8 +107,9 @@ impl Cpu {
             largest >= least - rounding && largest <= most + rounding
         };
         let done = (0..strips).filter(|strip| is_near(*strip)).all(is_expected);
-        if !done {
-            *patience = PATIENCE;
+        match done {
+            true => *count += 1,
+            false => *patience = PATIENCE,
         }
         done
     }
