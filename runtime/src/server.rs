@@ -186,8 +186,8 @@ struct Serving {
 fn worker(n: usize, serving: Serving, connections: mpsc::UnboundedReceiver<Accepted>) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // A guest that computes yields at each epoch; look at sockets and timers after every few such turns.
-        .event_interval(7)
+        // A guest that computes yields at each epoch, until sockets and timers were looked at.
+        .event_interval(31)
         .build()?;
     std::thread::Builder::new().name(format!("hob-worker-{n}")).spawn(move || {
         hob_gpu::short_turns();

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use hob::config::{Directory, FunctionConfig, Limits, Reuse};
-use hob_tests::{Hob, component, get, hob_binary, post};
+use hob_tests::{Hob, ServeOptions, component, get, hob_binary, post};
 use serde_json::{Value, json};
 
 fn json(url: &str) -> Value {
@@ -80,7 +80,9 @@ fn instances_are_reused_when_asked_for() {
 
 #[test]
 fn one_instance_answers_several_at_once() {
-    let hob = Hob::start();
+    // Each thread that serves has its own.
+    let args = vec!["--workers".into(), "1".into()];
+    let hob = Hob::with(ServeOptions { args, ..ServeOptions::default() });
     hob.deploy_with("guest-three", reuse(1000, 16, 60_000));
     let all = |path: &str, n: usize| -> Vec<(u16, String)> {
         let url = &hob.url(path);

@@ -2,9 +2,13 @@
 //!
 //! Each runs in a task of its own that takes requests from a channel. What ends the instance - a trap, an exit, time
 //! that is spent - ends all requests in it: that is the price of sharing, and why it must be asked for.
+//!
+//! A thread that serves has instances of its own: between threads each piece of an answer would wake the other one, which costs more than
+//! what a second instance takes.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
@@ -18,17 +22,31 @@ use super::serve::{Call, answer};
 use crate::host::State;
 use crate::request::{Invocation, RequestError, explain, spent_error};
 
-/// The shared instances of one function.
+/// The shared instances of one function that take requests.
 #[derive(Default)]
-pub(super) struct Shared(Mutex<Vec<Arc<Worker>>>);
+pub(super) struct Shared(Mutex<Vec<Open>>);
 
-/// An instance that takes requests.
-pub(crate) struct Worker {
+/// An instance, and the way into it: once that has gone, it ends with what runs in it.
+struct Open {
+    worker: Arc<Worker>,
     calls: mpsc::UnboundedSender<Placed>,
+}
+
+/// An instance that takes requests, or has.
+pub(crate) struct Worker {
+    /// Where it was started, and takes requests from.
+    thread: ThreadId,
     running: AtomicU32,
     served: AtomicU32,
-    /// A request in it has ended.
-    ended: Notify,
+    /// Requests that it takes in all.
+    most: u32,
+    /// When it was made, and how long after that the latest request came, in milliseconds.
+    origin: Instant,
+    latest: AtomicU64,
+    /// No request runs in it.
+    empty: Notify,
+    /// It is to take no more.
+    used_up: Notify,
     /// Why it ended all that ran in it.
     fate: OnceLock<RequestError>,
 }
@@ -45,15 +63,61 @@ struct Place(Arc<Worker>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::Relaxed);
-        self.0.ended.notify_one();
+        if self.0.running.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.empty.notify_one();
+        }
     }
 }
 
 impl Worker {
+    fn new(most: u32) -> Self {
+        Self {
+            thread: std::thread::current().id(),
+            running: AtomicU32::new(0),
+            served: AtomicU32::new(0),
+            most,
+            origin: Instant::now(),
+            latest: AtomicU64::new(0),
+            empty: Notify::new(),
+            used_up: Notify::new(),
+            fate: OnceLock::new(),
+        }
+    }
+
+    fn is_used_up(&self) -> bool {
+        self.served.load(Ordering::Relaxed) >= self.most
+    }
+
+    fn is_empty(&self) -> bool {
+        self.running.load(Ordering::Relaxed) == 0
+    }
+
+    /// Takes no more requests than it has.
+    fn use_up(&self) {
+        self.served.store(u32::MAX, Ordering::Relaxed);
+        self.used_up.notify_one();
+    }
+
+    /// For how long no request has come.
+    fn idle(&self) -> Duration {
+        let latest = Duration::from_millis(self.latest.load(Ordering::Relaxed));
+        self.origin.elapsed().saturating_sub(latest)
+    }
+
     /// Why requests that were in it have no answer.
     pub(crate) fn fate(&self) -> RequestError {
         self.fate.get().cloned().unwrap_or(RequestError::Failed)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Vec<Open>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the way into `worker`, if that `is` so.
+    fn close(&self, worker: &Arc<Worker>, is: impl Fn(&Worker) -> bool) {
+        self.lock().retain(|open| !Arc::ptr_eq(&open.worker, worker) || !is(worker));
     }
 }
 
@@ -65,41 +129,61 @@ impl Callable {
 
     /// Puts a request into an instance that has room, or a new one.
     pub(crate) fn place(self: &Arc<Self>, call: Call, permit: OwnedSemaphorePermit) -> Arc<Worker> {
-        let mut workers = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
-        workers
-            .retain(|worker| !worker.calls.is_closed() && worker.served.load(Ordering::Relaxed) < self.reuse.requests);
-        let room = |worker: &&Arc<Worker>| worker.running.load(Ordering::Relaxed) < self.reuse.concurrent;
-        let worker = match workers.iter().find(room) {
-            Some(worker) => worker.clone(),
-            None => {
-                let (calls, taken) = mpsc::unbounded_channel();
-                let worker = Arc::new(Worker {
-                    calls,
-                    running: AtomicU32::new(0),
-                    served: AtomicU32::new(0),
-                    ended: Notify::new(),
-                    fate: OnceLock::new(),
-                });
-                workers.push(worker.clone());
-                tokio::spawn(work(self.clone(), worker.clone(), taken));
-                worker
-            }
+        let thread = std::thread::current().id();
+        let has_room = |open: &Open| {
+            let Worker { thread: of, running, .. } = &*open.worker;
+            *of == thread && running.load(Ordering::Relaxed) < self.reuse.concurrent && !open.worker.is_used_up()
         };
+        let mut all = self.shared.lock();
+        let at = all.iter().position(has_room).unwrap_or_else(|| {
+            let (calls, taken) = mpsc::unbounded_channel();
+            let worker = Arc::new(Worker::new(self.reuse.requests));
+            all.push(Open { worker: worker.clone(), calls });
+            tokio::spawn(work(self.clone(), worker, taken));
+            all.len() - 1
+        });
+        let Open { worker, calls } = &all[at];
+        let worker = worker.clone();
         worker.running.fetch_add(1, Ordering::Relaxed);
-        worker.served.fetch_add(1, Ordering::Relaxed);
-        let placed = Placed { call, place: Place(worker.clone()), _permit: permit };
-        // Under the lock: a worker closes its channel under it too, so what is sent is taken.
-        let _ = worker.calls.send(placed);
+        let served = worker.served.fetch_add(1, Ordering::Relaxed) + 1;
+        let latest = worker.origin.elapsed().as_millis();
+        worker.latest.store(u64::try_from(latest).unwrap_or(u64::MAX), Ordering::Relaxed);
+        // Under the lock: an instance closes its channel under it too, so what is sent is taken.
+        let _ = calls.send(Placed { call, place: Place(worker.clone()), _permit: permit });
+        if served >= worker.most {
+            all.swap_remove(at);
+        }
         worker
     }
 }
 
 /// The life of a shared instance.
 async fn work(callable: Arc<Callable>, worker: Arc<Worker>, mut calls: mpsc::UnboundedReceiver<Placed>) {
-    run(&callable, &worker, &mut calls).await;
-    let workers = callable.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+    tokio::select! {
+        biased;
+        () = run(&callable, &worker, &mut calls) => {}
+        () = watch(&callable, &worker) => {}
+    }
+    let mut all = callable.shared.lock();
+    all.retain(|open| !Arc::ptr_eq(&open.worker, &worker));
     calls.close();
-    drop(workers);
+    drop(all);
+}
+
+/// Closes the way into an instance once it is used up, or has been idle for long. Outside the instance's loop, which would look after each of
+/// its steps.
+async fn watch(callable: &Arc<Callable>, worker: &Arc<Worker>) {
+    let idle_time = Duration::from_millis(callable.reuse.idle_ms.into());
+    let mut left = idle_time;
+    loop {
+        tokio::select! {
+            () = worker.used_up.notified() => callable.shared.close(worker, |_| true),
+            () = tokio::time::sleep(left.max(Duration::from_millis(1))) => {
+                callable.shared.close(worker, |worker| worker.is_empty() && worker.idle() >= idle_time);
+                left = idle_time.saturating_sub(worker.idle());
+            }
+        }
+    }
 }
 
 async fn run(callable: &Arc<Callable>, worker: &Arc<Worker>, calls: &mut mpsc::UnboundedReceiver<Placed>) {
@@ -122,7 +206,7 @@ async fn run(callable: &Arc<Callable>, worker: &Arc<Worker>, calls: &mut mpsc::U
         Ok(Ok(())) => {}
         Ok(Err(error)) => end(explain(&error, callable.bounds(), &latest, &meter)),
         // Nothing ran any more.
-        Err(_) if worker.running.load(Ordering::Relaxed) == 0 => {}
+        Err(_) if worker.is_empty() => {}
         Err(spent) => end(spent_error(spent, callable.limits())),
     }
 }
@@ -144,19 +228,16 @@ struct Taker<'a> {
 }
 
 impl Taker<'_> {
+    /// Until no more can come and none runs.
     async fn take(&mut self, store: &Accessor<State>, first: Placed) -> wasmtime::Result<()> {
         self.begin(store, first)?;
-        let idle_time = Duration::from_millis(self.callable.reuse.idle_ms.into());
-        loop {
-            tokio::select! {
-                placed = self.calls.recv() => match placed {
-                    Some(placed) => self.begin(store, placed)?,
-                    None => return Ok(()),
-                },
-                () = self.worker.ended.notified() => if self.is_used_up() && self.close() { return Ok(()) },
-                () = tokio::time::sleep(idle_time) => if self.close() { return Ok(()) },
-            }
+        while let Some(placed) = self.calls.recv().await {
+            self.begin(store, placed)?;
         }
+        while !self.worker.is_empty() {
+            self.worker.empty.notified().await;
+        }
+        Ok(())
     }
 
     fn begin(&self, store: &Accessor<State>, placed: Placed) -> wasmtime::Result<()> {
@@ -172,20 +253,6 @@ impl Taker<'_> {
             resting: self.callable.resting.clone(),
         })?;
         Ok(())
-    }
-
-    fn is_used_up(&self) -> bool {
-        self.worker.served.load(Ordering::Relaxed) >= self.callable.reuse.requests
-    }
-
-    /// Takes no more requests, unless some run or are on their way.
-    fn close(&mut self) -> bool {
-        let _workers = self.callable.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = self.worker.running.load(Ordering::Relaxed) == 0;
-        if done {
-            self.calls.close();
-        }
-        done
     }
 }
 
@@ -218,7 +285,7 @@ impl AccessorTask<State> for Task {
             Ok(answered) => answered,
             Err(_) => {
                 // Its task in the guest cannot be ended alone: the instance takes no more requests, and goes with the last.
-                place.0.served.store(u32::MAX, Ordering::Relaxed);
+                place.0.use_up();
                 Ok(())
             }
         }

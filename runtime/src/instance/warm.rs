@@ -1,6 +1,7 @@
 //! Instances that have answered and may answer again: the ones left last are taken first, those left long ago go.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
@@ -21,18 +22,22 @@ struct Kept {
 struct Idle {
     instance: Instance,
     since: Instant,
+    /// Who left it: what it has touched is in that core's caches, and what it has allocated in that thread's heap.
+    thread: ThreadId,
     /// Its share of the room for idle instances.
     _room: OwnedSemaphorePermit,
 }
 
 impl Callable {
-    /// An instance that was kept.
+    /// An instance that was kept: the last that this thread has left, or that anybody has.
     pub(super) fn take_warm(&self) -> Option<Instance> {
         if self.reuse.requests == 1 {
             return None;
         }
         let mut kept = self.warm.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = kept.idle.pop()?;
+        let thread = std::thread::current().id();
+        let at = kept.idle.iter().rposition(|idle| idle.thread == thread).or(kept.idle.len().checked_sub(1))?;
+        let idle = kept.idle.remove(at);
         drop(kept);
         // The watch may be late.
         (idle.since.elapsed() < self.idle_time()).then_some(idle.instance)
@@ -48,7 +53,7 @@ impl Callable {
         instance.store.data_mut().renew(self.resting.clone(), self.resting.meter.clone());
         let Ok(room) = self.services.idle.clone().try_acquire_owned() else { return };
         let mut kept = self.warm.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.idle.push(Idle { instance, since: Instant::now(), _room: room });
+        kept.idle.push(Idle { instance, since: Instant::now(), thread: std::thread::current().id(), _room: room });
         if !std::mem::replace(&mut kept.watched, true) {
             tokio::spawn(watch(Arc::downgrade(self), self.idle_time()));
         }

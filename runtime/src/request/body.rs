@@ -1,8 +1,11 @@
 //! Bodies, counted: a request's on its way in, an answer's on its way out.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
@@ -184,5 +187,173 @@ impl http_body::Body for AnswerBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// Most bytes of an answer's body that are taken in before it begins.
+const AHEAD_BYTES: usize = 16 << 10;
+/// How often the other tasks of a thread have a turn before an answer begins without the end of its body, and for how long. A turn takes a
+/// microsecond or two where nobody computes.
+const AHEAD_TURNS: u32 = 40;
+const AHEAD_TIME: Duration = Duration::from_micros(200);
+
+/// An answer's body of which the beginning is here. Mostly it is all: a guest that is asked for a few bytes has written them a turn later,
+/// and then the answer goes out at once, with its length, not in chunks that cost a system call and a packet each.
+pub(super) struct Gathered {
+    ahead: VecDeque<Frame<Bytes>>,
+    /// What comes then: more of the body, the error that it ended with, or nothing.
+    rest: Rest,
+    /// What was known of its length before.
+    hint: SizeHint,
+}
+
+enum Rest {
+    More(AnswerBody),
+    Error(Option<Error>),
+    Nothing,
+}
+
+impl Gathered {
+    /// What there is of `body` soon. A guest that takes its time is not waited for.
+    pub async fn new(mut body: AnswerBody) -> Self {
+        let hint = body.size_hint();
+        let (mut ahead, mut bytes, mut turns, began) = (VecDeque::new(), 0, 0, Instant::now());
+        while bytes <= AHEAD_BYTES {
+            // Between two turns it is at the end of the queue.
+            let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
+                Poll::Pending if turns < AHEAD_TURNS && began.elapsed() < AHEAD_TIME => {
+                    turns += 1;
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Poll::Pending => Poll::Ready(None),
+                Poll::Ready(frame) => Poll::Ready(Some(frame)),
+            });
+            match frame.await {
+                None => break,
+                Some(None) => return Self { ahead, rest: Rest::Nothing, hint },
+                Some(Some(Err(error))) => return Self { ahead, rest: Rest::Error(Some(error)), hint },
+                Some(Some(Ok(frame))) => {
+                    bytes += frame.data_ref().map_or(0, Bytes::len);
+                    ahead.push_back(frame);
+                }
+            }
+        }
+        Self { ahead, rest: Rest::More(body), hint }
+    }
+}
+
+impl http_body::Body for Gathered {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        if let Some(frame) = self.ahead.pop_front() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        match &mut self.rest {
+            Rest::More(body) => Pin::new(body).poll_frame(cx),
+            Rest::Error(error) => Poll::Ready(error.take().map(Err)),
+            Rest::Nothing => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ahead.is_empty()
+            && match &self.rest {
+                Rest::More(body) => body.is_end_stream(),
+                Rest::Error(error) => error.is_none(),
+                Rest::Nothing => true,
+            }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.rest {
+            // With a length, HTTP/1.1 has no room for trailers.
+            Rest::Nothing if self.ahead.iter().all(Frame::is_data) => {
+                SizeHint::with_exact(self.ahead.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum())
+            }
+            Rest::More(body) if self.ahead.is_empty() => body.size_hint(),
+            _ => self.hint,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderMap;
+    use http_body_util::BodyExt as _;
+
+    /// A body of these frames, with so many turns of others before each.
+    struct Script {
+        frames: VecDeque<Result<Frame<Bytes>, Error>>,
+        turns: u32,
+        waited: u32,
+    }
+
+    impl http_body::Body for Script {
+        type Data = Bytes;
+        type Error = Error;
+
+        fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+            if self.waited < self.turns {
+                self.waited += 1;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.waited = 0;
+            Poll::Ready(self.frames.pop_front())
+        }
+    }
+
+    fn data(text: impl Into<Bytes>) -> Result<Frame<Bytes>, Error> {
+        Ok(Frame::data(text.into()))
+    }
+
+    /// What was known when the answer began, and all that came.
+    fn read(frames: Vec<Result<Frame<Bytes>, Error>>, turns: u32) -> (Option<u64>, usize, String) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let script = Script { frames: frames.into(), turns, waited: 0 };
+            let invocation = Arc::new(Invocation::none("f".parse().unwrap()));
+            let held = Held::new(None, oneshot::channel().0);
+            let body = AnswerBody::new(script.boxed_unsync(), Some(held), (1 << 20, None), invocation);
+            let mut body = Gathered::new(body).await;
+            let (length, ahead, mut all) = (body.size_hint().exact(), body.ahead.len(), String::new());
+            loop {
+                match body.frame().await {
+                    None => break,
+                    Some(Err(_)) => all += "!",
+                    Some(Ok(frame)) if frame.is_trailers() => all += "t",
+                    Some(Ok(frame)) => all += std::str::from_utf8(frame.data_ref().unwrap()).unwrap(),
+                }
+            }
+            assert!(body.is_end_stream());
+            (length, ahead, all)
+        })
+    }
+
+    #[test]
+    fn a_short_answer_goes_out_whole_with_its_length() {
+        assert_eq!(read(vec![data("abc")], 0), (Some(3), 1, "abc".into()));
+        assert_eq!(read(vec![data("ab"), data("cd")], 1), (Some(4), 2, "abcd".into()));
+        assert_eq!(read(vec![], 1), (Some(0), 0, String::new()));
+    }
+
+    #[test]
+    fn what_takes_its_time_is_not_waited_for() {
+        assert_eq!(read(vec![data("abc"), data("d")], AHEAD_TURNS + 1), (None, 0, "abcd".into()));
+        assert_eq!(read(vec![data("abc"), data("d")], AHEAD_TURNS), (None, 1, "abcd".into()));
+        let long = "x".repeat(AHEAD_BYTES);
+        let (length, ahead, all) = read((0..5).map(|_| data(long.clone())).collect(), 0);
+        assert_eq!((length, ahead, all.len()), (None, 2, 5 * AHEAD_BYTES), "a long one is not kept");
+    }
+
+    #[test]
+    fn errors_and_trailers_come_and_no_length_is_promised() {
+        assert_eq!(read(vec![data("ab"), Err(Error::HttpResponseIncomplete)], 0), (None, 1, "ab!".into()));
+        let trailers = Ok(Frame::trailers(HeaderMap::new()));
+        assert_eq!(read(vec![data("ab"), trailers], 0), (None, 2, "abt".into()));
     }
 }

@@ -16,7 +16,7 @@ use wasmtime::{PoolConcurrencyLimitError, Trap};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::WasiBody;
 
-use super::body::{AnswerBody, Body, BoxError, Held, RequestBody, unreadable};
+use super::body::{AnswerBody, Body, BoxError, Gathered, Held, RequestBody, unreadable};
 use super::{Invocation, RequestError};
 use crate::config::Limits;
 use crate::instance::{Bounds, Call, Callable, Head, Meter, Spent};
@@ -86,7 +86,7 @@ async fn call(
     } else {
         Some(held)
     };
-    answer(head, held, limits.response_bytes, invocation)
+    answer(head, held, limits.response_bytes, invocation).await
 }
 
 /// Refuses a request that is too large for its function before anything is made for it.
@@ -147,7 +147,7 @@ fn is_bodiless(status: StatusCode) -> bool {
     status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
-fn answer(
+async fn answer(
     response: Response<WasiBody>,
     held: Option<Held>,
     most_bytes: u64,
@@ -159,8 +159,11 @@ fn answer(
         invocation.print("host", format!("the answer is too large: more than {most_bytes} bytes"));
         return Err(RequestError::AnswerTooLarge(most_bytes));
     }
-    let mut response =
-        response.map(|body| AnswerBody::new(body, held, (most_bytes, announced), invocation.clone()).boxed_unsync());
+    let (head, body) = response.into_parts();
+    let read = held.is_some();
+    let body = AnswerBody::new(body, held, (most_bytes, announced), invocation.clone());
+    let body = if read { Gathered::new(body).await.boxed_unsync() } else { body.boxed_unsync() };
+    let mut response = Response::from_parts(head, body);
     let id = HeaderValue::from_str(&invocation.id).expect("an id is hexadecimal digits and a dash");
     response.headers_mut().insert("x-hob-invocation", id);
     Ok(response)
