@@ -135,6 +135,8 @@ impl Callable {
             *of == thread && running.load(Ordering::Relaxed) < self.reuse.concurrent && !open.worker.is_used_up()
         };
         let mut all = self.shared.lock();
+        // Those whose task has gone without a word: it panicked, or its runtime ended.
+        all.retain(|open| !open.calls.is_closed());
         let at = all.iter().position(has_room).unwrap_or_else(|| {
             let (calls, taken) = mpsc::unbounded_channel();
             let worker = Arc::new(Worker::new(self.reuse.requests));
@@ -180,7 +182,11 @@ async fn watch(callable: &Arc<Callable>, worker: &Arc<Worker>) {
             () = worker.used_up.notified() => callable.shared.close(worker, |_| true),
             () = tokio::time::sleep(left.max(Duration::from_millis(1))) => {
                 callable.shared.close(worker, |worker| worker.is_empty() && worker.idle() >= idle_time);
-                left = idle_time.saturating_sub(worker.idle());
+                left = match idle_time.saturating_sub(worker.idle()) {
+                    // Something runs on.
+                    Duration::ZERO => idle_time.max(Duration::from_millis(10)),
+                    left => left,
+                };
             }
         }
     }

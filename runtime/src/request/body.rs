@@ -215,13 +215,17 @@ enum Rest {
 
 impl Gathered {
     /// What there is of `body` soon. A guest that takes its time is not waited for.
-    pub async fn new(mut body: AnswerBody) -> Self {
+    pub async fn new(body: AnswerBody) -> Self {
+        Self::within(AHEAD_TIME, body).await
+    }
+
+    async fn within(time: Duration, mut body: AnswerBody) -> Self {
         let hint = body.size_hint();
         let (mut ahead, mut bytes, mut turns, began) = (VecDeque::new(), 0, 0, Instant::now());
         while bytes <= AHEAD_BYTES {
             // Between two turns it is at the end of the queue.
             let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
-                Poll::Pending if turns < AHEAD_TURNS && began.elapsed() < AHEAD_TIME => {
+                Poll::Pending if turns < AHEAD_TURNS && began.elapsed() < time => {
                     turns += 1;
                     cx.waker().wake_by_ref();
                     Poll::Pending
@@ -319,7 +323,8 @@ mod tests {
             let invocation = Arc::new(Invocation::none("f".parse().unwrap()));
             let held = Held::new(None, oneshot::channel().0);
             let body = AnswerBody::new(script.boxed_unsync(), Some(held), (1 << 20, None), invocation);
-            let mut body = Gathered::new(body).await;
+            // Turns are counted here; how long they take is the machine's.
+            let mut body = Gathered::within(Duration::from_secs(3600), body).await;
             let (length, ahead, mut all) = (body.size_hint().exact(), body.ahead.len(), String::new());
             loop {
                 match body.frame().await {
@@ -348,6 +353,17 @@ mod tests {
         let long = "x".repeat(AHEAD_BYTES);
         let (length, ahead, all) = read((0..5).map(|_| data(long.clone())).collect(), 0);
         assert_eq!((length, ahead, all.len()), (None, 2, 5 * AHEAD_BYTES), "a long one is not kept");
+    }
+
+    #[test]
+    fn time_ends_the_wait_as_well() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let script = Script { frames: vec![data("abc")].into(), turns: 1, waited: 0 };
+        let invocation = Arc::new(Invocation::none("f".parse().unwrap()));
+        let held = Held::new(None, oneshot::channel().0);
+        let body = AnswerBody::new(script.boxed_unsync(), Some(held), (1 << 20, None), invocation);
+        let body = runtime.block_on(Gathered::within(Duration::ZERO, body));
+        assert!(body.ahead.is_empty() && matches!(body.rest, Rest::More(_)));
     }
 
     #[test]
