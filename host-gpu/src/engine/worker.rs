@@ -233,8 +233,7 @@ impl Worker {
             () if all(Job::is_plain) && !loaded.card.as_ref().is_some_and(OnCard::is_split) => Wanted::Lists,
             () => Wanted::Logits,
         };
-        let best = items.iter().filter(gives).map(|item| job(item).and_then(Job::best)).collect::<Option<Vec<usize>>>();
-        let best = best.and_then(|each| each.into_iter().max());
+        let best = items.iter().filter(gives).try_fold(0, |most: usize, item| Some(most.max(job(item)?.best()?)));
         let (card, weights) = (&mut self.card, loaded.card.as_ref());
         let run = AssertUnwindSafe(|| match (card, weights) {
             (Some(card), Some(weights)) => card.begin(c, weights, &parts, wanted),

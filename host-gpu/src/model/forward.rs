@@ -88,6 +88,7 @@ impl Buffers {
             reserve(buffer, tokens * width)?;
         }
         reserve(&mut self.logits, logits * c.vocab)?;
+        self.best.reserve(c.vocab, c.width)?;
         reserve(&mut self.turns, tokens * c.rope_dims / 2)
     }
 

@@ -14,6 +14,7 @@ use super::int::{Bounds, Rough, terms};
 use super::{CHUNK_WEIGHTS_MAX, Cpu, Input, LANES, Matrix, SCRATCH, Scratch, by_piece};
 use crate::format::quant::Quant;
 use crate::ops::pool::Pool;
+use std::collections::TryReserveError;
 use std::ops::Range;
 
 /// Where more than one of so many strips would be multiplied twice, nothing is gained.
@@ -35,6 +36,17 @@ pub struct Best {
 }
 
 impl Best {
+    /// Room for products of a matrix of `rows` and `cols`: they then allocate nothing.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub fn reserve(&mut self, rows: usize, cols: usize) -> Result<(), TryReserveError> {
+        let strips = rows / LANES;
+        self.terms.try_reserve_exact((cols / 32).saturating_sub(self.terms.len()))?;
+        self.bounds.try_reserve_exact(strips.saturating_sub(self.bounds.len()))?;
+        self.floors.try_reserve_exact(strips.saturating_sub(self.floors.len()))
+    }
+
     /// How often [`Cpu::best`] did it.
     pub fn done(&self) -> u64 {
         self.done
