@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hob::config::{Concurrency, FunctionConfig, Limits, RouteConfig};
+use hob::config::{Concurrency, FunctionConfig, Limits, Reuse, RouteConfig};
 use hob::digest::Digest;
 use hob::function_host::{DeployError, DeployRequest};
 use hob::names::Tenant;
@@ -87,6 +87,27 @@ where
     let status = answer.status().as_u16();
     let body = answer.into_body().collect().await.expect("the body is whole").to_bytes();
     (status, String::from_utf8_lossy(&body).into_owned())
+}
+
+#[test]
+fn an_instance_that_went_with_its_runtime_is_not_asked_again() {
+    let (_home, host) = host();
+    let bytes = component("guest-three");
+    let digest = Digest::of(&bytes);
+    host.upload(digest, &bytes).expect("it is a component");
+    let reuse = Reuse { requests: 100, concurrent: 8, idle_ms: 60_000 };
+    let routes = vec![RouteConfig::path("/shared".parse().expect("it is a route"))];
+    let config = FunctionConfig { reuse, routes, ..FunctionConfig::default() };
+    let request = DeployRequest::new(digest, config);
+    host.deploy(&Tenant::default(), "shared".parse().expect("it is a name"), request).expect("it can be deployed");
+    let mut shared = host.function("shared").expect("it was deployed");
+    // Both on this thread.
+    for _ in 0..2 {
+        block_on(async {
+            assert_eq!(call(&mut shared, post("/count", "")).await, (200, "1".into()));
+            assert_eq!(call(&mut shared, post("/count", "")).await, (200, "2".into()));
+        });
+    }
 }
 
 #[test]
