@@ -156,11 +156,16 @@ fn a_prompt_takes_a_small_part_of_each_step_while_another_gets_tokens() {
     finish(model.generate(ask(1, 400, 1)).unwrap());
     bench.until(|engine| engine.stats().steps > 0);
     assert_eq!(steps(&bench), 1, "nobody waits: one step");
-    let chat = model.generate(ask(2, 4, 400)).unwrap();
-    bench.until(|_| chat.usage().generated_tokens > 0);
-    let start = chat.usage().generated_tokens;
-    finish(model.generate(ask(3, 200, 1)).unwrap());
-    let meanwhile = chat.usage().generated_tokens - start;
-    assert!(meanwhile >= 190, "{meanwhile} tokens beside a prompt of 200, of which a step takes one");
-    assert_eq!(finish(chat).0.len(), 400);
+    // Where this thread is kept from its core, all 400 tokens of the chat may be there before the prompt: once more then.
+    let meanwhile = (0..100).find_map(|n| {
+        let chat = model.generate(ask(2 + 2 * n, 4, 400)).unwrap();
+        bench.until(|_| chat.usage().generated_tokens > 0);
+        let start = chat.usage().generated_tokens;
+        finish(model.generate(ask(3 + 2 * n, 200, 1)).unwrap());
+        let meanwhile = chat.usage().generated_tokens - start;
+        let whole = chat.usage().generated_tokens < 400;
+        assert_eq!(finish(chat).0.len(), 400);
+        whole.then_some(meanwhile)
+    });
+    assert!(meanwhile >= Some(190), "{meanwhile:?} tokens beside a prompt of 200, of which a step takes one");
 }
