@@ -4,10 +4,8 @@
 //! how many tokens fit in a page is the model's business. [`PagePool`] decides who holds which page
 //! and which prefixes are kept. [`Arena`] is the memory: the system commits a page when it is first written.
 
+use crate::format::huge::HugeMemory;
 use crate::ops::cpu::attention::READ_BEYOND;
-#[cfg(target_os = "linux")]
-use memmap2::Advice;
-use memmap2::MmapMut;
 
 mod layout;
 mod pool;
@@ -21,8 +19,9 @@ pub(crate) type PageId = u32;
 
 /// The memory of all pages.
 pub(crate) struct Arena {
-    /// Anonymous memory: zero, and not committed until it is touched.
-    map: MmapMut,
+    /// In huge pages: attention reads a little of each page for each head, which small ones would scatter over more than a
+    /// core remembers addresses of.
+    memory: HugeMemory,
     page_bytes: usize,
     /// Whose data a page has, if it was ever written.
     owners: Vec<Option<u64>>,
@@ -39,8 +38,8 @@ impl Arena {
     /// # Errors
     /// If the system does not even promise that much memory.
     pub(crate) fn new(pages: usize, page_bytes: usize) -> std::io::Result<Self> {
-        let map = MmapMut::map_anon(pages * page_bytes + READ_BEYOND)?;
-        Ok(Self { map, page_bytes, owners: vec![None; pages], used: 0, ready: 0 })
+        let memory = HugeMemory::new(pages * page_bytes + READ_BEYOND)?;
+        Ok(Self { memory, page_bytes, owners: vec![None; pages], used: 0, ready: 0 })
     }
 
     pub(crate) fn page_bytes(&self) -> usize {
@@ -49,17 +48,17 @@ impl Arena {
 
     /// All pages, one after the other, and [`READ_BEYOND`] bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.map
+        &self.memory
     }
 
     /// All pages, for writing: (pages, page_bytes).
     pub(crate) fn pages_mut(&mut self) -> &mut [u8] {
         let size = self.owners.len() * self.page_bytes;
-        &mut self.map[..size]
+        &mut self.memory[..size]
     }
 
     fn page_mut(&mut self, page: PageId) -> &mut [u8] {
-        &mut self.map[page as usize * self.page_bytes..][..self.page_bytes]
+        &mut self.memory[page as usize * self.page_bytes..][..self.page_bytes]
     }
 
     /// Makes `page` `account`'s, cleared if it was another's. Call before its first write.
@@ -80,8 +79,8 @@ impl Arena {
             return;
         }
         // A new map, rather than advice about this one: that is the same on all systems. Without it, all stays as it is.
-        if let Ok(map) = MmapMut::map_anon(self.map.len()) {
-            self.map = map;
+        if let Ok(memory) = HugeMemory::new(self.memory.len()) {
+            self.memory = memory;
             self.owners.fill(None);
             (self.used, self.ready) = (0, 0);
         }
@@ -94,11 +93,8 @@ impl Arena {
         if self.ready >= wanted {
             return false;
         }
-        #[cfg(target_os = "linux")]
-        {
-            // Systems that cannot do this commit pages when they are written, as everywhere else.
-            let _ = self.map.advise_range(Advice::PopulateWrite, self.ready * self.page_bytes, self.page_bytes);
-        }
+        let page = self.ready * self.page_bytes;
+        self.memory.commit(page..page + self.page_bytes);
         self.ready += 1;
         true
     }

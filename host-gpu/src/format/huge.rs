@@ -1,12 +1,14 @@
-//! Copies of mapped files in huge pages.
+//! Memory in huge pages, and copies of mapped files there.
 //!
 //! The system maps files in pages of 4 KiB. Reading weights from those, a core spends half its time on looking addresses
 //! up, more in a virtual machine. A copy in pages of 2 MiB is read up to twice as fast; the mapped pages are let go as
 //! they are copied, so that it takes no more memory, only memory that other processes do not share.
 
 use super::mapped::Mapped;
-use memmap2::{Advice, MmapMut};
-use std::ops::Range;
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
+use memmap2::MmapMut;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, OnceLock};
 
 /// The size of a huge page.
@@ -18,12 +20,54 @@ pub(crate) fn available() -> bool {
     setting.contains("[madvise]") || setting.contains("[always]")
 }
 
+/// Anonymous memory that begins with a huge page. It is zero, and not committed until it is touched.
+#[derive(Debug)]
+pub(crate) struct HugeMemory {
+    map: MmapMut,
+    start: usize,
+    len: usize,
+}
+
+impl HugeMemory {
+    /// # Errors
+    /// If the system does not even promise that much memory.
+    pub(crate) fn new(len: usize) -> std::io::Result<Self> {
+        let mut map = MmapMut::map_anon(len + HUGE)?;
+        let start = map.as_ptr().align_offset(HUGE);
+        // A system that has none uses small ones.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise_range(Advice::HugePage, start, len);
+        Ok(Self { map, start, len })
+    }
+
+    /// Has the system commit `range` now. Systems that cannot do so commit it when it is written.
+    #[cfg_attr(not(target_os = "linux"), expect(unused_variables, reason = "only Linux can"))]
+    pub(crate) fn commit(&mut self, range: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        let _ = self.map.advise_range(Advice::PopulateWrite, self.start + range.start, range.len());
+    }
+}
+
+impl Deref for HugeMemory {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        &self.map[self.start..self.start + self.len]
+    }
+}
+
+impl DerefMut for HugeMemory {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.map[self.start..self.start + self.len]
+    }
+}
+
 /// A copy of a part of a file.
 #[derive(Debug)]
 struct HugeCopy {
-    map: MmapMut,
-    /// Where in the map the copy begins.
-    start: usize,
+    memory: HugeMemory,
     /// Which bytes of the file it has.
     range: Range<usize>,
 }
@@ -52,16 +96,13 @@ impl Part {
         ranges: &[Range<usize>],
         mut copy: impl FnMut(usize, &[u8], &mut [u8]),
     ) -> std::io::Result<()> {
-        let mut map = MmapMut::map_anon(self.range.len() + HUGE)?;
-        let start = map.as_ptr().align_offset(HUGE);
-        #[cfg(target_os = "linux")]
-        map.advise(Advice::HugePage)?;
+        let mut memory = HugeMemory::new(self.range.len())?;
         for (n, range) in ranges.iter().enumerate() {
-            let at = start + range.start - self.range.start;
-            copy(n, &file.bytes()[range.clone()], &mut map[at..at + range.len()]);
+            let at = range.start - self.range.start;
+            copy(n, &file.bytes()[range.clone()], &mut memory[at..at + range.len()]);
         }
         // Whoever reads from now on reads the copy: only then do pages that are let go stay away.
-        let _ = self.copy.set(HugeCopy { map, start, range: self.range.clone() });
+        let _ = self.copy.set(HugeCopy { memory, range: self.range.clone() });
         self.let_go(file);
         Ok(())
     }
@@ -112,9 +153,9 @@ impl Piece {
         let range = 0..bytes.map_or(0, <[u8]>::len);
         let part = Part::new(range.clone());
         if let Some(bytes) = bytes {
-            let mut map = MmapMut::map_anon(bytes.len()).unwrap();
-            map.copy_from_slice(bytes);
-            part.copy.set(HugeCopy { map, start: 0, range: range.clone() }).unwrap();
+            let mut memory = HugeMemory::new(bytes.len()).unwrap();
+            memory.copy_from_slice(bytes);
+            part.copy.set(HugeCopy { memory, range: range.clone() }).unwrap();
         }
         Self::new(part, range, rows)
     }
@@ -122,9 +163,9 @@ impl Piece {
     /// The copy, once it is there.
     #[inline]
     pub fn copy(&self) -> Option<&[u8]> {
-        let HugeCopy { map, start, range } = self.part.copy.get()?;
-        let at = start + self.range.start - range.start;
-        Some(&map[at..at + self.range.len()])
+        let HugeCopy { memory, range } = self.part.copy.get()?;
+        let at = self.range.start - range.start;
+        Some(&memory[at..at + self.range.len()])
     }
 }
 
