@@ -200,8 +200,8 @@ impl Pool {
     }
 
     /// Runs `body(n, c, view)` for each of the ranges of rows in `rows` and each `chunk` columns of `out`: `n` says
-    /// which range it is, `c` which chunk, and row `r` of the range is `view.row(r)`. The last range comes first: put
-    /// the longest work there, so that threads end together.
+    /// which range it is, `c` which chunk, and row `r` of the range is `view.row(r)`. Of each chunk the last range comes
+    /// first: put the longest work there, so that threads end together.
     ///
     /// # Panics
     /// If ranges overlap or are not in order, or `chunk` does not divide `width`.
@@ -218,7 +218,7 @@ impl Pool {
         let (columns, chunks) = (Columns::new(out, width), width / chunk);
         let tiles = rows.len() * chunks;
         self.run(tiles, |n| {
-            let (n, c) = ((tiles - 1 - n) / chunks, (tiles - 1 - n) % chunks);
+            let (c, n) = (n / rows.len(), rows.len() - 1 - n % rows.len());
             // Each call has a tile of its own: ranges of rows do not overlap, nor do chunks of columns.
             body(n, c, View { columns: &columns, range: c * chunk..(c + 1) * chunk, rows: rows[n].clone() });
         });

@@ -114,6 +114,41 @@ trait Stored {
     fn read<L: Lanes>(side: &[u8], at: usize) -> L::V;
 }
 
+/// Pieces of a side at equal distances. That all lie inside is checked when it is made, and not again for each.
+struct Pieces<'a> {
+    next: *const u8,
+    step: usize,
+    left: usize,
+    width: usize,
+    side: PhantomData<&'a [u8]>,
+}
+
+impl<'a> Pieces<'a> {
+    /// `count` pieces of `width` bytes, `step` bytes from one to the next, the first at `from`.
+    ///
+    /// # Panics
+    /// If one is not inside.
+    #[inline(always)]
+    fn new(side: &'a [u8], from: usize, step: usize, count: usize, width: usize) -> Self {
+        assert!(count == 0 || from + (count - 1) * step + width <= side.len(), "pieces are inside");
+        Self { next: side.as_ptr().wrapping_add(from), step, left: count, width, side: PhantomData }
+    }
+}
+
+impl<'a> Iterator for Pieces<'a> {
+    type Item = &'a [u8];
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        self.left = self.left.checked_sub(1)?;
+        let piece = self.next;
+        self.next = piece.wrapping_add(self.step);
+        #[expect(unsafe_code, reason = "a check for each vector would take as long as what is computed with it")]
+        // SAFETY: it is one of the pieces that `new` found to be inside the slice, which is borrowed for as long.
+        Some(unsafe { std::slice::from_raw_parts(piece, self.width) })
+    }
+}
+
 /// `N` bytes from `at` on.
 #[inline(always)]
 fn bytes_at<const N: usize>(side: &[u8], at: usize) -> &[u8; N] {
@@ -190,8 +225,9 @@ impl<C: Stored> Task for Attend<'_, '_, C> {
         // Room for whole vectors before the first token and behind the last one.
         let stride = LANES + all.len().next_multiple_of(LANES) + S * LANES;
         let rows = q.tokens * q.group;
-        if self.scores.len() < rows * stride {
-            self.scores.resize(rows * stride, 0.0);
+        let needed = rows * stride + T * self.kv.layout.head_dim;
+        if self.scores.len() < needed {
+            self.scores.resize(needed, 0.0);
         }
         let mut row = 0;
         rows_together!(T, row, rows, score(self, L, S, &all, stride));
@@ -217,12 +253,15 @@ impl<C: Stored> Attend<'_, '_, C> {
     #[inline(always)]
     fn score<L: Bytes, const N: usize, const S: usize>(&mut self, row: usize, all: &Range<usize>, stride: usize) {
         let (queries, dim) = (self.queries, self.kv.layout.head_dim);
-        let mut q: [&[f32]; N] = [&[]; N];
-        for (n, q) in q.iter_mut().enumerate() {
+        let (scores, q) = self.scores.split_at_mut(queries.tokens * queries.group * stride);
+        // By dimension: what is multiplied with one vector of keys lies side by side.
+        let q = &mut q.as_chunks_mut::<N>().0[..dim];
+        for n in 0..N {
             let (token, head) = ((row + n) / queries.group, (row + n) % queries.group);
-            *q = &queries.q[token * queries.stride + head * dim..][..dim];
+            let from = &queries.q[token * queries.stride + head * dim..][..dim];
+            q.iter_mut().zip(from).for_each(|(q, x)| q[n] = *x);
         }
-        let scores = &mut self.scores[row * stride..(row + N) * stride];
+        let scores = &mut scores[row * stride..(row + N) * stride];
         let scale = L::splat(self.scoring.scale);
         for page in self.kv.pages_of(all) {
             // From the beginning of a tile: a window may begin inside.
@@ -230,11 +269,11 @@ impl<C: Stored> Attend<'_, '_, C> {
             while at < end {
                 let to = LANES + page.at + at - page.tokens.start;
                 if end - at > LANES {
-                    let sums = products::<L, C, N, S>(&q, &page, &self.kv.layout, at);
+                    let sums = products::<L, C, N, S>(q, &page, &self.kv.layout, at);
                     put_scores::<L, N, S>(&sums, scale, scores, stride, to);
                     at += S * LANES;
                 } else {
-                    let sums = products::<L, C, N, 1>(&q, &page, &self.kv.layout, at);
+                    let sums = products::<L, C, N, 1>(q, &page, &self.kv.layout, at);
                     put_scores::<L, N, 1>(&sums, scale, scores, stride, to);
                     at += LANES;
                 }
@@ -281,19 +320,19 @@ impl<C: Stored> Attend<'_, '_, C> {
             for n in 0..N {
                 page_p[n] = &p[n][page.at..][..page.tokens.len()];
             }
-            let next = page.values.as_ptr().wrapping_offset(page.ahead);
-            for at in 0..page.tokens.len() {
-                let t = page.tokens.start + at;
-                let from = (t * dim + first * LANES) * C::BYTES;
-                for line in 0..(S * LANES * C::BYTES).div_ceil(CACHE_LINE) {
-                    L::prefetch(next.wrapping_add(from + line * CACHE_LINE));
+            let (from, width) = (page.tokens.start * dim + first * LANES, S * LANES * C::BYTES);
+            let pieces = Pieces::new(page.values, from * C::BYTES, dim * C::BYTES, page.tokens.len(), width);
+            for (at, piece) in pieces.enumerate() {
+                let ahead = piece.as_ptr().wrapping_offset(page.ahead);
+                for line in 0..width.div_ceil(CACHE_LINE) {
+                    L::prefetch(ahead.wrapping_add(line * CACHE_LINE));
                 }
                 let mut v = [L::splat(0.0); S];
                 for s in 0..S {
-                    v[s] = C::read::<L>(page.values, t * dim + (first + s) * LANES);
+                    v[s] = C::read::<L>(piece, s * LANES);
                     if C::HAS_SCALES {
                         let blocks = dim.div_ceil(SCALED);
-                        let scale = t * blocks + (first + s) * LANES / SCALED;
+                        let scale = (page.tokens.start + at) * blocks + (first + s) * LANES / SCALED;
                         let scale = L::half(*bytes_at(page.values, self.kv.layout.scales_at() + 2 * scale));
                         v[s] = L::mul(v[s], L::splat(scale));
                     }
@@ -319,26 +358,21 @@ impl<C: Stored> Attend<'_, '_, C> {
 /// `q . k` of `N` rows and the `S` tiles of tokens from token `at` of a page on.
 #[inline(always)]
 fn products<L: Lanes, C: Stored, const N: usize, const S: usize>(
-    q: &[&[f32]; N],
+    q: &[[f32; N]],
     page: &Page<'_>,
     layout: &HeadLayout,
     at: usize,
 ) -> [[L::V; N]; S] {
     let (dim, tokens) = (layout.head_dim, layout.page_tokens);
-    let mut rows = [q[0]; N];
-    for n in 0..N {
-        rows[n] = &q[n][..dim];
-    }
     let mut sums = [[L::splat(0.0); N]; S];
     let mut totals = sums;
     let keys = page.keys;
-    let next = keys.as_ptr().wrapping_offset(page.ahead);
-    let (mut from, mut widths) = ([0; S], [0; S]);
-    for s in 0..S {
-        (from[s], widths[s]) = layout.tile(at + s * LANES);
-    }
-    let mut ahead = next.wrapping_add(from[0] * C::BYTES);
-    for d in 0..dim {
+    let mut tiles: [Pieces<'_>; S] = std::array::from_fn(|s| {
+        let (from, width) = layout.tile(at + s * LANES);
+        Pieces::new(keys, from * C::BYTES, width * C::BYTES, q.len(), LANES * C::BYTES)
+    });
+    let mut ahead = tiles[0].next.wrapping_offset(page.ahead);
+    for (d, q) in q.iter().enumerate() {
         // The tiles lie one behind the other.
         for line in 0..(S * LANES * C::BYTES).div_ceil(CACHE_LINE) {
             L::prefetch(ahead.wrapping_add(line * CACHE_LINE));
@@ -346,11 +380,10 @@ fn products<L: Lanes, C: Stored, const N: usize, const S: usize>(
         ahead = ahead.wrapping_add(S * LANES * C::BYTES);
         let mut k = [L::splat(0.0); S];
         for s in 0..S {
-            k[s] = C::read::<L>(keys, from[s]);
-            from[s] += widths[s];
+            k[s] = C::read::<L>(tiles[s].next().expect("as many as dimensions"), 0);
         }
         for n in 0..N {
-            let q = L::splat(rows[n][d]);
+            let q = L::splat(q[n]);
             for s in 0..S {
                 sums[s][n] = L::fma(q, k[s], sums[s][n]);
             }
