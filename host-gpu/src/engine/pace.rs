@@ -19,6 +19,8 @@ const MIN_TOKENS: usize = 1;
 const SHARE: f64 = 0.75;
 /// After this many prompt tokens half of the average is news.
 const MEMORY_TOKENS: f64 = 32.0;
+/// Multiples of it are spread evenly between whole numbers.
+const GOLDEN_RATIO: f64 = 0.618_033_988_749_895;
 /// After this many steps what a step without prompts takes is measured again: contexts grow.
 const REMEASURE_STEPS: u64 = 16;
 /// What a step took tells nothing any more after so many others.
@@ -73,7 +75,7 @@ impl Paces {
             if decoding > load.due && pace.is_none_or(|pace| pace.due(decoding)) {
                 return Allowance { decoding, prompt_tokens: 0 };
             }
-            let fits = pace.and_then(|pace| pace.token).map_or(0, |token| (each / token) as usize);
+            let fits = pace.map_or(0, |pace| pace.prompt_tokens(each));
             Allowance { decoding, prompt_tokens: fits.max(MIN_TOKENS).min(self.prefill_tokens) }
         };
         work.iter().map(fit).collect()
@@ -104,6 +106,13 @@ impl Pace {
     /// A step over `n` decoding sequences: as measured, or at least as long as one with fewer.
     fn decode(&self, n: usize) -> Option<f64> {
         self.decode.range(..=n).next_back().map(|(_, (time, _))| *time)
+    }
+
+    /// How many prompt tokens take `time` seconds, as far as is known: on average over some steps, since what is left of a token
+    /// is now and then one more. So two are tried where one and a half would fit: a step's first prompt token costs more than
+    /// the next ones, the more the further it is into its sequence, and it alone does not tell what those cost.
+    fn prompt_tokens(&self, time: f64) -> usize {
+        self.token.map_or(0, |token| (time / token + (self.steps as f64 * GOLDEN_RATIO).fract()) as usize)
     }
 
     /// Whether a step over `n` decoding sequences is to go without prompts, for what it tells. Never two in turn: where `n`
@@ -242,7 +251,8 @@ mod tests {
         assert_eq!(budgets(&paces, &[(1, (8, 1))]), [20], "10 ms");
         paces.note(1, 4, 0, ms(10.0));
         assert_eq!(budgets(&paces, &[(1, (4, 1))]), [15], "three quarters of what decoding takes");
-        assert_eq!(budgets(&paces, &[(1, (4, 1)), (2, (0, 1))]), [7, MIN_TOKENS], "two models share the time");
+        let shared = budgets(&paces, &[(1, (4, 1)), (2, (0, 1))]);
+        assert!([7, 8].contains(&shared[0]) && shared[1] == MIN_TOKENS, "two models share the time: {shared:?}");
         paces.note(1, 2, 0, ms(4.0));
         assert_eq!(budgets(&paces, &[(1, (2, 1))]), [10], "half of 10 ms in any case");
         assert_eq!(budgets(&paces, &[(1, (8, 1)), (2, (0, 0))])[0], 20);
@@ -314,6 +324,24 @@ mod tests {
             }
             assert!((36..=44).contains(&budget), "{budget} tokens, from {start} ms");
         }
+    }
+
+    #[test]
+    fn what_the_first_token_costs_beyond_the_others_stops_no_prompt() {
+        // Far into its sequence the first takes 6 ms, each other one 0.5: nine fit into 10 ms, and at first one is known.
+        let mut paces = paces();
+        paces.note(1, 8, 0, ms(30.0));
+        let (mut tokens, mut longest) = (0, 0);
+        for step in 0..400 {
+            let budget = budgets(&paces, &[(1, (8, 1))])[0];
+            let time = if budget == 0 { 30.0 } else { 35.5 + 0.5 * budget as f64 };
+            paces.note(1, 8, budget, ms(time));
+            if step >= 100 {
+                tokens += budget;
+                longest = longest.max(budget);
+            }
+        }
+        assert!(tokens >= 300 * 7 && longest <= 10, "{tokens} tokens in 300 steps, {longest} at most");
     }
 
     #[test]
