@@ -65,15 +65,15 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// Prompt tokens in a step, at most; default 256.
     pub prefill_tokens: usize,
-    /// How long others' prompts may delay a token, about; default 10 ms. While sequences
-    /// generate, a step takes as many prompt tokens as fit in half of this, or in three quarters of the
-    /// time that generating takes if that is more, but never in more than this. It takes one at least, but for one
+    /// How long others' prompts may delay a token, about; default 30 ms. While sequences
+    /// generate, a step takes as many prompt tokens as fit in three quarters of the time that generating takes, or
+    /// in 5 ms if that is more, but never in more than this. It takes one at least, but for one
     /// step in 16 that shows what generating takes.
     pub max_stall: Duration,
     /// Quantises matrices that files have as floats, as models are loaded; the default leaves them in the files.
     pub quantize: Option<Quantize>,
     /// Copies weights to huge pages once a model has answered, where the system has such: they are read up to twice as
-    /// fast. The mapped pages are let go, so this takes no more memory, but memory of this process's own. Default true.
+    /// fast. (Keys and values lie there in any case.) The mapped pages are let go, so this takes no more memory, but memory of this process's own. Default true.
     pub huge_pages: bool,
     /// Forces a code path; the default is the best that the processor has.
     pub code_path: Option<CodePath>,
@@ -94,7 +94,7 @@ impl Default for EngineConfig {
             max_running: 32,
             max_waiting: 256,
             prefill_tokens: 256,
-            max_stall: Duration::from_millis(10),
+            max_stall: Duration::from_millis(30),
             quantize: None,
             huge_pages: true,
             code_path: None,

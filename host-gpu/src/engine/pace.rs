@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 /// Prompt tokens in a step, whatever they cost: a prompt always gets on, and there is always
 /// something to measure. Far into a long prompt a few of them cost as much as all that decodes.
 const MIN_TOKENS: usize = 1;
-/// How long what is not due takes, in the time that decoding what is due takes. For prompts this holds if it is more than half
-/// of `max_stall`. Where there are prompts and sequences that are not due, each has half.
+/// What prompts take of a step in any case, in seconds, if `max_stall` is not less.
+const LEAST: f64 = 0.005;
+/// How long what is not due takes, in the time that decoding what is due takes. For prompts this holds if it is more than
+/// [`LEAST`]. Where there are prompts and sequences that are not due, each has half.
 const SHARE: f64 = 0.75;
 /// After this many prompt tokens half of the average is news.
 const MEMORY_TOKENS: f64 = 32.0;
@@ -46,8 +48,8 @@ impl Paces {
 
     /// What each model's step may have, when all of these have one in turn.
     ///
-    /// While anything decodes, prompts together take at most `max_stall`. Of the second half of that they take what is
-    /// less than [`SHARE`] of the time that decoding takes: a token then comes within 1.75 times its usual time. So it does
+    /// While anything decodes, prompts together take at most `max_stall`, and beyond [`LEAST`] no more than [`SHARE`] of
+    /// the time that decoding takes: a token then comes within 1.75 times its usual time. So it does
     /// where sequences decode that are not due; one of them always does.
     pub(super) fn allowances(&self, work: &[Work]) -> Vec<Allowance> {
         if work.iter().all(|(_, load)| load.decoding == 0) {
@@ -59,7 +61,7 @@ impl Paces {
         };
         let max = self.max_stall.as_secs_f64();
         let due = work.iter().map(due).sum::<Option<f64>>();
-        let for_prompts = due.map_or(max, |due| max.min((due * SHARE).max(max / 2.0)));
+        let for_prompts = due.map_or(max, |due| max.min((due * SHARE).max(LEAST)));
         let prompting = work.iter().filter(|(_, load)| load.prompting > 0).count();
         let crowded = work.iter().any(|(_, load)| load.decoding > load.due);
         let part = if crowded && prompting > 0 { 0.5 } else { 1.0 };
