@@ -5,6 +5,7 @@
 //!
 //! HTTP/1.1 and HTTP/2 are told apart by what the client sends first, or over TLS by what was agreed on.
 
+mod linger;
 mod tls;
 
 use std::io;
@@ -21,6 +22,7 @@ use hyper_util::server::conn::auto;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
+use self::linger::Linger;
 pub(crate) use self::tls::Wire;
 pub use self::tls::{ServerTls, ServerTlsError};
 use crate::function_host::Host;
@@ -103,6 +105,7 @@ impl Server {
                     models_only: config.models_only,
                     tls: config.tls.clone(),
                     stopped: stopped.clone(),
+                    linger: Arc::default(),
                 };
                 workers.push(worker(n, serving, connections)?);
             }
@@ -181,6 +184,8 @@ struct Serving {
     models_only: bool,
     tls: Option<ServerTls>,
     stopped: watch::Receiver<Option<Duration>>,
+    /// The worker's.
+    linger: Arc<Linger>,
 }
 
 fn worker(n: usize, serving: Serving, connections: mpsc::UnboundedReceiver<Accepted>) -> io::Result<JoinHandle<()>> {
@@ -191,7 +196,14 @@ fn worker(n: usize, serving: Serving, connections: mpsc::UnboundedReceiver<Accep
         .build()?;
     std::thread::Builder::new().name(format!("hob-worker-{n}")).spawn(move || {
         hob_gpu::short_turns();
-        runtime.block_on(serve_connections(serving, connections));
+        let (host, linger) = (serving.host.clone(), serving.linger.clone());
+        let infers = || host.library().engines().stats().running > 0;
+        runtime.block_on(async {
+            tokio::select! {
+                () = serve_connections(serving, connections) => {}
+                () = linger.run(infers) => unreachable!("that goes on for as long as requests may come"),
+            }
+        });
     })
 }
 
@@ -226,9 +238,10 @@ impl Serving {
         let (host, models, models_only) = (self.host.clone(), self.models.clone(), self.models_only);
         let asked = Arc::new(AtomicBool::new(false));
         let service = {
-            let asked = asked.clone();
+            let (asked, linger) = (asked.clone(), self.linger.clone());
             service_fn(move |mut request: hyper::Request<Incoming>| {
                 asked.store(true, Ordering::Relaxed);
+                let running = linger.begin();
                 if secure {
                     request.extensions_mut().insert(Secure);
                 }
@@ -238,6 +251,7 @@ impl Serving {
                         Some(models) => answer(&host, &models, models_only, request).await,
                         None => host.handle(request).await,
                     };
+                    drop(running);
                     Ok::<_, std::convert::Infallible>(response)
                 }
             })
