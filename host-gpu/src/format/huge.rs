@@ -32,7 +32,7 @@ impl HugeMemory {
     /// # Errors
     /// If the system does not even promise that much memory.
     pub(crate) fn new(len: usize) -> std::io::Result<Self> {
-        let mut map = MmapMut::map_anon(len + HUGE)?;
+        let map = MmapMut::map_anon(len + HUGE)?;
         let start = map.as_ptr().align_offset(HUGE);
         // A system that has none uses small ones.
         #[cfg(target_os = "linux")]
