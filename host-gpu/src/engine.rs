@@ -73,7 +73,8 @@ pub struct EngineConfig {
     /// Quantises matrices that files have as floats, as models are loaded; the default leaves them in the files.
     pub quantize: Option<Quantize>,
     /// Copies weights to huge pages once a model has answered, where the system has such: they are read up to twice as
-    /// fast. (Keys and values lie there in any case.) The mapped pages are let go, so this takes no more memory, but memory of this process's own. Default true.
+    /// fast. The mapped pages are let go, so this takes no more memory, but memory of this process's own. Default true.
+    /// Keys and values lie there in any case.
     pub huge_pages: bool,
     /// Forces a code path; the default is the best that the processor has.
     pub code_path: Option<CodePath>,

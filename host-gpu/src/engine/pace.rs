@@ -256,7 +256,7 @@ mod tests {
         let shared = budgets(&paces, &[(1, (4, 1)), (2, (0, 1))]);
         assert!([7, 8].contains(&shared[0]) && shared[1] == MIN_TOKENS, "two models share the time: {shared:?}");
         paces.note(1, 2, 0, ms(4.0));
-        assert_eq!(budgets(&paces, &[(1, (2, 1))]), [10], "half of 10 ms in any case");
+        assert_eq!(budgets(&paces, &[(1, (2, 1))]), [10], "5 ms in any case");
         assert_eq!(budgets(&paces, &[(1, (8, 1)), (2, (0, 0))])[0], 20);
     }
 

@@ -3,6 +3,7 @@
 //! The system maps files in pages of 4 KiB. Reading weights from those, a core spends half its time on looking addresses
 //! up, more in a virtual machine. A copy in pages of 2 MiB is read up to twice as fast; the mapped pages are let go as
 //! they are copied, so that it takes no more memory, only memory that other processes do not share.
+//! Keys and values lie in such pages from the start.
 
 use super::mapped::Mapped;
 #[cfg(target_os = "linux")]
