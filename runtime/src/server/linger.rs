@@ -107,6 +107,8 @@ impl Luck {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     /// Answers after which the thread stayed awake, of 1,000, where the next request comes in time as `came` says.
@@ -129,23 +131,48 @@ mod tests {
         assert!(tries(&mut luck, |n| n % 4 == 0) < 100, "one in four is not enough");
         assert!(tries(&mut luck, |n| n % 4 != 0) > 900, "three in four are");
     }
+
     #[tokio::test]
-    async fn it_begins_when_nothing_runs_any_more_and_ends_in_time() {
-        let linger = Arc::new(Linger::default());
-        let (first, second) = (linger.begin(), linger.begin());
-        drop(second);
-        assert!(linger.runs(), "the first does");
-        let free = async {
-            linger.free.notified().await;
-            assert!(!linger.runs());
+    async fn it_stays_awake_again_after_a_request_in_time_and_not_after_a_late_one() {
+        let (linger, tries) = (Arc::new(Linger::default()), Cell::new(0));
+        let settle = async || {
+            for _ in 0..4 {
+                yield_now().await;
+            }
         };
-        tokio::join!(free, async { drop(first) });
-        // While it stays awake, the thread's other tasks go on.
-        drop(linger.begin());
-        let rest = tokio::time::sleep(Duration::from_millis(20));
+        let script = async {
+            let (first, second) = (linger.begin(), linger.begin());
+            drop(second);
+            settle().await;
+            assert!(linger.runs() && tries.get() == 0, "the first still runs");
+            drop(first);
+            while tries.get() == 0 {
+                drop(linger.begin());
+                for _ in 0..4 {
+                    yield_now().await;
+                    if tries.get() > 0 {
+                        break;
+                    }
+                }
+            }
+            let in_time = linger.begin();
+            settle().await;
+            drop(in_time);
+            settle().await;
+            assert_eq!(tries.get(), 2, "again at once");
+            tokio::time::sleep(100 * AWAKE).await;
+            drop(linger.begin());
+            settle().await;
+            assert_eq!(tries.get(), 2, "none came in time");
+        };
+        let wanted = || {
+            tries.set(tries.get() + 1);
+            false
+        };
         tokio::select! {
-            () = linger.run(|| false) => unreachable!("it never ends of itself"),
-            () = rest => {}
+            biased;
+            () = script => {}
+            () = linger.run(wanted) => unreachable!("it never ends of itself"),
         }
     }
 }
