@@ -9,6 +9,7 @@
 use super::{EngineConfig, EngineDevice};
 use crate::schedule::{Allowance, Load, ModelKey};
 use std::collections::{BTreeMap, HashMap};
+use std::f64::consts::GOLDEN_RATIO;
 use std::time::{Duration, Instant};
 
 /// Prompt tokens in a step, whatever they cost: a prompt always gets on, and there is always
@@ -21,8 +22,6 @@ const LEAST: f64 = 0.005;
 const SHARE: f64 = 0.75;
 /// After this many prompt tokens half of the average is news.
 const MEMORY_TOKENS: f64 = 32.0;
-/// Multiples of it are spread evenly between whole numbers.
-const GOLDEN_RATIO: f64 = 0.618_033_988_749_895;
 /// After this many steps what a step without prompts takes is measured again: contexts grow.
 const REMEASURE_STEPS: u64 = 16;
 /// What a step took tells nothing any more after so many others.
@@ -114,6 +113,7 @@ impl Pace {
     /// is now and then one more. So two are tried where one and a half would fit: a step's first prompt token costs more than
     /// the next ones, the more the further it is into its sequence, and it alone does not tell what those cost.
     fn prompt_tokens(&self, time: f64) -> usize {
+        // Multiples of the golden ratio are spread evenly between whole numbers.
         self.token.map_or(0, |token| (time / token + (self.steps as f64 * GOLDEN_RATIO).fract()) as usize)
     }
 
