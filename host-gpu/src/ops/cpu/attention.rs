@@ -10,7 +10,7 @@
 )]
 
 use super::bytes::Bytes;
-use super::lanes::{CACHE_LINE, LANES, Lanes};
+use super::lanes::{LANES, Lanes};
 use super::vector::{soft_cap, softmax};
 use super::{Cpu, Task};
 use crate::kv::{HeadLayout, KvType, SCALED};
@@ -323,10 +323,7 @@ impl<C: Stored> Attend<'_, '_, C> {
             let (from, width) = (page.tokens.start * dim + first * LANES, S * LANES * C::BYTES);
             let pieces = Pieces::new(page.values, from * C::BYTES, dim * C::BYTES, page.tokens.len(), width);
             for (at, piece) in pieces.enumerate() {
-                let ahead = piece.as_ptr().wrapping_offset(page.ahead);
-                for line in 0..width.div_ceil(CACHE_LINE) {
-                    L::prefetch(ahead.wrapping_add(line * CACHE_LINE));
-                }
+                L::prefetch_bytes(piece.as_ptr().wrapping_offset(page.ahead), width);
                 let mut v = [L::splat(0.0); S];
                 for s in 0..S {
                     v[s] = C::read::<L>(piece, s * LANES);
@@ -374,9 +371,7 @@ fn products<L: Lanes, C: Stored, const N: usize, const S: usize>(
     let mut ahead = tiles[0].next.wrapping_offset(page.ahead);
     for (d, q) in q.iter().enumerate() {
         // The tiles lie one behind the other.
-        for line in 0..(S * LANES * C::BYTES).div_ceil(CACHE_LINE) {
-            L::prefetch(ahead.wrapping_add(line * CACHE_LINE));
-        }
+        L::prefetch_bytes(ahead, S * LANES * C::BYTES);
         ahead = ahead.wrapping_add(S * LANES * C::BYTES);
         let mut k = [L::splat(0.0); S];
         for s in 0..S {

@@ -64,6 +64,13 @@ pub trait Lanes: Copy {
     fn fma1(a: f32, b: f32, c: f32) -> f32;
     /// Asks for the cache line at `address`, which may be any number: nothing is read.
     fn prefetch(address: *const u8);
+    /// Asks for so many bytes from `address` on.
+    #[inline(always)]
+    fn prefetch_bytes(address: *const u8, bytes: usize) {
+        for line in 0..bytes.div_ceil(CACHE_LINE) {
+            Self::prefetch(address.wrapping_add(line * CACHE_LINE));
+        }
+    }
 }
 
 /// Plain arrays: any processor.

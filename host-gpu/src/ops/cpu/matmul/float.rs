@@ -10,7 +10,7 @@ use super::super::bytes::Bytes;
 use super::super::lanes::{LANES, Lanes};
 use super::super::woven::{unweave, unweave_halves};
 use super::super::{Cpu, SMALL_TILE, Task};
-use super::{CACHE_LINE, Matrix};
+use super::Matrix;
 use crate::format::quant::*;
 use crate::ops::pool::Pool;
 use std::ops::Range;
@@ -191,9 +191,7 @@ fn direct<L: Lanes, B: Block, const R: usize, const T: usize>(
     let step = R * size_of::<B>();
     let mut ahead = blocks.as_ptr_range().end.cast::<u8>();
     for k in 0..per_row {
-        for line in 0..step.div_ceil(CACHE_LINE) {
-            L::prefetch(ahead.wrapping_add(line * CACHE_LINE));
-        }
+        L::prefetch_bytes(ahead, step);
         ahead = ahead.wrapping_add(step);
         let mut heads = [w[0][k].head::<L>(); R];
         for r in 1..R {

@@ -62,6 +62,7 @@ impl Rough<'_> {
             let (mut sums, mut variances) = (L::splat(0.0), L::splat(0.0));
             for (k, (x, [by, mean, variance])) in groups.iter().zip(terms).enumerate() {
                 let block = Woven { fields: &strip[k * upper..][..upper], lower: &[] };
+                block.ask_ahead::<L>();
                 // Upper halves are raised by eight.
                 let mut ints = L::splat_shifted(x[LESS][0], 3);
                 for j in 0..8 {

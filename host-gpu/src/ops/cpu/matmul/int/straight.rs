@@ -142,10 +142,9 @@ struct Ahead {
 impl Ahead {
     #[inline(always)]
     fn ask<L: Bytes>(&mut self) {
-        for line in 0..self.lines {
-            L::prefetch(self.at.wrapping_add(line * CACHE_LINE));
-        }
-        self.at = self.at.wrapping_add(self.lines * CACHE_LINE);
+        let bytes = self.lines * CACHE_LINE;
+        L::prefetch_bytes(self.at, bytes);
+        self.at = self.at.wrapping_add(bytes);
     }
 }
 

@@ -9,7 +9,6 @@ use super::super::super::bytes::Bytes;
 use super::super::super::groups::Groups;
 use super::super::super::lanes::{LANES, Lanes};
 use super::super::super::woven::Woven;
-use super::super::CACHE_LINE;
 
 /// Sixteen rows of blocks.
 pub(super) trait Strip<B: Groups> {
@@ -45,9 +44,7 @@ impl<'a, B> Rows<'a, B> {
     fn prefetch<L: Lanes>(&self, k: usize) {
         let step = LANES * size_of::<B>();
         let ahead = self.0[LANES - 1].as_ptr_range().end.cast::<u8>().wrapping_add(k * step);
-        for line in 0..step.div_ceil(CACHE_LINE) {
-            L::prefetch(ahead.wrapping_add(line * CACHE_LINE));
-        }
+        L::prefetch_bytes(ahead, step);
     }
 }
 
@@ -87,7 +84,7 @@ impl<B: Groups> Strip<B> for Rows<'_, B> {
     }
 }
 
-/// Woven rows, see [`woven`](super::super::super::woven). Memory is read in one go, which the processor sees.
+/// Woven rows, see [`woven`](super::super::super::woven). Memory is read in one go.
 pub(super) struct WovenRows<'a>(pub(super) Woven<'a>);
 
 impl<B: Groups> Strip<B> for WovenRows<'_> {
@@ -98,7 +95,9 @@ impl<B: Groups> Strip<B> for WovenRows<'_> {
 
     #[inline(always)]
     fn blocks<L: Lanes>(&self, k: usize) -> Woven<'_> {
-        self.0.at(k, B::WOVEN)
+        let blocks = self.0.at(k, B::WOVEN);
+        blocks.ask_ahead::<L>();
+        blocks
     }
 
     #[inline(always)]
