@@ -51,6 +51,8 @@ pub struct EngineConfig {
     /// Locked memory of the host for copies of what is on a card: a model that has one comes back to the card at the bus's rate. Default
     /// none: then the system's page cache is what is between the card and the disk.
     pub copy_bytes: u64,
+    /// What a card has not ended after this long has hung, and the card is lost to the process; default a minute.
+    pub card_patience: Duration,
     /// Memory for KV over all models, committed as it is used; default 1 GiB. What no sequence
     /// needs keeps the prefixes of earlier ones.
     pub kv_bytes: u64,
@@ -89,6 +91,7 @@ impl Default for EngineConfig {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             model_bytes: None,
             copy_bytes: 0,
+            card_patience: crate::ops::cuda::PATIENCE,
             kv_bytes: 1 << 30,
             kv_page_bytes: 1 << 20,
             kv_type: KvType::default(),
@@ -306,7 +309,7 @@ impl Engine {
         let on_card = |reason| StartError::Card { device: config.device, reason };
         let card = match config.device {
             EngineDevice::Cpu => None,
-            EngineDevice::Cuda { ordinal } => Some(Device::open(ordinal, None).map_err(on_card)?),
+            EngineDevice::Cuda { ordinal } => Some(Device::open_with(ordinal, None, config.card_patience).map_err(on_card)?),
         };
         let state = match &card {
             None => None,

@@ -1,7 +1,7 @@
 //! Cards: where the machine has none, or not the one that was asked for; and one that fails.
 
 use hob_tests::{Hob, ServeOptions, get, hob, post, refused};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 #[path = "../../host-gpu/tests/support/cuda.rs"]
@@ -23,24 +23,25 @@ fn a_device_that_cannot_be_had_is_a_sentence_and_never_the_processor() {
     assert!(said.contains("give cpu, cuda or cuda:1"), "{said}");
 }
 
-/// A server on the driver's stand-in, and the file that makes its next kernel fail.
-fn on_stand_in(args: &[&str]) -> Option<(Hob, PathBuf)> {
+/// A server on the driver's stand-in, and the files that make its next kernel fail, and hang.
+fn on_stand_in(args: &[&str]) -> Option<(Hob, [PathBuf; 2])> {
     let library = cuda::stand_in(cuda::Flavour::Plain)?;
     let home = TempDir::new().unwrap();
     let pulled = hob(home.path(), &["models", "pull", &format!("file:{TINY}"), "--as", "tiny"]);
     assert!(pulled.status.success(), "{}", String::from_utf8_lossy(&pulled.stderr));
-    let fault = home.path().join("fault");
+    let [fault, hang] = ["fault", "hang"].map(|name| home.path().join(name));
     let variable = |name: &str, value: String| (name.to_owned(), value);
     let variables = vec![
         variable("LD_LIBRARY_PATH", library.parent().unwrap().display().to_string()),
         variable("CUSIM_FAULT", fault.display().to_string()),
+        variable("CUSIM_HANG", hang.display().to_string()),
         variable("CUSIM_MEM", (256_u32 << 20).to_string()),
     ];
     let args = [&["--device", "cuda", "--kv-memory", "8MB"], args].concat();
     let args = args.into_iter().map(str::to_owned).collect();
     let hob = Hob::on(home, ServeOptions { args, variables, ..ServeOptions::default() });
     hob.deploy("hello", &[]);
-    Some((hob, fault))
+    Some((hob, [fault, hang]))
 }
 
 fn complete(hob: &Hob) -> (u16, String) {
@@ -55,13 +56,25 @@ fn text(answer: &str) -> String {
 
 #[test]
 fn a_card_that_fails_takes_what_it_computes_with_it_and_the_host_comes_back() {
-    let Some((mut hob, fault)) = on_stand_in(&[]) else { return };
+    let Some((hob, [fault, _])) = on_stand_in(&[]) else { return };
+    goes_and_comes_back(hob, &fault, "the driver failed");
+}
+
+#[test]
+fn a_card_that_hangs_is_as_one_that_fails() {
+    // Longer than any step takes there.
+    let Some((hob, [_, hang])) = on_stand_in(&["--card-patience", "5"]) else { return };
+    goes_and_comes_back(hob, &hang, "has not ended in 5 s");
+}
+
+/// Has the card's next kernel do as `file` says, which it `says` to who asked for it.
+fn goes_and_comes_back(mut hob: Hob, file: &Path, says: &str) {
     let (status, before) = complete(&hob);
     assert_eq!(status, 200, "{before}");
-    std::fs::write(&fault, "").unwrap();
+    std::fs::write(file, "").unwrap();
     let (status, said) = complete(&hob);
-    assert!(status == 500 && said.contains("the driver failed"), "{status} {said}");
-    assert!(!fault.exists());
+    assert!(status == 500 && said.contains(says), "{status} {said}");
+    assert!(!file.exists());
     // The same process on the same listeners: who comes between waits, or is told to come again.
     for _ in 0..20 {
         assert!(matches!(get(&hob.url("/hello/")).0, 200 | 503), "{}", hob.log());
@@ -78,7 +91,7 @@ fn a_card_that_fails_takes_what_it_computes_with_it_and_the_host_comes_back() {
 
 #[test]
 fn a_host_may_go_on_without_its_card() {
-    let Some((hob, fault)) = on_stand_in(&["--on-card-fault", "stay"]) else { return };
+    let Some((hob, [fault, _])) = on_stand_in(&["--on-card-fault", "stay"]) else { return };
     std::fs::write(&fault, "").unwrap();
     assert_eq!(complete(&hob).0, 500);
     let (status, said) = complete(&hob);

@@ -404,9 +404,7 @@ impl Worker {
     }
 
     fn fail_on_card(&mut self, items: &[Item], error: &CudaError) {
-        // After a fault of its own a card answers nothing any more.
-        let lost = matches!(error, CudaError::Driver { .. });
-        self.counters.lost.fetch_or(lost, Ordering::Relaxed);
+        self.counters.lost.fetch_or(error.is_fatal(), Ordering::Relaxed);
         self.fail(items, Some(&error.to_string()));
     }
 

@@ -21,5 +21,5 @@ pub mod ptx;
 pub mod rows;
 pub mod upload;
 
-pub use device::{Card, CudaError, Device, Graph, cards};
+pub use device::{Card, CudaError, Device, Graph, PATIENCE, cards};
 pub use memory::{Buffer, Mark, Pinned, View};

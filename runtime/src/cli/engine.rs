@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use hob_gpu::ops::cuda::cards;
@@ -38,6 +39,9 @@ pub struct EngineArgs {
     /// bus's rate [default: none; files that the system keeps in memory come nearly as fast]
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     copy_memory: Option<u64>,
+    /// A card that has not ended a step after so many seconds has hung: see --on-card-fault [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    card_patience: Option<u64>,
     /// Make the matrices that models have as floats smaller: q8_0 or q4_0
     #[arg(long, value_name = "TYPE")]
     quantize: Option<Quantize>,
@@ -78,6 +82,7 @@ impl EngineArgs {
             threads: self.threads.unwrap_or(default.threads),
             model_bytes: self.model_memory,
             copy_bytes: self.copy_memory.unwrap_or(default.copy_bytes),
+            card_patience: self.card_patience.map_or(default.card_patience, Duration::from_secs),
             code_path: self.code_path,
             kv_bytes: self.kv_memory.unwrap_or(default.kv_bytes),
             kv_type: self.kv,

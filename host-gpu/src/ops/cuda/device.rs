@@ -13,8 +13,9 @@ use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Why a card does not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,6 +81,12 @@ pub enum CudaError {
         /// What is wrong.
         what: String,
     },
+    /// What was asked for did not end. The card is lost to this process then, as after a fault.
+    #[error("the card has not ended in {seconds} s what it was asked for, and counts as hung")]
+    Hung {
+        /// For how long it was waited for.
+        seconds: u64,
+    },
     /// What the driver said. After a kernel's fault the card's context is lost, and every later call says so.
     #[error("the driver failed {doing}: {code}")]
     Driver {
@@ -88,6 +95,13 @@ pub enum CudaError {
         /// Its word for it.
         code: String,
     },
+}
+
+impl CudaError {
+    /// Whether the card answers nothing more in this process.
+    pub(crate) fn is_fatal(&self) -> bool {
+        matches!(self, Self::Driver { .. } | Self::Hung { .. })
+    }
 }
 
 pub(super) fn failed(doing: &'static str) -> impl Fn(DriverError) -> CudaError {
@@ -146,6 +160,10 @@ fn context(ordinal: usize) -> Result<Arc<CudaContext>, CudaError> {
     CudaContext::new(ordinal).map_err(failed("opening the card"))
 }
 
+fn end_of(context: &Arc<CudaContext>) -> Result<Arc<CudaEvent>, CudaError> {
+    context.new_event(None).map(Arc::new).map_err(failed("making an event"))
+}
+
 fn describe(context: &CudaContext, ordinal: usize, driver: i32) -> Result<Card, CudaError> {
     let ask = failed("describing the card");
     let (free, total) = context.mem_get_info().map_err(&ask)?;
@@ -175,6 +193,10 @@ struct Inner {
     modules: Mutex<HashMap<usize, Arc<CudaModule>>>,
     budget: u64,
     used: AtomicU64,
+    /// How long what is asked for may take.
+    patience: Duration,
+    /// Set once that was not enough. The driver waits for a hung kernel wherever it waits, so it is asked for nothing more.
+    hung: AtomicBool,
 }
 
 /// A card that is open, and a stream of it; clones are the same ones.
@@ -183,6 +205,8 @@ pub struct Device {
     inner: Arc<Inner>,
     /// What is asked for happens on it, in order.
     stream: Arc<CudaStream>,
+    /// A place on it, for who waits.
+    end: Arc<CudaEvent>,
 }
 
 impl std::fmt::Debug for Device {
@@ -203,6 +227,8 @@ impl std::fmt::Debug for Graph {
     }
 }
 
+/// How long what a card is asked for may take, unless it is said: the largest steps of large models take seconds.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// So much of a card's memory is left to the driver: contexts, code and stacks.
 const LEFT_TO_DRIVER: u64 = 512 << 20;
 
@@ -212,6 +238,14 @@ impl Device {
     /// # Errors
     /// A sentence that says what is missing.
     pub fn open(ordinal: usize, budget: Option<u64>) -> Result<Self, CudaError> {
+        Self::open_with(ordinal, budget, PATIENCE)
+    }
+
+    /// The same; what does not end in `patience` has hung.
+    ///
+    /// # Errors
+    /// A sentence that says what is missing.
+    pub fn open_with(ordinal: usize, budget: Option<u64>, patience: Duration) -> Result<Self, CudaError> {
         let driver = driver()?;
         let count = result::device::get_count().map_err(failed("counting cards"))?.max(0) as usize;
         if ordinal >= count {
@@ -231,8 +265,9 @@ impl Device {
         let left = LEFT_TO_DRIVER.min(card.memory.1 / 8);
         let budget = budget.unwrap_or(card.memory.1 - left);
         let (modules, used) = (Mutex::default(), AtomicU64::new(0));
-        let stream = main.clone();
-        Ok(Self { inner: Arc::new(Inner { context, main, card, kernels, modules, budget, used }), stream })
+        let (stream, end, hung) = (main.clone(), end_of(&context)?, AtomicBool::new(false));
+        let inner = Inner { context, main, card, kernels, modules, budget, used, patience, hung };
+        Ok(Self { inner: Arc::new(inner), stream, end })
     }
 
     /// The same card with a stream of its own: what is asked for there happens beside what is asked for here. What one makes,
@@ -242,7 +277,7 @@ impl Device {
     /// What the driver says.
     pub fn beside(&self) -> Result<Self, CudaError> {
         let stream = self.inner.context.new_stream().map_err(failed("making a stream"))?;
-        Ok(Self { inner: self.inner.clone(), stream })
+        Ok(Self { inner: self.inner.clone(), stream, end: end_of(&self.inner.context)? })
     }
 
     /// Puts the launches of `work` together, and does not run them. `None` if there are none. They must be on this stream, on
@@ -361,7 +396,8 @@ impl Device {
         if values.len() > from.len {
             return Err(shape(format!("{} values of {}", values.len(), from.len)));
         }
-        self.bind()?;
+        // The driver waits for what is before the copy, for ever if that hangs.
+        self.wait()?;
         // SAFETY: the view is of a buffer that lives and has so many values; `values` stays until the stream is done.
         unsafe { result::memcpy_dtoh_async(values, from.address, self.stream.cu_stream()) }
             .map_err(failed("copying from the card"))?;
@@ -456,13 +492,31 @@ impl Device {
             .map_err(failed("clearing memory"))
     }
 
-    /// Waits until all that was asked for is done.
+    /// Waits until all that was asked for is done. Other threads get the core meanwhile.
     ///
     /// # Errors
-    /// What went wrong.
+    /// What went wrong; `Hung` if it takes too long.
     pub fn wait(&self) -> Result<(), CudaError> {
         self.bind()?;
-        self.stream.synchronize().map_err(failed("computing"))
+        self.end.record(&self.stream).map_err(failed("computing"))?;
+        let since = Instant::now();
+        while !self.end.try_is_complete().map_err(failed("computing"))? {
+            if since.elapsed() > self.inner.patience {
+                self.inner.hung.store(true, Ordering::Relaxed);
+                return Err(self.hung());
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    /// Whether something has hung: the driver is asked for nothing more.
+    pub(super) fn is_hung(&self) -> bool {
+        self.inner.hung.load(Ordering::Relaxed)
+    }
+
+    fn hung(&self) -> CudaError {
+        CudaError::Hung { seconds: self.inner.patience.as_secs() }
     }
 
     /// Gives memory back to the driver, once nothing that was asked for uses it.
@@ -470,8 +524,10 @@ impl Device {
     /// # Safety
     /// The driver gave it, so many bytes, and nobody has it any more.
     pub(super) unsafe fn give_back(&self, address: u64, bytes: u64) {
-        // An error here is the context's, and the next call tells it.
-        let _ = self.bind();
+        // An error here is the context's, and the next call tells it. What has hung keeps its memory until the process ends.
+        if self.bind().is_err() && self.is_hung() {
+            return;
+        }
         let _ = self.inner.main.synchronize();
         let _ = self.stream.synchronize();
         // SAFETY: the caller's promise.
@@ -480,6 +536,9 @@ impl Device {
     }
 
     fn bind(&self) -> Result<(), CudaError> {
+        if self.is_hung() {
+            return Err(self.hung());
+        }
         self.inner.context.bind_to_thread().map_err(failed("being bound"))
     }
 

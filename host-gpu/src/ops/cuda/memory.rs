@@ -115,8 +115,11 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // An error here is the context's, and the next call tells it.
+        // An error here is the context's, and the next call tells it. A card that has hung may still write to it.
         let _ = self.device.wait();
+        if self.device.is_hung() {
+            return;
+        }
         // SAFETY: the address came from the driver and goes back once; nothing reads it any more.
         let _ = unsafe { result::free_host(self.address.cast()) };
     }
