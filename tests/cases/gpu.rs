@@ -1,6 +1,8 @@
 //! Cards: where the machine has none, or not the one that was asked for; and one that fails.
 
+use hob::models::tier::Tier;
 use hob_tests::{Hob, ServeOptions, get, hob, post, refused};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -8,12 +10,16 @@ use tempfile::TempDir;
 #[allow(dead_code)] // it is the engine's tests'
 mod cuda;
 
-const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/arch/llama.gguf");
+/// Names, and files.
+const MODELS: [(&str, &str); 2] = [
+    ("tiny", concat!(env!("CARGO_MANIFEST_DIR"), "/golden/arch/llama.gguf")),
+    ("other", concat!(env!("CARGO_MANIFEST_DIR"), "/golden/arch/qwen2.gguf")),
+];
 
 #[test]
 fn a_device_that_cannot_be_had_is_a_sentence_and_never_the_processor() {
     let home = TempDir::new().unwrap();
-    let model = TINY;
+    let [(_, model), _] = MODELS;
     let output = hob(home.path(), &["run", model, "hello", "--raw", "--device", "cuda:77"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("cannot start on cuda:77"), "{said}");
@@ -27,8 +33,10 @@ fn a_device_that_cannot_be_had_is_a_sentence_and_never_the_processor() {
 fn on_stand_in(args: &[&str]) -> Option<(Hob, [PathBuf; 2])> {
     let library = cuda::stand_in(cuda::Flavour::Plain)?;
     let home = TempDir::new().unwrap();
-    let pulled = hob(home.path(), &["models", "pull", &format!("file:{TINY}"), "--as", "tiny"]);
-    assert!(pulled.status.success(), "{}", String::from_utf8_lossy(&pulled.stderr));
+    for (name, file) in MODELS {
+        let pulled = hob(home.path(), &["models", "pull", &format!("file:{file}"), "--as", name]);
+        assert!(pulled.status.success(), "{}", String::from_utf8_lossy(&pulled.stderr));
+    }
     let [fault, hang] = ["fault", "hang"].map(|name| home.path().join(name));
     let variable = |name: &str, value: String| (name.to_owned(), value);
     let variables = vec![
@@ -37,7 +45,7 @@ fn on_stand_in(args: &[&str]) -> Option<(Hob, [PathBuf; 2])> {
         variable("CUSIM_HANG", hang.display().to_string()),
         variable("CUSIM_MEM", (256_u32 << 20).to_string()),
     ];
-    let args = [&["--device", "cuda", "--kv-memory", "8MB"], args].concat();
+    let args = [&["--kv-memory", "8MB"], args].concat();
     let args = args.into_iter().map(str::to_owned).collect();
     let hob = Hob::on(home, ServeOptions { args, variables, ..ServeOptions::default() });
     hob.deploy("hello", &[]);
@@ -45,8 +53,12 @@ fn on_stand_in(args: &[&str]) -> Option<(Hob, [PathBuf; 2])> {
 }
 
 fn complete(hob: &Hob) -> (u16, String) {
-    let asked = r#"{ "model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 0 }"#;
-    post(&hob.url("/v1/completions"), asked)
+    complete_with(hob, "tiny")
+}
+
+fn complete_with(hob: &Hob, model: &str) -> (u16, String) {
+    let asked = serde_json::json!({ "model": model, "prompt": "abc", "max_tokens": 6, "temperature": 0 });
+    post(&hob.url("/v1/completions"), &asked.to_string())
 }
 
 fn text(answer: &str) -> String {
@@ -56,14 +68,14 @@ fn text(answer: &str) -> String {
 
 #[test]
 fn a_card_that_fails_takes_what_it_computes_with_it_and_the_host_comes_back() {
-    let Some((hob, [fault, _])) = on_stand_in(&[]) else { return };
+    let Some((hob, [fault, _])) = on_stand_in(&["--device", "cuda"]) else { return };
     goes_and_comes_back(hob, &fault, "the driver failed");
 }
 
 #[test]
 fn a_card_that_hangs_is_as_one_that_fails() {
     // Longer than any step takes there.
-    let Some((hob, [_, hang])) = on_stand_in(&["--card-patience", "5"]) else { return };
+    let Some((hob, [_, hang])) = on_stand_in(&["--device", "cuda", "--card-patience", "5"]) else { return };
     goes_and_comes_back(hob, &hang, "has not ended in 5 s");
 }
 
@@ -91,7 +103,7 @@ fn goes_and_comes_back(mut hob: Hob, file: &Path, says: &str) {
 
 #[test]
 fn a_host_may_go_on_without_its_card() {
-    let Some((hob, [fault, _])) = on_stand_in(&["--on-card-fault", "stay"]) else { return };
+    let Some((hob, [fault, _])) = on_stand_in(&["--device", "cuda", "--on-card-fault", "stay"]) else { return };
     std::fs::write(&fault, "").unwrap();
     assert_eq!(complete(&hob).0, 500);
     let (status, said) = complete(&hob);
@@ -99,4 +111,27 @@ fn a_host_may_go_on_without_its_card() {
     let (status, said) = get(&hob.url("/health"));
     assert!(status == 503 && said.contains("device lost"), "{status} {said}");
     assert_eq!(get(&hob.url("/hello/")).0, 200);
+}
+
+#[test]
+fn models_are_placed_on_all_cards_and_come_back_from_copies() {
+    let Some((hob, _)) = on_stand_in(&["--device", "cuda:all", "--copy-memory", "64MB"]) else { return };
+    let answers = || MODELS.map(|(name, _)| complete_with(&hob, name));
+    let first = answers();
+    assert!(first.iter().all(|(status, _)| *status == 200), "{first:?}");
+    let models = || hob.client().models().unwrap();
+    let devices: BTreeSet<String> = models().into_iter().map(|model| model.device).collect();
+    assert_eq!(devices, ["cuda:0".to_owned(), "cuda:1".to_owned()].into(), "each where most room is");
+    for (name, _) in MODELS {
+        hob.until("it can go", || hob.client().evict(&name.parse().unwrap()).ok());
+    }
+    assert!(models().is_empty(), "{:?}", models());
+    let all = hob.client().all_models().unwrap();
+    for (name, _) in MODELS {
+        let gone = all.iter().find(|model| model.name == name).unwrap();
+        assert_eq!((gone.state.as_str(), gone.tier), ("absent", Tier::HostMemory), "{gone:?}");
+    }
+    for ((_, before), (status, after)) in first.iter().zip(answers()) {
+        assert_eq!((status, text(&after)), (200, text(before)));
+    }
 }
