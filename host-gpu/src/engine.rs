@@ -309,7 +309,9 @@ impl Engine {
         let on_card = |reason| StartError::Card { device: config.device, reason };
         let card = match config.device {
             EngineDevice::Cpu => None,
-            EngineDevice::Cuda { ordinal } => Some(Device::open_with(ordinal, None, config.card_patience).map_err(on_card)?),
+            EngineDevice::Cuda { ordinal } => {
+                Some(Device::open_with(ordinal, None, config.card_patience).map_err(on_card)?)
+            }
         };
         let state = match &card {
             None => None,

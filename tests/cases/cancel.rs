@@ -219,7 +219,10 @@ fn a_guest_that_lets_go_is_seen_before_its_end() {
             let asked = tokio::spawn(bench.ask(&format!("/free?n=250&{}", question(place, "leave"))));
             bench.until("it runs", |stats| stats.running == 1).await;
             let gone = bench.until("it runs no more", |stats| stats.running == 0).await;
-            assert!(!asked.is_finished(), "{place:?}: it ran until the guest's end, and not until the guest let go of it");
+            assert!(
+                !asked.is_finished(),
+                "{place:?}: it ran until the guest's end, and not until the guest let go of it"
+            );
             assert!(gone.steps > before.steps && gone.free_pages == gone.total_pages, "{place:?}: {gone:?}");
             assert_eq!(asked.await.unwrap().status(), 200);
         }
