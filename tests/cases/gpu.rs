@@ -115,7 +115,11 @@ fn a_host_may_go_on_without_its_card() {
 
 #[test]
 fn models_are_placed_on_all_cards_and_come_back_from_copies() {
-    let Some((hob, _)) = on_stand_in(&["--device", "cuda:all", "--copy-memory", "64MB"]) else { return };
+    // The stand-in's cards share one memory: without a bound the second would begin with what the first has left.
+    let Some((hob, _)) = on_stand_in(&["--device", "cuda:all", "--copy-memory", "64MB", "--model-memory", "64MB"])
+    else {
+        return;
+    };
     let answers = || MODELS.map(|(name, _)| complete_with(&hob, name));
     let first = answers();
     assert!(first.iter().all(|(status, _)| *status == 200), "{first:?}");
