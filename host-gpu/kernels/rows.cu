@@ -112,98 +112,9 @@ extern "C" __global__ void __launch_bounds__(256)
   out[(blocks * (u64)plane + (first + block) * (u64)length) / 2 + part] = raw[(block * (u64)size + (u64)offset) / 2 + part];
 }
 
-// The largest logit of each row and its first place: `values`, `ids` (rows). What is no number counts least. A block of 256 has a row.
-//
-// Bound: memory: 4 bytes a logit, once.
-extern "C" __global__ void __launch_bounds__(256)
-    likeliest(const float* __restrict__ logits, int n, float* __restrict__ values, int* __restrict__ ids) {
-  HOB_SHARED(float, s_value, [256]);
-  HOB_SHARED(int, s_id, [256]);
-  const float* row = logits + (size_t)blockIdx.x * n;
-  const float least = -__uint_as_float(0x7f800000u);
-  float value = least;
-  int id = 0x7fffffff;
-  for (int i = threadIdx.x; i < n; i += 256) {
-    const float v = row[i];
-    if (v > value) value = v, id = i;
-  }
-  s_value[threadIdx.x] = value;
-  s_id[threadIdx.x] = id;
-  __syncthreads();
-  for (int o = 128; o; o >>= 1) {
-    if ((int)threadIdx.x < o) {
-      const float v = s_value[threadIdx.x + o];
-      const int other = s_id[threadIdx.x + o];
-      if (v > s_value[threadIdx.x] || (v == s_value[threadIdx.x] && other < s_id[threadIdx.x])) {
-        s_value[threadIdx.x] = v;
-        s_id[threadIdx.x] = other;
-      }
-    }
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) {
-    values[blockIdx.x] = s_value[0];
-    ids[blockIdx.x] = s_id[0] == 0x7fffffff ? 0 : s_id[0];
-  }
-}
-
-// What a draw looks at of each row of logits (rows, n): `list` (rows, 4 + 2 most) words. These are how many logits are at most `near` below the
-// largest, the sum of e^(logit - largest), that of e^((logit - largest) / t), and the place of the largest; then the places of the near ones,
-// and their logits, in any order, `most` of each. Where there are more, some are left out. Sums are over what is at most `least` below.
-//
-// `values` and `ids` (rows) are those of `likeliest`; t is of temperatures (rows), above 0. Where it is above 1, `near` and `least` are times
-// as large. A block of 256 has a row.
-//
-// Bound: memory: 4 bytes a logit, from cache, since `likeliest` has read them.
-extern "C" __global__ void __launch_bounds__(256)
-    shortlist(const float* __restrict__ logits, int n, const float* __restrict__ values, const int* __restrict__ ids,
-              const float* __restrict__ temperatures, float near, float least, int most, u32* __restrict__ list) {
-  HOB_SHARED(double, s_sum, [2 * 256]);
-  HOB_SHARED(u32, s_count, [1]);
-  const float* row = logits + (size_t)blockIdx.x * n;
-  u32* out = list + (size_t)blockIdx.x * (4 + 2 * most);
-  const float max = values[blockIdx.x], t = temperatures[blockIdx.x], wide = fmaxf(t, 1.f);
-  if (threadIdx.x == 0) s_count[0] = 0;
-  __syncthreads();
-  // Double, since a vocabulary has many small ones.
-  double one = 0, warm = 0;
-  for (int i = threadIdx.x; i < n; i += 256) {
-    const float v = row[i];
-    if (v >= max - least * wide) {
-      one += (double)__expf(v - max);
-      warm += (double)__expf((v - max) / t);
-    }
-    if (v >= max - near * wide) {
-      const u32 at = atomicAdd(&s_count[0], 1u);
-      if (at < (u32)most) {
-        out[4 + at] = (u32)i;
-        out[4 + most + at] = __float_as_uint(v);
-      }
-    }
-  }
-  s_sum[threadIdx.x] = one;
-  s_sum[256 + threadIdx.x] = warm;
-  __syncthreads();
-  for (int o = 128; o; o >>= 1) {
-    if ((int)threadIdx.x < o) {
-      s_sum[threadIdx.x] += s_sum[threadIdx.x + o];
-      s_sum[256 + threadIdx.x] += s_sum[256 + threadIdx.x + o];
-    }
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) {
-    out[0] = s_count[0];
-    out[1] = __float_as_uint((float)s_sum[0]);
-    out[2] = __float_as_uint((float)s_sum[256]);
-    out[3] = (u32)ids[blockIdx.x];
-  }
-}
-
 HOB_EXPORT(norm)
 HOB_EXPORT(quantise)
 HOB_EXPORT(halve)
 HOB_EXPORT(gate)
 HOB_EXPORT(finish_logits)
 HOB_EXPORT(split)
-HOB_EXPORT(likeliest)
-HOB_EXPORT(shortlist)

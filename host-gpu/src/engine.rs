@@ -187,6 +187,8 @@ pub struct EngineStats {
     pub steps: u64,
     /// Those of them that a card did as one graph, not kernel by kernel.
     pub graph_steps: u64,
+    /// Those of them that a card was given before what the one before gave was known.
+    pub ahead_steps: u64,
     /// Those of them for which the processor read a part of the head alone, since few logits were looked at.
     pub few_logits_steps: u64,
     /// Tokens generated so far.
@@ -207,6 +209,7 @@ struct Counters {
     cached_pages: AtomicUsize,
     steps: AtomicU64,
     graph_steps: AtomicU64,
+    ahead_steps: AtomicU64,
     few_logits_steps: AtomicU64,
     generated: AtomicU64,
     prefilled: AtomicU64,
@@ -475,7 +478,7 @@ impl Engine {
 
     /// Whether the card has failed for good: nothing is computed until the process is started again.
     pub fn is_lost(&self) -> bool {
-        self.shared.counters.lost.load(Ordering::Relaxed)
+        self.shared.counters.lost.load(Ordering::Relaxed) || self.shared.card.as_ref().is_some_and(Device::is_hung)
     }
 
     /// Which instructions the kernels use.
@@ -507,6 +510,7 @@ impl Engine {
             total_pages: self.shared.total_pages,
             steps: c.steps.load(Ordering::Relaxed),
             graph_steps: c.graph_steps.load(Ordering::Relaxed),
+            ahead_steps: c.ahead_steps.load(Ordering::Relaxed),
             few_logits_steps: c.few_logits_steps.load(Ordering::Relaxed),
             generated_tokens: c.generated.load(Ordering::Relaxed),
             prefilled_tokens: c.prefilled.load(Ordering::Relaxed),

@@ -7,12 +7,11 @@ use std::collections::HashMap;
 
 use crate::ask::{Ask, Penalties, Sampling, TokenId};
 use crate::form::Guide;
+use crate::ops::cuda::draw::Draw;
 use crate::tokens::Logprob;
-use row::{DEPTHS, List, NEGLIGIBLE, Row, Whole, largest};
+use row::{DEPTHS, NEGLIGIBLE, Row, largest};
 
 mod row;
-
-pub(crate) use row::NEAR;
 
 /// Chooses the tokens of one sequence.
 #[derive(Debug)]
@@ -44,11 +43,6 @@ impl Sampler {
             seen,
             adjusted: Vec::new(),
         }
-    }
-
-    /// Whether it takes the likeliest token, whatever that is, and tells nothing about it.
-    pub(crate) fn takes_likeliest(&self) -> bool {
-        self.is_plain() && self.options.temperature == 0.0
     }
 
     /// How many of the largest logits its next draw may come to look at, if not at all of them.
@@ -99,34 +93,27 @@ impl Sampler {
         TokenId(chosen as u32)
     }
 
-    /// Whether its draws look at the logits as they are, and tell nothing about them: then [`Self::choose_listed`] may do.
+    /// Whether its draws look at the logits as they are, and tell nothing about them: then a card does what [`Self::draw_on_card`] says.
     pub(crate) fn is_plain(&self) -> bool {
         self.options.penalties == Penalties::default() && self.bias.is_empty() && self.logprobs.is_none()
     }
 
-    /// What the card makes its list for.
-    pub(crate) fn list_temperature(&self) -> f32 {
-        if self.options.temperature == 0.0 { 1.0 } else { self.options.temperature }
-    }
-
-    /// The next token, from the list that a card made of its logits: see [`List`]. `None` if the list has not what it takes; then
-    /// [`Self::choose_in`] does.
-    pub(crate) fn choose_listed(&mut self, words: &[u32]) -> Option<TokenId> {
-        let chosen = match self.options.temperature == 0.0 {
-            true => List::likeliest_of(words),
-            false => {
-                let list = List::read(words, self.options.temperature)?;
-                sample(&list, &self.options, uniform(self.seed, self.drawn))?
-            }
-        };
+    /// How a card is to draw the next token, in place of [`Self::choose_in`].
+    pub(crate) fn draw_on_card(&mut self) -> Draw {
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.options;
+        let at = bits(self.seed, self.drawn);
         self.drawn += 1;
-        Some(TokenId(chosen as u32))
+        match temperature == 0.0 {
+            true => Draw::LIKELIEST,
+            // A card takes what is much smaller for nothing, and divides by it.
+            false => Draw { temperature: temperature.max(1e-6), top_p, depth: -min_p.ln(), top_k, at },
+        }
     }
 
     /// What the model itself, before penalties, bias and filters, thought of `chosen` and of the likeliest.
     pub(crate) fn logprob(&self, logits: &[f32], chosen: TokenId) -> Option<Logprob> {
         let n = self.logprobs? as usize;
-        let row = Whole::new(logits);
+        let row = Row::new(logits);
         let max = row.max();
         let sum: f64 = logits.iter().map(|logit| f64::from(logit - max).exp()).sum();
         let of = |id: usize| (f64::from(logits[id]) - f64::from(max) - sum.ln()) as f32;
@@ -156,22 +143,22 @@ impl Sampler {
 const AGAIN: u64 = 0x5851_f42d_4c95_7f2d;
 
 fn draw(logits: &[f32], options: &Sampling, seed: u64, n: u64) -> usize {
-    let row = Whole::new(logits);
+    let row = Row::new(logits);
     match options.temperature == 0.0 {
         true => row.likeliest(),
-        false => sample(&row, options, uniform(seed, n)).expect("all of it is known"),
+        false => sample(&row, options, uniform(seed, n)),
     }
 }
 
-fn sample(row: &impl Row, options: &Sampling, draw: f64) -> Option<usize> {
+fn sample(row: &Row<'_>, options: &Sampling, draw: f64) -> usize {
     let Sampling { temperature, top_k, top_p, min_p, .. } = *options;
     let max = row.max();
     let floor = |depth: f32| max - depth * temperature.max(1.0);
     let (mut of_model, mut of_draw) = (None, None);
     for depth in DEPTHS {
-        let kept = row.above(floor(depth))?;
+        let kept = row.above(floor(depth));
         if kept.is_empty() {
-            return Some(row.likeliest());
+            break;
         }
         let most = if top_k == 0 { usize::MAX } else { top_k as usize };
         // Whether nothing that may be drawn is missing.
@@ -200,12 +187,12 @@ fn sample(row: &impl Row, options: &Sampling, draw: f64) -> Option<usize> {
         let p = weights(&kept, max, temperature);
         let all = if filtered { p.iter().sum() } else { *of_draw.get_or_insert_with(|| row.total(temperature)) };
         match reach(&p, draw * all) {
-            Some(at) => return Some(kept[at].0 as usize),
-            None if whole => return Some(kept[kept.len() - 1].0 as usize),
+            Some(at) => return kept[at].0 as usize,
+            None if whole => return kept[kept.len() - 1].0 as usize,
             None => {}
         }
     }
-    Some(row.likeliest())
+    row.likeliest()
 }
 
 /// `e^((logit - max) / temperature)` of the kept tokens.
@@ -222,12 +209,17 @@ fn reach(p: &[f64], target: f64) -> Option<usize> {
     })
 }
 
-/// The `n`-th number in 0..1 of `seed`: splitmix64, entered at any place.
+/// The `n`-th number in 0..1 of `seed`.
 fn uniform(seed: u64, n: u64) -> f64 {
+    (bits(seed, n) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// The `n`-th number of `seed`: splitmix64, entered at any place.
+fn bits(seed: u64, n: u64) -> u64 {
     let mut z = seed.wrapping_add(n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    z ^ (z >> 31)
 }
 
 #[cfg(test)]
@@ -254,8 +246,8 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_the_largest() {
         assert_eq!(counts(Sampling::default(), &LOGITS), [0, 10_000, 0, 0]);
-        assert_eq!(Whole::new(&[f32::NAN, 1.0]).likeliest(), 1);
-        assert_eq!(Whole::new(&[f32::NAN]).likeliest(), 0);
+        assert_eq!(Row::new(&[f32::NAN, 1.0]).likeliest(), 1);
+        assert_eq!(Row::new(&[f32::NAN]).likeliest(), 0);
     }
 
     #[test]
@@ -280,7 +272,7 @@ mod tests {
 
     /// All sorted, as the equations have it.
     fn sorted(logits: &[f32], options: &Sampling, draw: f64) -> usize {
-        let row = Whole::new(logits);
+        let row = Row::new(logits);
         let max = row.max();
         let most = if options.top_k == 0 { logits.len() } else { options.top_k as usize };
         let mut kept = largest(row.all(), most);
@@ -298,7 +290,7 @@ mod tests {
 
     #[test]
     fn what_is_drawn_is_what_it_would_be_if_all_were_sorted() {
-        let (mut drawn, mut enough) = (0, 0);
+        let mut drawn = 0;
         let mut random = || {
             drawn += 1;
             uniform(5, drawn)
@@ -316,15 +308,8 @@ mod tests {
             };
             let draw = [random(), 1.0 - random() * 1e-6, random() * 1e-6][round / 7 % 3];
             let want = sorted(&logits, &options, draw);
-            assert_eq!(sample(&Whole::new(&logits), &options, draw), Some(want), "{options:?} {draw}");
-            let words = row::tests::list(&logits, options.temperature, 64);
-            let listed = List::read(&words, options.temperature).and_then(|list| sample(&list, &options, draw));
-            // Its sums are rounded: what it draws is between what draws a little lower and higher are.
-            let [low, high] = [draw - 1e-6, draw + 1e-6].map(|d| logits[sorted(&logits, &options, d.clamp(0.0, 1.0))]);
-            assert!(listed.is_none_or(|id| (high..=low).contains(&logits[id])), "{options:?} {draw}");
-            enough += usize::from(listed.is_some());
+            assert_eq!(sample(&Row::new(&logits), &options, draw), want, "{options:?} {draw}");
         }
-        assert!((500..4000).contains(&enough), "now a list is enough, now it is not: {enough}");
     }
 
     #[test]

@@ -78,6 +78,8 @@ struct Sequence {
     turn: u64,
     /// Whether the step that comes has it if it decodes.
     due: bool,
+    /// Whether no step has it any more.
+    closed: bool,
 }
 
 /// A sequence that was admitted.
@@ -175,6 +177,7 @@ impl Scheduler {
             done: 0,
             turn: 0,
             due: false,
+            closed: false,
         };
         self.waiting.insert(id, sequence);
     }
@@ -186,7 +189,7 @@ impl Scheduler {
         let mut n = 0;
         while let Some(s) = self.running.get_mut(n) {
             let pages = s.pages(s.tokens.len());
-            if self.pool.grow(&mut s.table, pages).is_ok() {
+            if s.closed || self.pool.grow(&mut s.table, pages).is_ok() {
                 n += 1;
                 continue;
             }
@@ -259,7 +262,7 @@ impl Scheduler {
     /// The first in the line of each account, in the order in which they come.
     fn queue(&self, standings: &BTreeMap<u64, Standing>) -> Vec<(SeqId, Share, f64)> {
         let mut first: BTreeMap<u64, (SeqId, Share)> = BTreeMap::new();
-        for s in self.waiting.values() {
+        for s in self.waiting.values().filter(|s| !s.closed) {
             let best = first.entry(s.share.account).or_insert((s.id, s.share));
             if s.share.priority > best.1.priority {
                 *best = (s.id, s.share);
@@ -340,7 +343,7 @@ impl Scheduler {
         self.turn += 1;
         mark_due(self.running.iter_mut().filter(|s| s.decodes()));
         let mut loads: BTreeMap<ModelKey, Load> = BTreeMap::new();
-        for s in &self.running {
+        for s in self.running.iter().filter(|s| !s.closed) {
             let load = loads.entry(s.realm.model).or_default();
             match s.decodes() {
                 true => (load.decoding, load.due) = (load.decoding + 1, load.due + usize::from(s.due)),
@@ -425,6 +428,23 @@ impl Scheduler {
         s.tokens.len() < s.most
     }
 
+    /// Has no step process the newest token of `id`: nothing comes after it.
+    pub(crate) fn close(&mut self, id: SeqId) {
+        if let Some(s) = self.running.iter_mut().find(|s| s.id == id) {
+            s.closed = true;
+        }
+    }
+
+    /// Says which token the newest one of `id` is, wherever that is by now; says whether it can have another.
+    pub(crate) fn know(&mut self, id: SeqId, token: TokenId) -> bool {
+        let running = self.running.iter_mut().find(|s| s.id == id);
+        let Some(s) = running.or_else(|| self.waiting.get_mut(&id)) else { return false };
+        if let Some(newest) = s.tokens.last_mut() {
+            *newest = token;
+        }
+        s.tokens.len() < s.most
+    }
+
     /// Forgets `id` and takes its pages back; says whether it was waiting.
     pub(crate) fn remove(&mut self, id: SeqId) -> bool {
         if let Some(at) = self.running.iter().position(|s| s.id == id) {
@@ -461,7 +481,7 @@ impl Scheduler {
     }
 
     fn of(&self, model: ModelKey) -> impl Iterator<Item = &Sequence> {
-        self.running.iter().filter(move |s| s.realm.model == model)
+        self.running.iter().filter(move |s| s.realm.model == model && !s.closed)
     }
 }
 
@@ -482,7 +502,7 @@ impl Sequence {
     }
 
     fn decodes(&self) -> bool {
-        self.done >= self.prompt && self.done + 1 == self.tokens.len()
+        !self.closed && self.done >= self.prompt && self.done + 1 == self.tokens.len()
     }
 
     fn item(&self, tokens: usize) -> Item {

@@ -6,6 +6,8 @@
 mod again;
 #[path = "cuda/attention.rs"]
 mod attention;
+#[path = "cuda/draw.rs"]
+mod draw;
 #[path = "cuda/life.rs"]
 mod life;
 #[path = "cuda/model.rs"]

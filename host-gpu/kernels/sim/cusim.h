@@ -368,6 +368,7 @@ static inline int __float2int_rn(float x) { return (int)lrintf(x); } static inli
 template <class O, class I> static inline O cusim_bits(I i) { O o; static_assert(sizeof(O) == sizeof(I), ""); __builtin_memcpy(&o, &i, sizeof o); return o; }
 static inline int __float_as_int(float f) { return cusim_bits<int>(f); }       static inline float __int_as_float(int i) { return cusim_bits<float>(i); }
 static inline unsigned __float_as_uint(float f) { return cusim_bits<unsigned>(f); } static inline float __uint_as_float(unsigned i) { return cusim_bits<float>(i); }
+static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) { return (unsigned long long)((unsigned __int128)a * b >> 64); }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }         static inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
 static inline int __ffs(int x) { return __builtin_ffs(x); }
 static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned s) { uint64_t v = (uint64_t)b << 32 | a; unsigned r = 0;

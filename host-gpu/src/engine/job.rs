@@ -6,6 +6,7 @@ use crate::form::Guide;
 use crate::kv::Realm;
 use crate::model::Loaded;
 use crate::model::tokenizer::Utf8;
+use crate::ops::cuda::draw::Draw;
 use crate::residency::Lease;
 use crate::sampling::Sampler;
 use crate::schedule::{Admitted, Item, Need, Share};
@@ -165,29 +166,19 @@ impl Job {
         }
     }
 
-    /// Whether [`Self::choose`] would take the likeliest token and do nothing else.
-    pub(super) fn takes_likeliest(&self) -> bool {
-        self.guide.is_none() && self.sampler.takes_likeliest()
-    }
-
     /// How many of the largest logits are looked at, if not all.
     pub(super) fn best(&self) -> Option<usize> {
         self.sampler.best().filter(|_| self.guide.is_none())
     }
 
-    /// Whether [`Self::choose_listed`] may do.
+    /// Whether a card may choose in its place.
     pub(super) fn is_plain(&self) -> bool {
         self.guide.is_none() && self.sampler.is_plain()
     }
 
-    /// The temperature that a card makes its list for.
-    pub(super) fn temperature(&self) -> f32 {
-        self.sampler.list_temperature()
-    }
-
-    /// The next token, from a card's list of the logits, if that is enough.
-    pub(super) fn choose_listed(&mut self, list: &[u32]) -> Option<TokenId> {
-        self.sampler.choose_listed(list)
+    /// How a card is to choose the next token, in place of [`Self::choose`].
+    pub(super) fn draw_on_card(&mut self) -> Draw {
+        self.sampler.draw_on_card()
     }
 
     /// Chooses the next token, and reports its probability if that was asked for.
@@ -197,11 +188,6 @@ impl Job {
             self.writer.logprob(logprob);
         }
         id
-    }
-
-    /// Whether nothing comes after such a token, whatever the text.
-    pub(super) fn is_end(&self, id: TokenId) -> bool {
-        self.loaded.tokenizer.is_end(id)
     }
 
     /// Goes on with the token that was chosen; says how the sequence ends, if it does.

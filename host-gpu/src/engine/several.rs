@@ -241,6 +241,7 @@ impl Engines {
             total_pages: all.total_pages + one.total_pages,
             steps: all.steps + one.steps,
             graph_steps: all.graph_steps + one.graph_steps,
+            ahead_steps: all.ahead_steps + one.ahead_steps,
             few_logits_steps: all.few_logits_steps + one.few_logits_steps,
             generated_tokens: all.generated_tokens + one.generated_tokens,
             prefilled_tokens: all.prefilled_tokens + one.prefilled_tokens,

@@ -2,6 +2,10 @@
 //!
 //! Between steps it takes in what arrived, lets go of what nobody reads any more, sees that what
 //! runs has pages, and admits what fits. A panic in a step ends the sequences of that step and nothing else.
+//!
+//! A card need not wait for us between steps: where it draws the tokens itself, the next step begins with tokens that nobody here knows
+//! yet, and what comes of the one before is looked at meanwhile. A sequence that turns out to have ended has a place in one step too many,
+//! which is nobody's, and not counted.
 
 use super::door::Door;
 use super::job::Job;
@@ -9,11 +13,13 @@ use super::pace::{Paces, Respite, Work};
 use super::{Arrival, Counters, EngineConfig};
 use crate::ask::TokenId;
 use crate::kv::Arena;
-use crate::model::card::{Given, OnCard, OnCardState, Wanted};
+use crate::model::Loaded;
+use crate::model::card::{Begun, Given, OnCardState, Wanted};
 use crate::model::forward::{self, Buffers, Compute, Part};
 use crate::model::{encoder, step_of};
 use crate::ops::cuda::CudaError;
-use crate::ops::cuda::rows::LIST_WORDS;
+use crate::ops::cuda::draw::Draw;
+use crate::residency::Lease;
 use crate::schedule::{Admitted, Allowance, Change, Item, ModelKey, Scheduler, SeqId};
 use crate::terms::Grant;
 use crate::tokens::Finish;
@@ -36,10 +42,10 @@ pub(super) struct Worker {
     /// Whether somebody got a first token in this turn.
     first_token: bool,
     jobs: HashMap<SeqId, Job>,
-    /// Tokens that were chosen, and when: their readers get them while a card computes the next ones.
-    untold: HashMap<SeqId, (TokenId, Instant)>,
-    /// Whether they did in this turn.
-    told: bool,
+    /// The step that a card computes.
+    flight: Option<Flight>,
+    /// When the last step ended.
+    ended: Instant,
     next: SeqId,
     inbox: mpsc::Receiver<Arrival>,
     counters: Arc<Counters>,
@@ -47,6 +53,25 @@ pub(super) struct Worker {
     huge_pages: bool,
     largest_step: (usize, usize),
 }
+
+/// A step that was begun.
+struct Flight {
+    model: ModelKey,
+    loaded: Lease<Loaded>,
+    items: Vec<Item>,
+    /// The sequences that it gives tokens, in the order of its rows.
+    giving: Vec<SeqId>,
+    /// Those of them whose budget allows this token, and whether it allows no other.
+    last: HashMap<SeqId, bool>,
+    /// What the card knows it by.
+    on_card: Option<Begun>,
+    began: Instant,
+    /// Whether the scheduler goes on from it.
+    advanced: bool,
+}
+
+/// What stands for a token that a card draws, until it is known.
+const UNKNOWN: TokenId = TokenId(u32::MAX);
 
 impl Worker {
     pub(super) fn new(
@@ -59,7 +84,7 @@ impl Worker {
         door: Arc<Door>,
     ) -> Self {
         let (scheduler, paces) = (Scheduler::new(pages, config.max_running), Paces::new(config));
-        let (buffers, jobs, untold, told) = (Buffers::default(), HashMap::new(), HashMap::new(), false);
+        let (buffers, jobs, flight, ended) = (Buffers::default(), HashMap::new(), None, Instant::now());
         let huge_pages = config.moves_weights();
         let largest_step = config.largest_step();
         let (next, respite, first_token) = (0, Respite::new(config), false);
@@ -73,8 +98,8 @@ impl Worker {
             respite,
             first_token,
             jobs,
-            untold,
-            told,
+            flight,
+            ended,
             next,
             inbox,
             counters,
@@ -87,15 +112,16 @@ impl Worker {
     pub(super) fn run(mut self) {
         while self.receive() {
             self.let_go();
+            self.advance();
             self.admit();
             self.note_held();
-            self.told = false;
             let work: Vec<Work> = self.scheduler.loads().into_iter().collect();
             for ((model, _), allowance) in work.iter().zip(self.paces.allowances(&work)) {
                 self.step(*model, allowance);
             }
-            if !self.told {
-                self.tell();
+            // No other was begun.
+            if self.flight.as_ref().is_some_and(|flight| flight.advanced) {
+                self.land();
             }
             self.arena.make_ready();
             self.publish();
@@ -110,6 +136,8 @@ impl Worker {
     /// Takes in what arrived; sleeps while there is nothing to do. `false` ends the engine.
     fn receive(&mut self) -> bool {
         if self.jobs.is_empty() {
+            // All of its sequences are gone.
+            self.land();
             match self.inbox.recv() {
                 Ok(arrival) => self.take(arrival),
                 Err(_) => return false,
@@ -162,9 +190,6 @@ impl Worker {
         let (mut job, now) = (self.jobs.remove(&id)?, Instant::now());
         job.never_admitted(now);
         job.hold(0, now);
-        if let Some((token, at)) = self.untold.remove(&id) {
-            job.take(token, at);
-        }
         self.door.left(job.account, waited, job.admitted.map(|at| at.elapsed()));
         Some(job)
     }
@@ -204,90 +229,146 @@ impl Worker {
         }
     }
 
-    /// One step of `model` over its sequences.
+    /// One step of `model` over its sequences. Where a card draws their tokens, it is not waited for, but the one before it is.
     fn step(&mut self, model: ModelKey, allowance: Allowance) {
         let items = self.scheduler.plan(model, allowance);
         let Some(loaded) = items.first().and_then(|i| self.jobs.get(&i.id)).map(|j| j.loaded.clone()) else {
             return;
         };
+        let largest = self.largest_step;
+        if self.card.as_ref().is_some_and(|card| !card.has_room(&loaded.config, largest)) {
+            self.land();
+        }
         let reserved = match &mut self.card {
-            None => self
-                .buffers
-                .reserve(&loaded.config, step_of(&loaded.config, self.largest_step))
-                .map_err(|error| error.to_string()),
-            Some(card) => card.reserve(&loaded.config, self.largest_step).map_err(|error| error.to_string()),
+            None => {
+                let largest = step_of(&loaded.config, largest);
+                self.buffers.reserve(&loaded.config, largest).map_err(|error| error.to_string())
+            }
+            Some(card) => card.reserve(&loaded.config, largest).map_err(|error| error.to_string()),
         };
         if let Err(why) = reserved {
             return self.fail(&items, Some(&why));
         }
-        let parts: Vec<Part<'_>> = items.iter().map(|item| part(&self.jobs, &self.scheduler, item)).collect();
-        let (c, w) = (&loaded.config, &loaded.weights);
-        let (compute, arena, buffers) = (&mut self.compute, &mut self.arena, &mut self.buffers);
-        let job = |item: &Item| self.jobs.get(&item.id);
-        let gives = |item: &&Item| item.gives_token && job(item).is_some_and(|job| !job.embeds);
+        let gives = |item: &&Item| item.gives_token && self.jobs.get(&item.id).is_some_and(|job| !job.embeds);
         let giving: Vec<SeqId> = items.iter().filter(gives).map(|item| item.id).collect();
-        let all = |is: fn(&Job) -> bool| items.iter().filter(gives).all(|item| job(item).is_none_or(is));
-        let wanted = match () {
-            () if all(Job::takes_likeliest) => Wanted::Likeliest,
-            // Rows beyond a list are on the last card.
-            () if all(Job::is_plain) && !loaded.card.as_ref().is_some_and(OnCard::is_split) => Wanted::Lists,
-            () => Wanted::Logits,
-        };
-        let best = items.iter().filter(gives).try_fold(0, |most: usize, item| Some(most.max(job(item)?.best()?)));
-        let (card, weights) = (&mut self.card, loaded.card.as_ref());
-        let run = AssertUnwindSafe(|| match (card, weights) {
-            (Some(card), Some(weights)) => card.begin(c, weights, &parts, wanted),
-            _ if c.architecture.encoder => {
-                encoder::step(c, w, compute, arena, &parts, buffers);
-                Ok(())
-            }
-            _ => {
-                forward::step(c, w, compute, arena, (&parts, best), buffers);
-                Ok(())
-            }
-        });
-        let started = Instant::now();
-        let mut result = catch_unwind(run);
-        drop(parts);
-        if self.card.is_some() {
-            self.tell();
-        }
-        if let (Ok(Ok(())), Some(card), Some(weights)) = (&result, &mut self.card, &loaded.card) {
-            result = Ok(card.end(weights));
-        }
-        match result {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return self.fail_on_card(&items, &error),
+        let (began, last) = (Instant::now(), HashMap::new());
+        let mut flight = Flight { model, loaded, items, giving, last, on_card: None, began, advanced: false };
+        let drawn = self.card.is_some() && flight.giving.iter().all(|id| self.jobs[id].is_plain());
+        let begun = catch_unwind(AssertUnwindSafe(|| self.begin(&flight, drawn)));
+        match begun {
+            Ok(Ok(on_card)) => flight.on_card = on_card,
+            Ok(Err(error)) => return self.fail_on_card(&flight.items, &error),
             Err(panic) => {
                 self.buffers = Buffers::default();
-                return self.fail(&items, panic.downcast_ref::<&str>().copied());
+                return self.fail(&flight.items, panic.downcast_ref::<&str>().copied());
             }
         }
-        let (buffers, card) = (std::mem::take(&mut self.buffers), self.card.take());
-        let given = card.as_ref().map_or(Given::Logits(buffers.logits()), OnCardState::given);
-        let chosen = catch_unwind(AssertUnwindSafe(|| self.choose(&giving, (given, card.as_ref()), c.vocab)));
-        let graph_steps = card.as_ref().map_or(0, OnCardState::graph_steps);
-        self.counters.graph_steps.store(graph_steps, Ordering::Relaxed);
-        self.counters.few_logits_steps.store(buffers.few_logits_steps(), Ordering::Relaxed);
-        (self.buffers, self.card) = (buffers, card);
-        let chosen = match chosen {
-            Ok(Ok(chosen)) => chosen,
-            Ok(Err(error)) => return self.fail_on_card(&items, &error),
-            Err(_) => return self.fail(&items, Some("no token could be chosen")),
+        self.counters.ahead_steps.fetch_add(self.flight.is_some().into(), Ordering::Relaxed);
+        self.land();
+        let goes_on = flight.loaded.card.as_ref().is_some_and(|weights| !weights.is_split());
+        self.flight = Some(flight);
+        if !drawn || !goes_on {
+            self.land();
+        }
+    }
+
+    /// Computes a step, or has a card begin with it.
+    fn begin(&mut self, flight: &Flight, drawn: bool) -> Result<Option<Begun>, CudaError> {
+        let Flight { loaded, items, giving, .. } = flight;
+        // One draw for each token, whether it is a card's or not.
+        let draws: HashMap<SeqId, Draw> = match drawn {
+            true => giving.iter().filter_map(|id| Some((*id, self.jobs.get_mut(id)?.draw_on_card()))).collect(),
+            false => HashMap::new(),
         };
+        let before = self.flight.as_ref().map_or(&[][..], |flight| &flight.giving);
+        let part = |item: &Item| {
+            let (tokens, pages) = self.scheduler.input(item);
+            let job = &self.jobs[&item.id];
+            let embeds = job.embeds && item.gives_token;
+            let unknown = tokens.last() == Some(&UNKNOWN);
+            let follows = unknown.then(|| before.iter().position(|id| *id == item.id)).flatten();
+            Part {
+                tokens,
+                position: item.position,
+                pages,
+                account: job.account,
+                logits: usize::from(item.gives_token && !embeds),
+                draw: draws.get(&item.id).copied().unwrap_or(Draw::LIKELIEST),
+                follows: follows.map(|row| row as u32),
+                embeds,
+            }
+        };
+        let parts: Vec<Part<'_>> = items.iter().map(part).collect();
+        let (c, w) = (&loaded.config, &loaded.weights);
+        let (compute, arena, buffers) = (&mut self.compute, &mut self.arena, &mut self.buffers);
+        match (&mut self.card, &loaded.card) {
+            (Some(card), Some(weights)) => {
+                let wanted = if drawn { Wanted::Drawn } else { Wanted::Logits };
+                return card.begin(c, weights, &parts, wanted).map(Some);
+            }
+            _ if c.architecture.encoder => {
+                encoder::step(c, w, compute, arena, &parts, buffers);
+            }
+            _ => {
+                let best = |most: usize, id| Some(most.max(self.jobs.get(id)?.best()?));
+                let best = giving.iter().try_fold(0, best);
+                forward::step(c, w, compute, arena, (&parts, best), buffers);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Goes on as if the step under way had been made: what it gives is not known yet, but where it goes is.
+    fn advance(&mut self) {
+        let Some(mut flight) = self.flight.take_if(|flight| !flight.advanced) else { return };
+        flight.advanced = true;
+        for item in &flight.items {
+            self.scheduler.done(item);
+        }
+        for id in &flight.giving {
+            match self.jobs.get_mut(id).map(Job::grant) {
+                None => {}
+                Some(Grant::Nothing) => self.end(*id, Some(Finish::Budget)),
+                Some(grant) => {
+                    let last = grant == Grant::LastToken;
+                    flight.last.insert(*id, last);
+                    if !self.scheduler.push(*id, UNKNOWN) || last {
+                        self.scheduler.close(*id);
+                    }
+                }
+            }
+        }
+        self.flight = Some(flight);
+    }
+
+    /// Waits for the step under way, if there is one, and hands each sequence what it gave it.
+    fn land(&mut self) {
+        self.advance();
+        let Some(flight) = self.flight.take() else { return };
+        let chosen = match catch_unwind(AssertUnwindSafe(|| self.choose(&flight))) {
+            Ok(Ok(chosen)) => chosen,
+            Ok(Err(error)) => return self.fail_on_card(&flight.items, &error),
+            Err(_) => return self.fail(&flight.items, Some("no token could be chosen")),
+        };
+        let Flight { model, loaded, items, began, .. } = &flight;
+        let graph_steps = self.card.as_ref().map_or(0, OnCardState::graph_steps);
+        self.counters.graph_steps.store(graph_steps, Ordering::Relaxed);
+        self.counters.few_logits_steps.store(self.buffers.few_logits_steps(), Ordering::Relaxed);
         let decoding = items.iter().filter(|item| item.decodes).count();
         let prompts = items.iter().filter(|item| !item.decodes).map(|item| item.tokens).sum();
-        // Choosing is part of it: with forms and penalties it can take as long as computing.
-        let took = started.elapsed();
-        self.paces.note(model, decoding, prompts, took);
+        // A card begins with a step when it has ended the one before. Choosing is part of it: with forms and penalties it can take
+        // as long as computing.
+        let took = self.ended.max(*began).elapsed();
+        self.ended = Instant::now();
+        self.paces.note(*model, decoding, prompts, took);
         let tokens: usize = items.iter().map(|item| item.tokens).sum();
-        for item in &items {
+        for item in items {
             if let Some(job) = self.jobs.get(&item.id) {
                 job.computed(took.mul_f64(item.tokens as f64 / tokens as f64));
             }
         }
-        self.finish_embeddings(&items, c.width);
-        self.finish_step(&items, &giving.into_iter().zip(chosen).collect());
+        self.finish_embeddings(items, loaded.config.width);
+        self.finish_step(&flight, &chosen);
         self.first_token |= items.iter().any(|item| item.gives_token && !item.decodes);
         if self.huge_pages && items.iter().any(|item| item.gives_token) {
             loaded.settle();
@@ -305,7 +386,6 @@ impl Worker {
                 job.prefilled(item, now);
                 self.counters.prefilled.fetch_add(item.tokens as u64, Ordering::Relaxed);
             }
-            self.scheduler.done(item);
             if let Some(job) = self.remove(item.id) {
                 job.embed(row);
             }
@@ -313,45 +393,23 @@ impl Worker {
     }
 
     /// Hands each sequence what the step gave it.
-    fn finish_step(&mut self, items: &[Item], chosen: &HashMap<SeqId, Option<(TokenId, bool)>>) {
+    fn finish_step(&mut self, flight: &Flight, chosen: &HashMap<SeqId, TokenId>) {
         let now = Instant::now();
-        for item in items {
-            self.scheduler.done(item);
+        for item in &flight.items {
             let Some(job) = self.jobs.get_mut(&item.id) else { continue };
             if !item.decodes {
                 job.prefilled(item, now);
                 self.counters.prefilled.fetch_add(item.tokens as u64, Ordering::Relaxed);
             }
-            if !item.gives_token {
-                continue;
-            }
-            let ends = match chosen.get(&item.id).copied().flatten() {
-                None => Some(Finish::Budget),
-                Some((token, last)) => {
-                    self.counters.generated.fetch_add(1, Ordering::Relaxed);
-                    let more = self.scheduler.push(item.id, token);
-                    let over = (!more).then_some(Finish::Length).or(last.then_some(Finish::Budget));
-                    // A first token is waited for, and after a last one there is no step.
-                    if self.card.is_some() && item.decodes && over.is_none() && !job.is_end(token) {
-                        self.untold.insert(item.id, (token, now));
-                        continue;
-                    }
-                    job.take(token, now).or(over)
-                }
-            };
+            let Some(token) = chosen.get(&item.id).filter(|_| item.gives_token) else { continue };
+            self.counters.generated.fetch_add(1, Ordering::Relaxed);
+            let more = self.scheduler.know(item.id, *token);
+            let last = flight.last.get(&item.id) == Some(&true);
+            let over = (!more).then_some(Finish::Length).or(last.then_some(Finish::Budget));
+            let ends = job.take(*token, now).or(over);
             self.end(item.id, ends);
         }
         self.counters.steps.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Hands readers the tokens that were chosen before. Where the text says that it ends here, it does: what a step under way
-    /// gives such a sequence is nobody's, and not counted.
-    fn tell(&mut self) {
-        self.told = true;
-        for (id, (token, at)) in std::mem::take(&mut self.untold) {
-            let ends = self.jobs.get_mut(&id).and_then(|job| job.take(token, at));
-            self.end(id, ends);
-        }
     }
 
     fn end(&mut self, id: SeqId, ends: Option<Finish>) {
@@ -362,45 +420,29 @@ impl Worker {
         }
     }
 
-    /// The next token of each of `giving`, in order, and whether its budget says that this is the last one;
-    /// `None` if that allows none. Vocabularies are large: threads share the work.
+    /// The next token of each sequence that a step gives one and that may have it. Vocabularies are large: threads share the work.
     ///
     /// # Errors
-    /// What a card says that is asked for logits after all.
-    fn choose(
-        &mut self,
-        giving: &[SeqId],
-        (given, card): (Given<'_>, Option<&OnCardState>),
-        vocab: usize,
-    ) -> Result<Vec<Option<(TokenId, bool)>>, CudaError> {
-        let rows: HashMap<SeqId, usize> = giving.iter().enumerate().map(|(row, id)| (*id, row)).collect();
-        let mut jobs: Vec<(usize, &mut Job, Grant, Option<TokenId>)> = Vec::with_capacity(rows.len());
-        for (id, job) in &mut self.jobs {
-            let Some(row) = rows.get(id) else { continue };
-            match job.grant() {
-                Grant::Nothing => {}
-                grant => jobs.push((*row, job, grant, None)),
-            }
-        }
+    /// What went wrong on a card.
+    fn choose(&mut self, flight: &Flight) -> Result<HashMap<SeqId, TokenId>, CudaError> {
+        let given = match (&mut self.card, &flight.loaded.card, flight.on_card) {
+            (Some(card), Some(weights), Some(step)) => card.end(weights, step)?,
+            _ => Given::Logits(self.buffers.logits()),
+        };
+        let rows = flight.giving.iter().zip(0..).filter(|(id, _)| flight.last.contains_key(id));
+        let logits = match given {
+            Given::Drawn(ids) => return Ok(rows.map(|(id, row): (_, usize)| (*id, TokenId(ids[row]))).collect()),
+            Given::Logits(logits) => logits,
+        };
+        let (rows, vocab): (HashMap<SeqId, usize>, _) =
+            (rows.map(|(id, row)| (*id, row)).collect(), flight.loaded.config.vocab);
+        let jobs = self.jobs.iter_mut().filter_map(|(id, job)| Some((*id, *rows.get(id)?, job, UNKNOWN)));
+        let mut jobs: Vec<(SeqId, usize, &mut Job, TokenId)> = jobs.collect();
         self.compute.pool.rows(&mut jobs, 1, |_, one| {
-            let (row, job, _, token) = &mut one[0];
-            *token = match given {
-                Given::Logits(logits) => Some(job.choose(&logits[*row * vocab..][..vocab])),
-                Given::Likeliest(ids) => Some(TokenId(ids[*row])),
-                Given::Lists(lists) => job.choose_listed(&lists[*row * LIST_WORDS..][..LIST_WORDS]),
-            };
+            let (_, row, job, token) = &mut one[0];
+            *token = job.choose(&logits[*row * vocab..][..vocab]);
         });
-        let mut tokens = vec![None; rows.len()];
-        for (row, job, grant, token) in jobs {
-            let token = match (token, card) {
-                (Some(token), _) => token,
-                // Its list is not enough: what is drawn is far from the likeliest, or nearly everything is near.
-                (None, Some(card)) => job.choose(&card.row(row, vocab)?),
-                (None, None) => unreachable!("lists are a card's"),
-            };
-            tokens[row] = Some((token, grant == Grant::LastToken));
-        }
-        Ok(tokens)
+        Ok(jobs.into_iter().map(|(id, _, _, token)| (id, token)).collect())
     }
 
     fn fail_on_card(&mut self, items: &[Item], error: &CudaError) {
@@ -424,15 +466,6 @@ impl Worker {
         self.counters.free_pages.store(free, Ordering::Relaxed);
         self.counters.cached_pages.store(cached, Ordering::Relaxed);
     }
-}
-
-fn part<'a>(jobs: &'a HashMap<SeqId, Job>, scheduler: &'a Scheduler, item: &Item) -> Part<'a> {
-    let (tokens, pages) = scheduler.input(item);
-    let job = &jobs[&item.id];
-    let embeds = job.embeds && item.gives_token;
-    let logits = usize::from(item.gives_token && !embeds);
-    let (account, temperature) = (job.account, job.temperature());
-    Part { tokens, position: item.position, pages, account, logits, temperature, embeds }
 }
 
 /// The same direction, of length 1; what has none stays as it is.

@@ -10,13 +10,14 @@
 use super::config::Config;
 use super::forward::{Part, flatten};
 use crate::kv::{KvType, PageId};
+use crate::ops::cuda::draw::Draw;
 use crate::ops::cuda::matrix::{DeviceMatrix, Input};
 use crate::ops::cuda::pages::{PageLayout, Scoring, Together, Tokens, Turn, part_len, splits};
-use crate::ops::cuda::rows::{Forms, Joins, LIST_WORDS};
-use crate::ops::cuda::{Buffer, CudaError, Device, Pinned, View};
-use crate::sampling::NEAR;
+use crate::ops::cuda::rows::{Forms, Joins};
+use crate::ops::cuda::{Buffer, CudaError, Device, Mark, Pinned, View};
 use bytemuck::Pod;
 use std::ops::Range;
+use std::sync::Arc;
 
 mod graphs;
 mod plan;
@@ -54,11 +55,16 @@ pub(crate) fn step_bytes(c: &Config, (tokens, logits): (usize, usize)) -> u64 {
     let widest = c.width.max(q).max(c.ff);
     // An input is there as floats, bytes with their scales, and halves.
     let input = tokens.max(2 * logits) * widest * (4 + 1 + 1 + 2);
-    let floats = tokens * (2 * c.width + q + 2 * kv + 2 * c.ff) + 2 * logits * c.vocab + logits * LIST_WORDS;
+    let floats = tokens * (2 * c.width + q + 2 * kv + 2 * c.ff) + 2 * logits * c.vocab + logits;
     // Attention's scratch grows with the longest sequence; few are as long as a model allows.
     let longest = c.context.min(SCRATCH_CONTEXT);
     let part = part_len(logits, c.heads, splits(longest), c.head_dim).next_power_of_two();
     (input + 4 * (floats + part)) as u64
+}
+
+/// Bytes of what a step may give.
+fn got_bytes(c: &Config, logits: usize) -> usize {
+    logits * c.vocab * size_of::<f32>()
 }
 
 fn layout(c: &Config, kind: KvType, page_bytes: usize) -> PageLayout {
@@ -114,10 +120,8 @@ struct Buffers {
     words: Buffer<u32>,
     /// Scratch of attention.
     part: Buffer<f32>,
-    /// (tokens that need logits): the likeliest of each, and its logit
-    likeliest: (Buffer<u32>, Buffer<f32>),
-    /// (tokens that need logits, [`LIST_WORDS`])
-    lists: Buffer<u32>,
+    /// (tokens that need logits): what was drawn of each
+    drawn: Buffer<u32>,
 }
 
 /// What is wanted of a step's logits.
@@ -125,10 +129,8 @@ struct Buffers {
 pub(crate) enum Wanted {
     /// All of them.
     Logits,
-    /// The likeliest token of each row: nothing else is copied from the card.
-    Likeliest,
-    /// Of each row what is near the likeliest, which is nearly always enough to draw from.
-    Lists,
+    /// The token that each part's [`Draw`] chooses: nothing else is copied from the card, and the next step may begin before anybody knows it.
+    Drawn,
 }
 
 /// What a step gave, for each token that needs logits, in order.
@@ -137,12 +139,38 @@ pub(crate) enum Given<'a> {
     /// (tokens, vocab)
     Logits(&'a [f32]),
     /// (tokens)
-    Likeliest(&'a [u32]),
-    /// (tokens, [`LIST_WORDS`]): see [`Device::shortlist`]
-    Lists(&'a [u32]),
+    Drawn(&'a [u32]),
+}
+
+/// A step that was begun, to be ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) struct Begun(usize);
+
+/// What is between a step and the host.
+struct Slot {
+    /// What the card is to know, in memory that it copies from at full speed.
+    words: Pinned,
+    /// What it gave.
+    got: Pinned,
+    /// What that is, and how many words.
+    wanted: Wanted,
+    given: usize,
+    /// The step on the next card, if the model goes on there.
+    beyond: Option<Begun>,
+    end: Mark,
+}
+
+impl Slot {
+    fn new(device: &Device) -> Result<Self, CudaError> {
+        let (words, got, end) = (device.pinned(0)?, device.pinned(0)?, device.mark()?);
+        Ok(Self { words, got, wanted: Wanted::Logits, given: 0, beyond: None, end })
+    }
 }
 
 /// All that a step needs but weights: a card, its pages and buffers.
+///
+/// A second step may begin before the first has ended: the card does them in order.
 pub(crate) struct OnCardState {
     device: Device,
     arena: CardArena,
@@ -151,11 +179,11 @@ pub(crate) struct OnCardState {
     /// The words of the step, as they are put together.
     words: Vec<u32>,
     turns: Vec<[f32; 2]>,
-    /// What the last step gave, in memory that the card copies to at full speed.
-    got: Pinned,
-    /// What that is, and how many words.
-    wanted: Wanted,
-    given: usize,
+    slots: [Slot; 2],
+    /// Whose turn it is.
+    next: usize,
+    /// Whose step was begun last, and how many tokens it draws.
+    drawn: Option<(Arc<()>, u32)>,
     graphs: Graphs,
 }
 
@@ -184,13 +212,17 @@ impl OnCardState {
             logits: device.buffer(0)?,
             words: device.buffer(0)?,
             part: device.buffer(0)?,
-            likeliest: (device.buffer(0)?, device.buffer(0)?),
-            lists: device.buffer(0)?,
+            drawn: device.buffer(0)?,
         };
-        let (words, turns, got) = (Vec::new(), Vec::new(), device.pinned(0)?);
+        let (words, turns, slots) = (Vec::new(), Vec::new(), [Slot::new(device)?, Slot::new(device)?]);
         let graphs = Graphs::new(device)?;
-        let (device, wanted, given) = (device.clone(), Wanted::Logits, 0);
-        Ok(Self { device, arena, kv_type, buffers, words, turns, got, wanted, given, graphs })
+        let device = device.clone();
+        Ok(Self { device, arena, kv_type, buffers, words, turns, slots, next: 0, drawn: None, graphs })
+    }
+
+    /// Whether [`Self::reserve`] has nothing to do, so that what a step under way gives stays where it is.
+    pub(crate) fn has_room(&self, c: &Config, (_, logits): (usize, usize)) -> bool {
+        self.buffers.drawn.len() >= logits && self.slots.iter().all(|slot| slot.got.len() >= got_bytes(c, logits))
     }
 
     /// Room for steps of so many tokens, of which some give logits: smaller ones then allocate nothing but scratch of attention,
@@ -206,12 +238,12 @@ impl OnCardState {
         grow(device, &mut b.qkv, tokens * (q + 2 * kv), graphs)?;
         grow(device, &mut b.gates, tokens * 2 * c.ff, graphs)?;
         grow(device, &mut b.logits, 2 * logits * c.vocab, graphs)?;
-        grow(device, &mut b.likeliest.0, logits, graphs)?;
-        grow(device, &mut b.likeliest.1, logits, graphs)?;
-        grow(device, &mut b.lists, logits * LIST_WORDS, graphs)?;
-        let bytes = logits * c.vocab.max(LIST_WORDS) * size_of::<f32>();
-        if self.got.len() < bytes {
-            self.got = device.pinned(bytes)?;
+        grow(device, &mut b.drawn, logits, graphs)?;
+        let bytes = got_bytes(c, logits);
+        for slot in &mut self.slots {
+            if slot.got.len() < bytes {
+                slot.got = device.pinned(bytes)?;
+            }
         }
         let wanted = (tokens.max(2 * logits), c.width.max(q).max(c.ff));
         let size = (b.input_size.0.max(wanted.0), b.input_size.1.max(wanted.1));
@@ -225,25 +257,9 @@ impl OnCardState {
         Ok(())
     }
 
-    /// What the last step gave, once it has ended.
-    pub(crate) fn given(&self) -> Given<'_> {
-        match self.wanted {
-            Wanted::Logits => Given::Logits(&bytemuck::cast_slice(self.got.bytes())[..self.given]),
-            Wanted::Likeliest => Given::Likeliest(&bytemuck::cast_slice(self.got.bytes())[..self.given]),
-            Wanted::Lists => Given::Lists(&bytemuck::cast_slice(self.got.bytes())[..self.given]),
-        }
-    }
-
-    /// All logits of a row of the last step, whatever was wanted of it: (vocab).
-    ///
-    /// # Errors
-    /// What the driver says.
-    pub(crate) fn row(&self, row: usize, vocab: usize) -> Result<Vec<f32>, CudaError> {
-        self.device.get(self.buffers.logits.part(row * vocab..(row + 1) * vocab))
-    }
-
-    /// Begins to process `parts`, writing their keys and values to pages; what else there is to do can be done until [`Self::end`]. Then
-    /// [`Self::given`] has what is wanted of the logits asked for, in the order of the parts.
+    /// Begins to process `parts`, writing their keys and values to pages; what else there is to do can be done until [`Self::end`], which
+    /// gives what is wanted of the logits asked for, in the order of the parts. One other step, at most, may be under way, and
+    /// what that draws may be the last token of some parts.
     ///
     /// # Errors
     /// `Shape` for a model that the kernels do not have; what the driver says, after which the card is lost.
@@ -253,7 +269,7 @@ impl OnCardState {
         m: &OnCard,
         parts: &[Part<'_>],
         of_logits: Wanted,
-    ) -> Result<(), CudaError> {
+    ) -> Result<Begun, CudaError> {
         self.begin_with(c, m, parts, (of_logits, None))
     }
 
@@ -264,7 +280,7 @@ impl OnCardState {
         m: &OnCard,
         parts: &[Part<'_>],
         (of_logits, stream): (Wanted, Option<&[f32]>),
-    ) -> Result<(), CudaError> {
+    ) -> Result<Begun, CudaError> {
         let slots = flatten(parts);
         let (n, wanted) = (slots.len(), parts.iter().map(|part| part.logits).sum::<usize>());
         self.reserve(c, (n, wanted))?;
@@ -278,8 +294,9 @@ impl OnCardState {
         if let Some(stream) = stream {
             self.device.write(self.buffers.x.part(0..n * c.width), stream)?;
         }
-        let work = Work { n, wanted, of_logits, layout, plan };
-        let shape = Shape { tokens: n, splits: work.plan.splits, wanted: of_logits };
+        let follows = parts.iter().any(|part| part.follows.is_some());
+        let work = Work { n, wanted, of_logits, follows, layout, plan };
+        let shape = Shape { tokens: n, splits: work.plan.splits, wanted: of_logits, follows };
         // What differs between steps of one shape is in the words, and these stand where they stood.
         let next =
             if work.plan.rows.len() == n && wanted == n { self.graphs.next(&m.identity, shape) } else { Next::Launch };
@@ -293,35 +310,47 @@ impl OnCardState {
         if !replayed {
             self.launch(&self.device, c, m, &work)?;
         }
-        let b = &self.buffers;
+        self.drawn = (of_logits == Wanted::Drawn).then(|| (m.identity.clone(), wanted as u32));
+        let begun = Begun(self.next);
+        self.next = 1 - self.next;
+        let (b, slot) = (&self.buffers, &mut self.slots[begun.0]);
+        slot.beyond = None;
         if let Some(next) = &m.next {
-            return next.begin(c, parts, of_logits, &self.device.get(b.x.part(0..n * c.width))?);
+            slot.beyond = Some(next.begin(c, parts, of_logits, &self.device.get(b.x.part(0..n * c.width))?)?);
+            return Ok(begun);
         }
         let (from, given) = match of_logits {
-            Wanted::Likeliest => (b.likeliest.0.view(), wanted),
+            Wanted::Drawn => (b.drawn.view(), wanted),
             Wanted::Logits => (b.logits.view().cast(), wanted * c.vocab),
-            Wanted::Lists => (b.lists.view(), wanted * LIST_WORDS),
         };
-        (self.wanted, self.given) = (of_logits, given);
-        if given == 0 {
-            return Ok(());
+        (slot.wanted, slot.given) = (of_logits, given);
+        if given > 0 {
+            #[expect(unsafe_code, reason = "who looks at it must wait")]
+            // SAFETY: it is looked at after `end`, which waits; both live as long as this does, and memory is given back after the
+            // work that uses it.
+            unsafe {
+                self.device.fetch(from.part(0..given), &mut slot.got)?;
+            }
         }
-        #[expect(unsafe_code, reason = "who looks at it must wait")]
-        // SAFETY: `given` is for after `end`, which waits; both live as long as this does, and memory is given back after the
-        // work that uses it.
-        unsafe {
-            self.device.fetch(from.part(0..given), &mut self.got)
-        }
+        slot.end.set(&self.device)?;
+        Ok(begun)
     }
 
-    /// Waits for the step of this model that was begun.
+    /// Waits for a step of this model; gives what was wanted of it.
     ///
     /// # Errors
     /// What went wrong on the card, which is lost then.
-    pub(crate) fn end(&mut self, m: &OnCard) -> Result<(), CudaError> {
-        let Some(next) = &m.next else { return self.device.wait() };
-        (self.wanted, self.given) = next.end(self.got.bytes_mut()?)?;
-        Ok(())
+    pub(crate) fn end(&mut self, m: &OnCard, step: Begun) -> Result<Given<'_>, CudaError> {
+        let slot = &mut self.slots[step.0];
+        match (&m.next, slot.beyond.take()) {
+            (Some(next), Some(beyond)) => (slot.wanted, slot.given) = next.end(beyond, slot.got.bytes_mut()?)?,
+            _ => self.device.wait_for(&slot.end)?,
+        }
+        let got = slot.got.bytes();
+        Ok(match slot.wanted {
+            Wanted::Logits => Given::Logits(&bytemuck::cast_slice(got)[..slot.given]),
+            Wanted::Drawn => Given::Drawn(&bytemuck::cast_slice(got)[..slot.given]),
+        })
     }
 
     /// How many steps were launched as a graph.
@@ -331,7 +360,7 @@ impl OnCardState {
 
     /// Launches a step on the stream of `device`, up to what is wanted of it.
     fn launch(&self, device: &Device, c: &Config, m: &OnCard, work: &Work) -> Result<(), CudaError> {
-        let Work { n, wanted, of_logits, ref layout, ref plan } = *work;
+        let Work { n, wanted, of_logits, follows, ref layout, ref plan } = *work;
         let b = &self.buffers;
         let words = |range: &Range<usize>| b.words.part(range.clone());
         let tokens = Tokens {
@@ -349,6 +378,13 @@ impl OnCardState {
 
         // x = embedding[token], scaled; or what the card before has given
         if let Some(embedding) = &m.embedding {
+            if follows {
+                #[expect(unsafe_code, reason = "rows are numbers")]
+                // SAFETY: they were checked when the words were put together.
+                unsafe {
+                    device.follow(words(&plan.ids), words(&plan.from), b.drawn.view())?;
+                }
+            }
             device.embed(embedding, words(&plan.ids), c.embedding_scale, x)?;
         }
         let mut last: Option<&CardOut> = None;
@@ -423,13 +459,9 @@ impl OnCardState {
         if fine || c.logit_cap.is_some() {
             device.finish_logits(logits, fine.then(|| b.logits.part(rest)), c.logit_cap)?;
         }
-        if of_logits != Wanted::Logits {
-            let (ids, values) = (b.likeliest.0.part(0..wanted), b.likeliest.1.part(0..wanted));
-            device.likeliest(logits, c.vocab, values, ids)?;
-            if of_logits == Wanted::Lists {
-                let temperatures = words(&plan.temperatures).cast();
-                device.shortlist((logits, c.vocab), (values, ids), temperatures, NEAR, b.lists.view())?;
-            }
+        if of_logits == Wanted::Drawn {
+            let draws: View<'_, Draw> = words(&plan.draws).cast();
+            device.draw((logits, c.vocab), draws, b.drawn.part(0..wanted))?;
         }
         Ok(())
     }
@@ -442,6 +474,8 @@ struct Work {
     /// How many of them give logits.
     wanted: usize,
     of_logits: Wanted,
+    /// Whether the step before draws some of its tokens.
+    follows: bool,
     layout: PageLayout,
     plan: Plan,
 }

@@ -11,6 +11,7 @@ use crate::kv::{Arena, KvLayout, KvType, PageId};
 use crate::ops::cpu::Cpu;
 use crate::ops::cpu::attention::{KvHead, Queries, Scoring};
 use crate::ops::cpu::matmul::{Best, Input, Matrix, Tiles};
+use crate::ops::cuda::draw::Draw;
 use crate::ops::pool::Pool;
 use std::cell::RefCell;
 use std::collections::TryReserveError;
@@ -28,8 +29,10 @@ pub(crate) struct Part<'a> {
     pub(crate) account: u64,
     /// How many of the last tokens need logits.
     pub(crate) logits: usize,
-    /// At which temperature one is drawn from them; 1 if that is not known.
-    pub(crate) temperature: f32,
+    /// How a card draws from each of them.
+    pub(crate) draw: Draw,
+    /// The row of the step before that draws the last of `tokens`, if that is not known yet: see [`super::card::Wanted::Drawn`].
+    pub(crate) follows: Option<u32>,
     /// Whether an embedding is wanted of the sequence, whose last tokens these are.
     pub(crate) embeds: bool,
 }

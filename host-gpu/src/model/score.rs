@@ -6,6 +6,7 @@ use super::forward::{self, Buffers, Compute, Part};
 use crate::ask::{Prompt, Refusal, TokenId};
 use crate::kv::{Arena, KvType, PageId};
 use crate::ops::cpu::Cpu;
+use crate::ops::cuda::draw::Draw;
 use crate::ops::cuda::{CudaError, Device};
 use crate::ops::pool::Pool;
 
@@ -46,8 +47,7 @@ pub(super) fn score(
     let (mut buffers, mut values) = (Buffers::default(), Vec::new());
     let mut position = 0;
     for tokens in tokens.chunks(chunk.max(1)) {
-        let part =
-            Part { tokens, position, pages: &pages, account: 0, logits: tokens.len(), temperature: 1.0, embeds: false };
+        let part = part(tokens, position, &pages);
         let w = &loaded.weights;
         let logits = forward::step(c, w, &mut compute, &mut arena, (&[part], None), &mut buffers);
         values.extend_from_slice(logits);
@@ -77,16 +77,22 @@ pub(super) fn score_on_card(
     let mut state = OnCardState::new(device, arena, kv_type).map_err(failed)?;
     let (mut values, mut position) = (Vec::new(), 0);
     for tokens in tokens.chunks(chunk.max(1)) {
-        let part =
-            Part { tokens, position, pages: &pages, account: 0, logits: tokens.len(), temperature: 1.0, embeds: false };
-        state.begin(c, weights, &[part], Wanted::Logits).and_then(|()| state.end(weights)).map_err(failed)?;
-        if let Given::Logits(logits) = state.given() {
+        let part = part(tokens, position, &pages);
+        let begun = state.begin(c, weights, &[part], Wanted::Logits);
+        let given = begun.and_then(|step| state.end(weights, step)).map_err(failed)?;
+        if let Given::Logits(logits) = given {
             values.extend_from_slice(logits);
         }
         position += tokens.len();
     }
     values.chunks_exact_mut(c.vocab).for_each(log_softmax);
     Ok(Scores { values, vocab: c.vocab })
+}
+
+/// Some tokens of nobody, all of whose logits are wanted.
+fn part<'a>(tokens: &'a [TokenId], position: usize, pages: &'a [PageId]) -> Part<'a> {
+    let (draw, logits) = (Draw::LIKELIEST, tokens.len());
+    Part { tokens, position, pages, account: 0, logits, draw, follows: None, embeds: false }
 }
 
 /// Tokens that the model has, not too many.

@@ -2,7 +2,7 @@
 //!
 //! [`Device`] is the card: its driver, found when the program runs, its memory, and a stream on which what it is asked for happens in
 //! order; what is launched again and again is put together as a [`Graph`]. The kernels are in `kernels/*.cu`, compiled ahead of time, and inside the program as PTX ([`ptx`]). [`matrix`],
-//! [`rows`], [`pages`] and [`upload`] launch them: each launch checks what it is given, since a kernel checks nothing. [`copies`] keeps
+//! [`rows`], [`pages`], [`draw`](mod@draw) and [`upload`] launch them: each launch checks what it is given, since a kernel checks nothing. [`copies`] keeps
 //! weights in the host's memory.
 //!
 //! A token's results have the same bits in any batch of up to eight tokens, which matrix-vector kernels serve, and in any larger
@@ -14,12 +14,15 @@ mod argument;
 pub mod check;
 pub mod copies;
 mod device;
+pub mod draw;
 pub mod matrix;
 mod memory;
 pub mod pages;
 pub mod ptx;
 pub mod rows;
 pub mod upload;
+mod wait;
 
 pub use device::{Card, CudaError, Device, Graph, PATIENCE, cards};
-pub use memory::{Buffer, Mark, Pinned, View};
+pub use memory::{Buffer, Pinned, View};
+pub use wait::Mark;

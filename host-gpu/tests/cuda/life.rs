@@ -6,8 +6,12 @@ use super::support::{golden_path, read, wait};
 use super::{Noise, shim};
 use hob_gpu::ops::cuda::cards;
 use hob_gpu::{
-    Ask, Engine, EngineConfig, EngineDevice, Engines, Finish, JoinError, Model, ModelSource, TokenId, Tokens,
+    Ask, Bill, Budget, Engine, EngineConfig, EngineDevice, Engines, Finish, Grant, JoinError, Model, ModelSource,
+    Refusal, Terms, TokenId, Tokens,
 };
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::sync::atomic::Ordering::SeqCst;
 
 /// A real card does in a second what takes its stand-in minutes.
 fn times(real: usize, stand_in: usize, again: usize) -> usize {
@@ -182,7 +186,8 @@ struct Walk {
     noise: Noise,
     /// What is asked, and what is said to it when nothing else runs.
     known: Vec<(Asked, read::Answer)>,
-    running: Vec<(usize, Tokens)>,
+    /// Which of these, and whether by the card's own choice.
+    running: Vec<(usize, bool, Tokens)>,
 }
 
 impl Walk {
@@ -204,17 +209,24 @@ impl Walk {
 
     fn join(&mut self) {
         let (n, account) = (self.random(self.known.len()), 1000 + self.random(3) as u64);
-        let tokens = self.model.generate(with(&self.known[n].0, account)).unwrap();
-        self.running.push((n, tokens));
+        // Who wants to know how likely tokens are has the host choose, and steps wait for it.
+        let silent = self.random(4) > 0;
+        let ask = with(&self.known[n].0, account);
+        let logprobs = ask.logprobs.filter(|_| !silent);
+        let tokens = self.model.generate(Ask { logprobs, ..ask }).unwrap();
+        self.running.push((n, silent, tokens));
     }
 
     fn leave(&mut self) {
         let at = self.random(self.running.len());
-        let (n, tokens) = self.running.swap_remove(at);
-        match self.random(3) {
-            0 => drop(tokens),
-            _ => assert_eq!(read::read(tokens).0, self.known[n].1, "{:?}", self.known[n].0),
+        let (n, silent, tokens) = self.running.swap_remove(at);
+        if self.random(3) == 0 {
+            return drop(tokens);
         }
+        let (asked, want) = &self.known[n];
+        let got = read::read(tokens).0;
+        assert_eq!((&got.text, got.finish), (&want.text, want.finish), "{asked:?}");
+        assert!(silent || got.logprobs == want.logprobs, "{asked:?}");
     }
 }
 
@@ -248,4 +260,55 @@ fn sequences_that_join_and_leave_at_random_get_what_they_get_alone() {
     println!("{stats:?}");
     assert_eq!(stats.free_pages, stats.total_pages, "no page is lost");
     assert!(stats.cached_tokens > 0 && stats.graph_steps > 0, "{stats:?}");
+    assert!(stats.ahead_steps > stats.steps / 8 && stats.ahead_steps < stats.steps, "now and then: {stats:?}");
+}
+
+/// So many tokens for all that share it.
+struct Purse(Arc<AtomicI64>);
+
+impl Budget for Purse {
+    fn open(&mut self, _: u32, _: u64) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn begin(&mut self) {}
+
+    fn take(&mut self) -> Grant {
+        match self.0.fetch_sub(1, SeqCst) {
+            1 => Grant::LastToken,
+            left if left > 1 => Grant::Token,
+            _ => Grant::Nothing,
+        }
+    }
+
+    fn hold(&mut self, _: u64) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_shared_budget_is_kept_to_the_token_though_steps_overlap() {
+    if shim::again() {
+        return;
+    }
+    let Some(card) = on_card(EngineConfig { max_running: 4, prefill_tokens: 4, ..config() }) else { return };
+    let model = load(&card, "llama");
+    let (left, bill) = (Arc::new(AtomicI64::new(40)), Arc::<Bill>::default());
+    let terms = || Terms { bill: Some(bill.clone()), budget: Some(Box::new(Purse(left.clone()))), ..Terms::default() };
+    let asks = |n: usize, most: u32| Ask { logprobs: None, ..ask(n, 3, most) };
+    let running: Vec<_> = (0..4).map(|n| model.generate_on(asks(n, 4 + 10 * n as u32), terms()).unwrap()).collect();
+    let ends: Vec<_> = running.into_iter().map(|tokens| read::read(tokens)).collect();
+    let made: u32 = ends.iter().map(|(_, usage)| usage.generated_tokens).sum();
+    assert_eq!(made, 40, "{ends:?}");
+    assert!(ends.iter().any(|(answer, _)| answer.finish == Finish::Budget), "{ends:?}");
+    assert_eq!((ends[0].1.generated_tokens, ends[0].0.finish), (4, Finish::Length));
+    let (answer, _) = read::read(model.generate_on(asks(1, 3), terms()).unwrap());
+    assert_eq!((answer.text.as_str(), answer.finish), ("", Finish::Budget), "nothing is left");
+    while Arc::strong_count(&bill) > 1 {
+        std::thread::yield_now();
+    }
+    assert_eq!(bill.read().generated_tokens, 40);
+    let stats = card.stats();
+    assert_eq!(stats.generated_tokens, 40);
+    assert!(stats.ahead_steps > stats.steps / 2, "{stats:?}");
 }

@@ -3,8 +3,9 @@
 use super::{Noise, apart, device};
 use hob_gpu::model::architecture::Gate;
 use hob_gpu::ops::cpu::reference;
+use hob_gpu::ops::cuda::draw::Draw;
 use hob_gpu::ops::cuda::matrix::Input;
-use hob_gpu::ops::cuda::rows::{Forms, Joins, LIST_WORDS, LISTED};
+use hob_gpu::ops::cuda::rows::{Forms, Joins};
 use hob_gpu::ops::cuda::{CudaError, Device};
 
 const BOTH: Forms = Forms { floats: true, bytes: true };
@@ -129,38 +130,13 @@ fn gates_and_logits_are_the_equations() {
 }
 
 #[test]
-fn the_likeliest_is_the_first_of_the_largest() {
-    let Some(device) = device() else { return };
-    let mut noise = Noise(7);
-    for n in [1, 255, 256, 1000] {
-        let mut logits = noise.many(4 * n);
-        logits[n..2 * n].fill(0.25);
-        logits[2 * n] = f32::NAN;
-        logits[3 * n + n / 2] = 2.0;
-        logits[4 * n - 1] = 2.0;
-        let (on, values, ids) =
-            (device.put(&logits).unwrap(), device.buffer::<f32>(4).unwrap(), device.buffer::<u32>(4).unwrap());
-        device.likeliest(on.view(), n, values.view(), ids.view()).unwrap();
-        let got = device.get(ids.view()).unwrap();
-        let want: Vec<u32> = logits
-            .chunks_exact(n)
-            .map(|row| {
-                let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                row.iter().position(|l| *l == max).unwrap_or(0) as u32
-            })
-            .collect();
-        assert_eq!(got, want, "{n}");
-    }
-}
-
-#[test]
 #[allow(unsafe_code, reason = "launches a graph, whose buffers live here")]
 fn a_graph_does_what_was_captured_with_what_is_there_now() {
     let Some(device) = device() else { return };
     let recorder = device.beside().unwrap();
     let on = device.put(&[1.0f32, 3.0, 2.0, 0.0]).unwrap();
-    let (values, ids) = (device.buffer::<f32>(1).unwrap(), device.buffer::<u32>(1).unwrap());
-    let launch = |device: &Device| device.likeliest(on.view(), 4, values.view(), ids.view());
+    let (draws, ids) = (device.put(&[Draw::LIKELIEST]).unwrap(), device.buffer::<u32>(1).unwrap());
+    let launch = |device: &Device| device.draw((on.view(), 4), draws.view(), ids.view());
     launch(&device).unwrap();
     assert_eq!(device.get(ids.view()).unwrap(), [1]);
     device.write(on.view(), &[1.0f32, 3.0, 2.0, 9.0]).unwrap();
@@ -173,63 +149,11 @@ fn a_graph_does_what_was_captured_with_what_is_there_now() {
         assert_eq!(device.get(ids.view()).unwrap(), [want]);
     }
     // What fails within ends it, and it can capture again.
-    let wrong = |_: &Device| recorder.likeliest(on.view(), 5, values.view(), ids.view());
+    let wrong = |_: &Device| recorder.draw((on.view(), 5), draws.view(), ids.view());
     assert!(matches!(recorder.capture(|| wrong(&recorder)), Err(CudaError::Shape { .. })));
     assert!(recorder.capture(|| launch(&recorder)).unwrap().is_some());
     assert!(device.compile(&["rows", "turn"]).is_ok());
     assert!(matches!(device.compile(&["row"]), Err(CudaError::Shape { .. })));
-}
-
-#[test]
-fn a_list_has_what_is_near_the_largest_and_sums_over_all() {
-    let Some(device) = device() else { return };
-    let mut noise = Noise(8);
-    let (n, near, least) = (1500, 6.01f32, 32.0f32);
-    // Few are near, many, all of them; and none is a number.
-    let temperatures = [0.4f32, 1.7, 1.0, 1.0];
-    let mut logits: Vec<f32> = noise.many(n).iter().map(|x| 50.0 * x).collect();
-    logits.extend(noise.many(n).iter().map(|x| 12.0 * x));
-    logits.extend(noise.many(n).iter().map(|x| 1.0 + x / 10.0));
-    logits.extend([f32::NAN; 1500]);
-    let (on, temperature) = (device.put(&logits).unwrap(), device.put(&temperatures).unwrap());
-    let (values, ids) = (device.buffer::<f32>(4).unwrap(), device.buffer::<u32>(4).unwrap());
-    let lists = device.buffer::<u32>(4 * LIST_WORDS).unwrap();
-    device.likeliest(on.view(), n, values.view(), ids.view()).unwrap();
-    let of = (values.view(), ids.view());
-    device.shortlist((on.view(), n), of, temperature.view(), (near, least), lists.view()).unwrap();
-    let lists = device.get(lists.view()).unwrap();
-    let mut counts = Vec::new();
-    for (row, list) in lists.chunks_exact(LIST_WORDS).enumerate().take(3) {
-        let (logits, t) = (&logits[row * n..][..n], temperatures[row]);
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let within = |distance: f32| move |logit: &f32| *logit >= max - distance * t.max(1.0);
-        let want: Vec<usize> = (0..n).filter(|i| within(near)(&logits[*i])).collect();
-        // What is at the very edge may be on either side of it.
-        let edge = (0..n).filter(|i| within(near + 1e-5)(&logits[*i]) != within(near - 1e-5)(&logits[*i])).count();
-        let count = list[0] as usize;
-        assert!(count.abs_diff(want.len()) <= edge, "row {row}: {count} for {}", want.len());
-        for (sum, t) in [(list[1], 1.0), (list[2], t)] {
-            let all = logits.iter().filter(|logit| within(least)(logit));
-            let want: f64 = all.map(|logit| (f64::from(logit - max) / f64::from(t)).exp()).sum();
-            let error = (f64::from(f32::from_bits(sum)) / want - 1.0).abs();
-            assert!(error < 2e-6, "row {row}: {error:.1e}");
-        }
-        assert_eq!(logits[list[3] as usize], max);
-        let (ids, values) = list[4..].split_at(LISTED);
-        let listed = count.min(LISTED);
-        let mut seen: Vec<usize> = ids[..listed].iter().map(|id| *id as usize).collect();
-        assert!(seen.iter().zip(values).all(|(id, bits)| logits[*id].to_bits() == *bits));
-        seen.sort_unstable();
-        seen.dedup();
-        assert_eq!(seen.len(), listed, "each is there once");
-        assert!(edge > 0 || count > LISTED || seen == want);
-        counts.push(count);
-    }
-    assert!(counts[0] < 300 && counts[1] > counts[0] && counts[2] == n, "{counts:?}");
-    assert_eq!(lists[3 * LIST_WORDS], 0);
-    let short = device.buffer::<u32>(4 * LIST_WORDS - 1).unwrap();
-    let refused = device.shortlist((on.view(), n), of, temperature.view(), (near, least), short.view());
-    assert!(matches!(refused, Err(CudaError::Shape { .. })));
 }
 
 #[test]

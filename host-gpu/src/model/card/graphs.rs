@@ -16,6 +16,8 @@ pub(super) struct Shape {
     /// Cuts of the longest.
     pub(super) splits: usize,
     pub(super) wanted: Wanted,
+    /// Whether some of the tokens are drawn by the step before.
+    pub(super) follows: bool,
 }
 
 /// How the next step of a shape is launched.

@@ -5,12 +5,16 @@ use crate::kv::PageId;
 use crate::model::config::Config;
 use crate::model::forward::{Part, Slot, turns};
 use crate::ops::cuda::CudaError;
+use crate::ops::cuda::draw::{Draw, NOT_DRAWN};
 use crate::ops::cuda::pages::{PageLayout, splits};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Where in the words of a step each thing is.
 pub(super) struct Plan {
     pub(super) ids: Range<usize>,
+    /// Which rows of the step before draw these; as long, whether there are such or not.
+    pub(super) from: Range<usize>,
     pub(super) positions: Range<usize>,
     pub(super) table_at: Range<usize>,
     pub(super) tables: Range<usize>,
@@ -21,8 +25,8 @@ pub(super) struct Plan {
     pub(super) count: Range<usize>,
     /// Tokens that need logits.
     pub(super) pick: Range<usize>,
-    /// What is drawn from these at.
-    pub(super) temperatures: Range<usize>,
+    /// How a token is drawn of each of these.
+    pub(super) draws: Range<usize>,
     pub(super) turns: Range<usize>,
     pub(super) local_turns: Range<usize>,
     /// Cuts of the longest sequence that attends alone, or a few more: a power of two, so that shapes repeat.
@@ -30,7 +34,7 @@ pub(super) struct Plan {
 }
 
 impl OnCardState {
-    /// Puts together what the card must know of a step, and sends it.
+    /// Puts together what the card must know of the step that begins, and sends it.
     ///
     /// Here is the only place where numbers become addresses on the card: tokens, positions and pages are checked.
     pub(super) fn plan(
@@ -44,7 +48,18 @@ impl OnCardState {
         let wrong = |what: &str| CudaError::Shape { what: what.into() };
         let words = &mut self.words;
         words.clear();
-        let ids: Vec<u32> = parts.iter().flat_map(|part| part.tokens).map(|token| token.0).collect();
+        let mut ids: Vec<u32> = parts.iter().flat_map(|part| part.tokens).map(|token| token.0).collect();
+        let mut from = vec![NOT_DRAWN; ids.len()];
+        let mut end = 0;
+        for part in parts {
+            end += part.tokens.len();
+            if let (Some(row), Some(last)) = (part.follows, end.checked_sub(1)) {
+                if !self.drawn.as_ref().is_some_and(|(of, rows)| Arc::ptr_eq(of, &m.identity) && row < *rows) {
+                    return Err(wrong("a token that no step before draws"));
+                }
+                (ids[last], from[last]) = (0, row);
+            }
+        }
         if ids.iter().any(|id| *id as usize >= c.vocab) {
             return Err(wrong("a token that is not in the vocabulary"));
         }
@@ -89,10 +104,11 @@ impl OnCardState {
             words.resize(words.len().next_multiple_of(4), 0);
             range
         };
-        let temperature = |part: &Part<'_>| std::iter::repeat_n(part.temperature.to_bits(), part.logits);
-        let mut temperatures = parts.iter().flat_map(temperature);
+        let drawn = |part: &Part<'_>| std::iter::repeat_n(part.draw, part.logits);
+        let draws: Vec<Draw> = parts.iter().flat_map(drawn).collect();
         let mut plan = Plan {
             ids: add(&mut ids.into_iter()),
+            from: add(&mut from.into_iter()),
             positions: add(&mut slots.iter().map(|slot| slot.position as u32)),
             table_at: add(&mut table_at.into_iter()),
             tables: 0..0,
@@ -100,7 +116,7 @@ impl OnCardState {
             first: add(&mut first.into_iter()),
             count: add(&mut count.into_iter()),
             pick: add(&mut pick.into_iter()),
-            temperatures: add(&mut temperatures),
+            draws: add(&mut bytemuck::cast_slice(&draws).iter().copied()),
             turns: 0..0,
             local_turns: 0..0,
             splits: splits(most).next_power_of_two(),
@@ -113,11 +129,24 @@ impl OnCardState {
         }
         // Last, since their number differs between steps of the same shape.
         plan.tables = add(&mut tables.into_iter());
-        let len = self.words.len();
+        self.send_words()?;
+        Ok(plan)
+    }
+
+    /// Sends the words of the step that begins, from memory that is its own until it has ended.
+    fn send_words(&mut self) -> Result<(), CudaError> {
+        let (len, slot) = (self.words.len(), &mut self.slots[self.next]);
+        let bytes: &[u8] = bytemuck::cast_slice(&self.words);
+        if bytes.len() > slot.words.len() {
+            slot.words = self.device.pinned(bytes.len().next_power_of_two())?;
+        }
         if len > self.buffers.words.len() {
             grow(&self.device, &mut self.buffers.words, len.next_power_of_two(), &mut self.graphs)?;
         }
-        self.device.write(self.buffers.words.view(), &self.words)?;
-        Ok(plan)
+        #[expect(unsafe_code, reason = "the card reads it later")]
+        // SAFETY: what reads it was asked for before the end of the slot's last step, and is asked for now.
+        let to = unsafe { slot.words.bytes_after(&slot.end)? };
+        to[..bytes.len()].copy_from_slice(bytes);
+        self.device.write(self.buffers.words.view(), bytemuck::cast_slice(&to[..bytes.len()]))
     }
 }

@@ -4,7 +4,7 @@
 //! which each uses what belongs to its layers, and a stream of its own beside that card's engine. The residual stream goes through the
 //! host's memory: a few hundred kilobytes a step, of which no driver needs to know that two cards are involved.
 
-use super::{CardArena, OnCard, OnCardState, Wanted, step_bytes};
+use super::{Begun, CardArena, OnCard, OnCardState, Wanted, step_bytes};
 use crate::format::quantize::Quantize;
 use crate::kv::KvType;
 use crate::model::ModelSource;
@@ -64,19 +64,20 @@ impl NextCard {
         parts: &[Part<'_>],
         of_logits: Wanted,
         stream: &[f32],
-    ) -> Result<(), CudaError> {
+    ) -> Result<Begun, CudaError> {
         self.state().begin_with(c, &self.part, parts, (of_logits, Some(stream)))
     }
 
     /// Waits for the step, and copies what it gave to the beginning of `to`: what that is, and how many words.
-    pub(super) fn end(&self, to: &mut [u8]) -> Result<(Wanted, usize), CudaError> {
+    pub(super) fn end(&self, step: Begun, to: &mut [u8]) -> Result<(Wanted, usize), CudaError> {
         let mut state = self.state();
-        state.end(&self.part)?;
-        let bytes = state.given * size_of::<u32>();
+        state.end(&self.part, step)?;
+        let slot = &state.slots[step.0];
+        let bytes = slot.given * size_of::<u32>();
         let room = to.len();
         let to = to.get_mut(..bytes).ok_or_else(|| CudaError::Shape { what: format!("{bytes} bytes to {room}") })?;
-        to.copy_from_slice(&state.got.bytes()[..bytes]);
-        Ok((state.wanted, state.given))
+        to.copy_from_slice(&slot.got.bytes()[..bytes]);
+        Ok((slot.wanted, slot.given))
     }
 }
 

@@ -3,19 +3,18 @@
 #![expect(unsafe_code, reason = "calls the driver, which takes addresses")]
 
 use super::argument::{Arg, MOST_ARGUMENTS};
-use super::memory::{Buffer, Mark, Pinned, View};
+use super::memory::{Buffer, Pinned, View};
 use super::ptx::{self, Entry, MODULES};
+use super::wait::Mark;
 use bytemuck::{Pod, Zeroable};
-use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError, result, sys,
-};
+use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Why a card does not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -160,10 +159,6 @@ fn context(ordinal: usize) -> Result<Arc<CudaContext>, CudaError> {
     CudaContext::new(ordinal).map_err(failed("opening the card"))
 }
 
-fn end_of(context: &Arc<CudaContext>) -> Result<Arc<CudaEvent>, CudaError> {
-    context.new_event(None).map(Arc::new).map_err(failed("making an event"))
-}
-
 fn describe(context: &CudaContext, ordinal: usize, driver: i32) -> Result<Card, CudaError> {
     let ask = failed("describing the card");
     let (free, total) = context.mem_get_info().map_err(&ask)?;
@@ -184,29 +179,29 @@ struct Kernel {
     function: OnceLock<CudaFunction>,
 }
 
-struct Inner {
-    context: Arc<CudaContext>,
+pub(super) struct Inner {
+    pub(super) context: Arc<CudaContext>,
     /// The first of its streams, on which models compute.
-    main: Arc<CudaStream>,
+    pub(super) main: Arc<CudaStream>,
     card: Card,
     kernels: HashMap<&'static str, Kernel>,
     modules: Mutex<HashMap<usize, Arc<CudaModule>>>,
     budget: u64,
     used: AtomicU64,
     /// How long what is asked for may take.
-    patience: Duration,
+    pub(super) patience: Duration,
     /// Set once that was not enough. The driver waits for a hung kernel wherever it waits, so it is asked for nothing more.
-    hung: AtomicBool,
+    pub(super) hung: AtomicBool,
 }
 
 /// A card that is open, and a stream of it; clones are the same ones.
 #[derive(Clone)]
 pub struct Device {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
     /// What is asked for happens on it, in order.
-    stream: Arc<CudaStream>,
+    pub(super) stream: Arc<CudaStream>,
     /// A place on it, for who waits.
-    end: Arc<CudaEvent>,
+    pub(super) end: Arc<Mark>,
 }
 
 impl std::fmt::Debug for Device {
@@ -265,7 +260,7 @@ impl Device {
         let left = LEFT_TO_DRIVER.min(card.memory.1 / 8);
         let budget = budget.unwrap_or(card.memory.1 - left);
         let (modules, used) = (Mutex::default(), AtomicU64::new(0));
-        let (stream, end, hung) = (main.clone(), end_of(&context)?, AtomicBool::new(false));
+        let (stream, end, hung) = (main.clone(), Mark::new(&context)?.into(), AtomicBool::new(false));
         let inner = Inner { context, main, card, kernels, modules, budget, used, patience, hung };
         Ok(Self { inner: Arc::new(inner), stream, end })
     }
@@ -277,7 +272,7 @@ impl Device {
     /// What the driver says.
     pub fn beside(&self) -> Result<Self, CudaError> {
         let stream = self.inner.context.new_stream().map_err(failed("making a stream"))?;
-        Ok(Self { inner: self.inner.clone(), stream, end: end_of(&self.inner.context)? })
+        Ok(Self { inner: self.inner.clone(), stream, end: self.mark()?.into() })
     }
 
     /// Puts the launches of `work` together, and does not run them. `None` if there are none. They must be on this stream, on
@@ -374,7 +369,8 @@ impl Device {
         Ok(buffer)
     }
 
-    /// Copies `values` to the beginning of `to`. When it returns, they may change.
+    /// Copies `values` to the beginning of `to`. When it returns, they may change, unless they are [`Pinned`]: then that is so when what was
+    /// asked for until then is done.
     ///
     /// # Errors
     /// `Shape` if there is no room for them.
@@ -467,20 +463,6 @@ impl Device {
         Ok(Pinned { address, len, device: self.clone() })
     }
 
-    /// A place in what is asked for, to wait for.
-    ///
-    /// # Errors
-    /// What the driver says.
-    pub fn mark(&self) -> Result<Mark, CudaError> {
-        // Whoever waits sleeps: a thread that spins would take a core from those that compute.
-        let flags = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC;
-        self.inner.context.new_event(Some(flags)).map(Mark::new).map_err(failed("making an event"))
-    }
-
-    pub(super) fn record(&self, event: &CudaEvent) -> Result<(), CudaError> {
-        event.record(&self.stream).map_err(failed("marking a place"))
-    }
-
     /// Makes all bytes of `view` zero.
     ///
     /// # Errors
@@ -492,50 +474,21 @@ impl Device {
             .map_err(failed("clearing memory"))
     }
 
-    /// Waits until all that was asked for is done. Other threads get the core meanwhile.
-    ///
-    /// # Errors
-    /// What went wrong; `Hung` if it takes too long.
-    pub fn wait(&self) -> Result<(), CudaError> {
-        self.bind()?;
-        self.end.record(&self.stream).map_err(failed("computing"))?;
-        let since = Instant::now();
-        while !self.end.try_is_complete().map_err(failed("computing"))? {
-            if since.elapsed() > self.inner.patience {
-                self.inner.hung.store(true, Ordering::Relaxed);
-                return Err(self.hung());
-            }
-            std::thread::yield_now();
-        }
-        Ok(())
-    }
-
-    /// Whether something has hung: the driver is asked for nothing more.
-    pub(super) fn is_hung(&self) -> bool {
-        self.inner.hung.load(Ordering::Relaxed)
-    }
-
-    fn hung(&self) -> CudaError {
-        CudaError::Hung { seconds: self.inner.patience.as_secs() }
-    }
-
     /// Gives memory back to the driver, once nothing that was asked for uses it.
     ///
     /// # Safety
     /// The driver gave it, so many bytes, and nobody has it any more.
     pub(super) unsafe fn give_back(&self, address: u64, bytes: u64) {
         // An error here is the context's, and the next call tells it. What has hung keeps its memory until the process ends.
-        if self.bind().is_err() && self.is_hung() {
+        if let Err(CudaError::Hung { .. }) = self.wait_on(&self.inner.main).and(self.wait_on(&self.stream)) {
             return;
         }
-        let _ = self.inner.main.synchronize();
-        let _ = self.stream.synchronize();
         // SAFETY: the caller's promise.
         let _ = unsafe { result::free_sync(address) };
         self.inner.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    fn bind(&self) -> Result<(), CudaError> {
+    pub(super) fn bind(&self) -> Result<(), CudaError> {
         if self.is_hung() {
             return Err(self.hung());
         }

@@ -2,9 +2,10 @@
 
 #![expect(unsafe_code, reason = "gives memory back to the driver, which takes addresses")]
 
-use super::device::{CudaError, Device, failed};
+use super::device::{CudaError, Device};
+use super::wait::Mark;
 use bytemuck::Pod;
-use cudarc::driver::{CudaEvent, result};
+use cudarc::driver::result;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -97,8 +98,8 @@ impl Pinned {
     ///
     /// # Safety
     /// Nothing that reads or writes it was asked for after `mark`, but as after this.
-    pub(super) unsafe fn bytes_after(&mut self, mark: &Mark) -> Result<&mut [u8], CudaError> {
-        mark.wait()?;
+    pub(crate) unsafe fn bytes_after(&mut self, mark: &Mark) -> Result<&mut [u8], CudaError> {
+        self.device.rest_until(mark)?;
         // SAFETY: the caller's promise.
         Ok(unsafe { self.bytes_now() })
     }
@@ -122,32 +123,6 @@ impl Drop for Pinned {
         }
         // SAFETY: the address came from the driver and goes back once; nothing reads it any more.
         let _ = unsafe { result::free_host(self.address.cast()) };
-    }
-}
-
-/// A place in what was asked for.
-#[derive(Debug)]
-pub struct Mark(CudaEvent);
-
-impl Mark {
-    pub(super) fn new(event: CudaEvent) -> Self {
-        Self(event)
-    }
-
-    /// From now on it is behind all that was asked for on this stream.
-    ///
-    /// # Errors
-    /// What the driver says.
-    pub fn set(&self, device: &Device) -> Result<(), CudaError> {
-        device.record(&self.0)
-    }
-
-    /// Waits for what is before it; for nothing, if it was never set.
-    ///
-    /// # Errors
-    /// What went wrong until then.
-    pub fn wait(&self) -> Result<(), CudaError> {
-        self.0.synchronize().map_err(failed("copying"))
     }
 }
 

@@ -84,10 +84,10 @@ impl PageLayout {
     }
 
     /// The kernels that any model needs over pages of `kind`: see [`Device::compile`].
-    pub fn modules(kind: KvType) -> [&'static str; 5] {
+    pub fn modules(kind: KvType) -> [&'static str; 6] {
         match kind {
-            KvType::Q8_0 => ["rows", "turn", "decode_f16", "decode_q8_0", "prefill_q8_0"],
-            _ => ["rows", "turn", "decode_f16", "decode_f16", "prefill_f16"],
+            KvType::Q8_0 => ["rows", "draw", "turn", "decode_f16", "decode_q8_0", "prefill_q8_0"],
+            _ => ["rows", "draw", "turn", "decode_f16", "decode_f16", "prefill_f16"],
         }
     }
 

@@ -26,6 +26,7 @@ modules!(
     "bf16",
     "decode_f16",
     "decode_q8_0",
+    "draw",
     "f16",
     "f32",
     "iq4_nl",

@@ -45,11 +45,6 @@ fn as_long(what: &str, vector: Option<&Buffer<f32>>, width: usize) -> Result<(),
     }
 }
 
-/// So many logits are in a list: see [`Device::shortlist`].
-pub const LISTED: usize = 1024;
-/// Words of a list.
-pub const LIST_WORDS: usize = 4 + 2 * LISTED;
-
 impl Device {
     /// `x += joins`, then `out = x / rms(x) * weight`, for `rows` rows; x (all rows, width).
     ///
@@ -165,63 +160,5 @@ impl Device {
         let arguments: [Arg; 4] = [whole.into(), rest.into(), (whole.len() as u64).into(), cap.unwrap_or(0.0).into()];
         // SAFETY: in the order of `finish_logits`; both have so many.
         unsafe { self.launch("finish_logits", [whole.len().div_ceil(256), 1, 1], 256, &arguments) }
-    }
-
-    /// The largest of each row of `n`, and its first place.
-    ///
-    /// # Errors
-    /// `Shape`
-    pub fn likeliest(
-        &self,
-        logits: View<'_, f32>,
-        n: usize,
-        values: View<'_, f32>,
-        ids: View<'_, u32>,
-    ) -> Result<(), CudaError> {
-        let rows = ids.len();
-        if logits.len() < rows * n || values.len() < rows || n == 0 {
-            return Err(shape(format!("{rows} rows of {n} in {}", logits.len())));
-        }
-        let arguments: [Arg; 4] = [logits.into(), int(n)?.into(), values.into(), ids.into()];
-        // SAFETY: in the order of `likeliest`; there are `rows` rows of `n`, and room for as many results.
-        unsafe { self.launch("likeliest", [rows, 1, 1], 256, &arguments) }
-    }
-
-    /// What a draw looks at of each row of `n` logits: [`LIST_WORDS`] words.
-    ///
-    /// These are how many logits are near the largest, that is at most `near` below; the sum of `e^(logit - largest)`, and that of
-    /// `e^((logit - largest) / t)`, over what is at most `least` below, as f32; the first place of the largest; then the places of up to
-    /// [`LISTED`] near ones, and after them their logits, in any order. A row's temperature `t` is above 0; where it is above 1, both distances are times as
-    /// large. `likeliest` has the largest of each row and its place: see [`Device::likeliest`].
-    ///
-    /// # Errors
-    /// `Shape`
-    pub fn shortlist(
-        &self,
-        (logits, n): (View<'_, f32>, usize),
-        likeliest: (View<'_, f32>, View<'_, u32>),
-        temperatures: View<'_, f32>,
-        (near, least): (f32, f32),
-        lists: View<'_, u32>,
-    ) -> Result<(), CudaError> {
-        let (rows, (values, ids)) = (temperatures.len(), likeliest);
-        let enough = logits.len() >= rows * n && values.len() >= rows && ids.len() >= rows;
-        if !enough || lists.len() < rows * LIST_WORDS || n == 0 {
-            return Err(shape(format!("{rows} lists of rows of {n} in {}", logits.len())));
-        }
-        let arguments: [Arg; 9] = [
-            logits.into(),
-            int(n)?.into(),
-            values.into(),
-            ids.into(),
-            temperatures.into(),
-            near.into(),
-            least.into(),
-            int(LISTED)?.into(),
-            lists.into(),
-        ];
-        // SAFETY: in the order of `shortlist`; there are `rows` rows of `n`, of temperatures, and of what `likeliest` gave, and room for as
-        // many lists.
-        unsafe { self.launch("shortlist", [rows, 1, 1], 256, &arguments) }
     }
 }
