@@ -494,8 +494,9 @@ impl Model {
     /// # Errors
     /// As [`Model::generate_on`].
     pub fn embed_on(&self, tokens: Vec<TokenId>, account: u64, mut terms: Terms) -> Result<Embedding, Refusal> {
-        if self.loaded.card.is_some() {
-            return Err(Refusal::Invalid("a card gives no embeddings yet; start with --device cpu for them".into()));
+        if self.loaded.card.as_ref().is_some_and(OnCard::is_split) {
+            let why = "a model on several cards gives no embeddings; use one that fits on one".into();
+            return Err(Refusal::Invalid(why));
         }
         let prompt = self.loaded.prompt_tokens(Prompt::Tokens(tokens))?;
         if prompt.is_empty() {

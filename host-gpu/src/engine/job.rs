@@ -173,7 +173,7 @@ impl Job {
 
     /// Whether a card may choose in its place.
     pub(super) fn is_plain(&self) -> bool {
-        self.guide.is_none() && self.sampler.is_plain()
+        !self.embeds && self.guide.is_none() && self.sampler.is_plain()
     }
 
     /// How a card is to choose the next token, in place of [`Self::choose`].

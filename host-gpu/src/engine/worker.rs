@@ -253,7 +253,8 @@ impl Worker {
         let giving: Vec<SeqId> = items.iter().filter(gives).map(|item| item.id).collect();
         let (began, last) = (Instant::now(), HashMap::new());
         let mut flight = Flight { model, loaded, items, giving, last, on_card: None, began, advanced: false };
-        let drawn = self.card.is_some() && flight.giving.iter().all(|id| self.jobs[id].is_plain());
+        let plain = |item: &Item| !item.gives_token || self.jobs.get(&item.id).is_some_and(Job::is_plain);
+        let drawn = self.card.is_some() && flight.items.iter().all(plain);
         let begun = catch_unwind(AssertUnwindSafe(|| self.begin(&flight, drawn)));
         match begun {
             Ok(Ok(on_card)) => flight.on_card = on_card,
@@ -367,7 +368,7 @@ impl Worker {
                 job.computed(took.mul_f64(item.tokens as f64 / tokens as f64));
             }
         }
-        self.finish_embeddings(items, loaded.config.width);
+        self.finish_embeddings(items, flight.on_card, loaded.config.width);
         self.finish_step(&flight, &chosen);
         self.first_token |= items.iter().any(|item| item.gives_token && !item.decodes);
         if self.huge_pages && items.iter().any(|item| item.gives_token) {
@@ -376,11 +377,18 @@ impl Worker {
     }
 
     /// Ends the sequences that were to give embeddings, with the ones that the step gave.
-    fn finish_embeddings(&mut self, items: &[Item], width: usize) {
+    fn finish_embeddings(&mut self, items: &[Item], on_card: Option<Begun>, width: usize) {
         let now = Instant::now();
         let embeds = |item: &&Item| item.gives_token && self.jobs.get(&item.id).is_some_and(|job| job.embeds);
         let ended: Vec<&Item> = items.iter().filter(embeds).collect();
-        let rows: Vec<Vec<f32>> = self.buffers.embeddings().chunks_exact(width.max(1)).map(unit).collect();
+        if ended.is_empty() {
+            return;
+        }
+        let all = match (&self.card, on_card) {
+            (Some(card), Some(step)) => card.embeddings(step),
+            _ => self.buffers.embeddings(),
+        };
+        let rows: Vec<Vec<f32>> = all.chunks_exact(width.max(1)).map(unit).collect();
         for (item, row) in ended.into_iter().zip(rows) {
             if let Some(job) = self.jobs.get_mut(&item.id) {
                 job.prefilled(item, now);

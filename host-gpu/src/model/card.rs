@@ -55,7 +55,7 @@ pub(crate) fn step_bytes(c: &Config, (tokens, logits): (usize, usize)) -> u64 {
     let widest = c.width.max(q).max(c.ff);
     // An input is there as floats, bytes with their scales, and halves.
     let input = tokens.max(2 * logits) * widest * (4 + 1 + 1 + 2);
-    let floats = tokens * (2 * c.width + q + 2 * kv + 2 * c.ff) + 2 * logits * c.vocab + logits;
+    let floats = tokens * (2 * c.width + q + 2 * kv + 2 * c.ff) + 2 * logits * c.vocab + logits * (1 + c.width);
     // Attention's scratch grows with the longest sequence; few are as long as a model allows.
     let longest = c.context.min(SCRATCH_CONTEXT);
     let part = part_len(logits, c.heads, splits(longest), c.head_dim).next_power_of_two();
@@ -122,6 +122,8 @@ struct Buffers {
     part: Buffer<f32>,
     /// (tokens that need logits): what was drawn of each
     drawn: Buffer<u32>,
+    /// (tokens that give embeddings, width)
+    embeddings: Buffer<f32>,
 }
 
 /// What is wanted of a step's logits.
@@ -156,6 +158,9 @@ struct Slot {
     /// What that is, and how many words.
     wanted: Wanted,
     given: usize,
+    /// The embeddings that it gave, and how many numbers.
+    embeddings: Pinned,
+    embedded: usize,
     /// The step on the next card, if the model goes on there.
     beyond: Option<Begun>,
     end: Mark,
@@ -163,8 +168,9 @@ struct Slot {
 
 impl Slot {
     fn new(device: &Device) -> Result<Self, CudaError> {
-        let (words, got, end) = (device.pinned(0)?, device.pinned(0)?, device.mark()?);
-        Ok(Self { words, got, wanted: Wanted::Logits, given: 0, beyond: None, end })
+        let (words, got, embeddings) = (device.pinned(0)?, device.pinned(0)?, device.pinned(0)?);
+        let (wanted, given, embedded, beyond, end) = (Wanted::Logits, 0, 0, None, device.mark()?);
+        Ok(Self { words, got, wanted, given, embeddings, embedded, beyond, end })
     }
 }
 
@@ -213,6 +219,7 @@ impl OnCardState {
             words: device.buffer(0)?,
             part: device.buffer(0)?,
             drawn: device.buffer(0)?,
+            embeddings: device.buffer(0)?,
         };
         let (words, turns, slots) = (Vec::new(), Vec::new(), [Slot::new(device)?, Slot::new(device)?]);
         let graphs = Graphs::new(device)?;
@@ -239,6 +246,7 @@ impl OnCardState {
         grow(device, &mut b.gates, tokens * 2 * c.ff, graphs)?;
         grow(device, &mut b.logits, 2 * logits * c.vocab, graphs)?;
         grow(device, &mut b.drawn, logits, graphs)?;
+        grow(device, &mut b.embeddings, logits * c.width, graphs)?;
         let bytes = got_bytes(c, logits);
         for slot in &mut self.slots {
             if slot.got.len() < bytes {
@@ -295,6 +303,10 @@ impl OnCardState {
             self.device.write(self.buffers.x.part(0..n * c.width), stream)?;
         }
         let follows = parts.iter().any(|part| part.follows.is_some());
+        let embedded = plan.embeds.len() * c.width;
+        if embedded > self.buffers.embeddings.len() {
+            return Err(CudaError::Shape { what: format!("{} embeddings in a step", plan.embeds.len()) });
+        }
         let work = Work { n, wanted, of_logits, follows, layout, plan };
         let shape = Shape { tokens: n, splits: work.plan.splits, wanted: of_logits, follows };
         // What differs between steps of one shape is in the words, and these stand where they stood.
@@ -323,13 +335,20 @@ impl OnCardState {
             Wanted::Drawn => (b.drawn.view(), wanted),
             Wanted::Logits => (b.logits.view().cast(), wanted * c.vocab),
         };
-        (slot.wanted, slot.given) = (of_logits, given);
-        if given > 0 {
-            #[expect(unsafe_code, reason = "who looks at it must wait")]
-            // SAFETY: it is looked at after `end`, which waits; both live as long as this does, and memory is given back after the
-            // work that uses it.
-            unsafe {
+        (slot.wanted, slot.given, slot.embedded) = (of_logits, given, embedded);
+        let bytes = embedded * size_of::<f32>();
+        if slot.embeddings.len() < bytes {
+            slot.embeddings = self.device.pinned(bytes.next_power_of_two())?;
+        }
+        #[expect(unsafe_code, reason = "who looks at it must wait")]
+        // SAFETY: it is looked at after `end`, which waits; all live as long as this does, and memory is given back after the
+        // work that uses it.
+        unsafe {
+            if given > 0 {
                 self.device.fetch(from.part(0..given), &mut slot.got)?;
+            }
+            if embedded > 0 {
+                self.device.fetch(b.embeddings.part(0..embedded), &mut slot.embeddings)?;
             }
         }
         slot.end.set(&self.device)?;
@@ -351,6 +370,12 @@ impl OnCardState {
             Wanted::Logits => Given::Logits(&bytemuck::cast_slice(got)[..slot.given]),
             Wanted::Drawn => Given::Drawn(&bytemuck::cast_slice(got)[..slot.given]),
         })
+    }
+
+    /// The embeddings that a step gave which has ended: (parts that embed, width), in their order, of no particular length.
+    pub(crate) fn embeddings(&self, step: Begun) -> &[f32] {
+        let slot = &self.slots[step.0];
+        &bytemuck::cast_slice(slot.embeddings.bytes())[..slot.embedded]
     }
 
     /// How many steps were launched as a graph.
@@ -440,6 +465,15 @@ impl OnCardState {
             let norm = &m.layers[m.layers.len() - 1].attn_norm;
             return device.norm(x, last.map(|out| joins(y, out)), norm, c.norm_eps, None, n, floats);
         };
+        // embedding = norm(x + y), for the tokens that give one
+        let embeds = plan.embeds.len();
+        if embeds > 0 {
+            let floats = (&b.input, Forms { floats: true, bytes: false });
+            let pick = Some(words(&plan.embeds));
+            device.norm(x, last.map(|out| joins(y, out)), &ends.norm, c.norm_eps, pick, embeds, floats)?;
+            let count = embeds * c.width;
+            device.copy(b.input.floats.part(0..count), b.embeddings.part(0..count))?;
+        }
         if wanted == 0 {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use super::shim;
 use super::support::{self, golden_path, ids, read, wait};
 use hob_gpu::{
-    Activations, Ask, Engine, EngineConfig, EngineDevice, Engines, KvType, Model, ModelSource, Prompt, Quantize,
+    Activations, Ask, Engine, EngineConfig, EngineDevice, Engines, KvType, Model, ModelSource, Prompt, Quantize, Terms,
     TokenId,
 };
 
@@ -143,7 +143,7 @@ fn a_batch_of_up_to_eight_changes_nobodys_bits() {
 }
 
 #[test]
-fn a_draw_from_what_the_card_lists_is_one_from_all_logits() {
+fn what_the_card_draws_is_what_the_host_draws() {
     let Some(card) = on_card(EngineConfig { max_running: 4, prefill_tokens: 4, ..config() }) else { return };
     let model = load(&card, "llama");
     let count = if shim::again() { 2 } else { 6 };
@@ -157,8 +157,32 @@ fn a_draw_from_what_the_card_lists_is_one_from_all_logits() {
     };
     // Who wants to know how likely tokens were needs all logits.
     let all: Vec<_> = (0..count).map(|n| read::read(model.generate(warm(n, Some(1))).unwrap()).0.text).collect();
-    let listed: Vec<_> = (0..count).map(|n| read::read(model.generate(warm(n, None)).unwrap()).0.text).collect();
-    assert_eq!(listed, all);
+    let drawn: Vec<_> = (0..count).map(|n| read::read(model.generate(warm(n, None)).unwrap()).0.text).collect();
+    assert_eq!(drawn, all);
+    // All but the first of each of these, and the prompts.
+    assert!(card.stats().ahead_steps >= 6 * count as u64, "{:?}", card.stats());
+}
+
+#[test]
+fn the_last_token_is_embedded_as_by_the_processor_beside_what_generates() {
+    let Some(card) = on_card(EngineConfig { max_running: 4, prefill_tokens: 9, ..config() }) else { return };
+    let processor = start(config());
+    for name in if shim::again() { &SOME[1..2] } else { SOME } {
+        let (on_card, on_processor) = (load(&card, name), load(&processor, name));
+        let embed =
+            |model: &Model, n: usize| model.embed_on(some_tokens(n, 3 + 8 * n), n as u64, Terms::default()).unwrap();
+        let silent = |n| Ask { logprobs: None, ..ask(n, 4, 6) };
+        let alone = read::read(on_card.generate(silent(0)).unwrap()).0;
+        let generating = on_card.generate(silent(0)).unwrap();
+        // Some of them in the same step; of the longest there are several.
+        let all: Vec<_> = (0..3).map(|n| embed(&on_card, n)).collect();
+        for (n, mut embedding) in all.into_iter().enumerate() {
+            let (got, want) = (wait(embedding.get()).unwrap(), wait(embed(&on_processor, n).get()).unwrap());
+            assert!(apart(&got, &want) < 1e-2, "{name}, text {n}: {:.1e}", apart(&got, &want));
+            assert_eq!(embedding.usage().prompt_tokens as usize, 3 + 8 * n);
+        }
+        assert_eq!(read::read(generating).0.text, alone.text, "{name}");
+    }
 }
 
 #[test]

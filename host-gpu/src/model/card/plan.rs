@@ -25,7 +25,9 @@ pub(super) struct Plan {
     pub(super) count: Range<usize>,
     /// Tokens that need logits.
     pub(super) pick: Range<usize>,
-    /// How a token is drawn of each of these.
+    /// Tokens that give embeddings.
+    pub(super) embeds: Range<usize>,
+    /// How a token is drawn of each that needs logits.
     pub(super) draws: Range<usize>,
     pub(super) turns: Range<usize>,
     pub(super) local_turns: Range<usize>,
@@ -65,6 +67,7 @@ impl OnCardState {
         }
         let (mut table_at, mut tables, mut rows, mut first, mut count, mut pick) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut embeds = Vec::new();
         let (mut begin, mut most) = (0, 0);
         for part in parts {
             let (len, end) = (part.tokens.len(), part.position + part.tokens.len());
@@ -95,6 +98,10 @@ impl OnCardState {
             }
             pick.extend((begin + len - part.logits..begin + len).map(|row| row as u32));
             begin += len;
+            // What embeds needs no logits of the same token: a norm takes in the residual once.
+            if part.embeds && part.logits == 0 {
+                embeds.push(begin as u32 - 1);
+            }
         }
         let mut add = |values: &mut dyn Iterator<Item = u32>| {
             let from = words.len();
@@ -116,6 +123,7 @@ impl OnCardState {
             first: add(&mut first.into_iter()),
             count: add(&mut count.into_iter()),
             pick: add(&mut pick.into_iter()),
+            embeds: add(&mut embeds.into_iter()),
             draws: add(&mut bytemuck::cast_slice(&draws).iter().copied()),
             turns: 0..0,
             local_turns: 0..0,
