@@ -14,7 +14,7 @@ use row::{DEPTHS, NEGLIGIBLE, Row, largest};
 mod row;
 
 /// Chooses the tokens of one sequence.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Sampler {
     options: Sampling,
     bias: Vec<(TokenId, f32)>,

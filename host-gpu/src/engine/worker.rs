@@ -276,7 +276,7 @@ impl Worker {
     /// Computes a step, or has a card begin with it.
     fn begin(&mut self, flight: &Flight, drawn: bool) -> Result<Option<Begun>, CudaError> {
         let Flight { loaded, items, giving, .. } = flight;
-        // One draw for each token, whether it is a card's or not.
+        // Where the host chooses, it takes the numbers of its draws then.
         let draws: HashMap<SeqId, Draw> = match drawn {
             true => giving.iter().filter_map(|id| Some((*id, self.jobs.get_mut(id)?.draw_on_card()))).collect(),
             false => HashMap::new(),

@@ -297,7 +297,7 @@ fn a_shared_budget_is_kept_to_the_token_though_steps_overlap() {
     let terms = || Terms { bill: Some(bill.clone()), budget: Some(Box::new(Purse(left.clone()))), ..Terms::default() };
     let asks = |n: usize, most: u32| Ask { logprobs: None, ..ask(n, 3, most) };
     let running: Vec<_> = (0..4).map(|n| model.generate_on(asks(n, 4 + 10 * n as u32), terms()).unwrap()).collect();
-    let ends: Vec<_> = running.into_iter().map(|tokens| read::read(tokens)).collect();
+    let ends: Vec<_> = running.into_iter().map(read::read).collect();
     let made: u32 = ends.iter().map(|(_, usage)| usage.generated_tokens).sum();
     assert_eq!(made, 40, "{ends:?}");
     assert!(ends.iter().any(|(answer, _)| answer.finish == Finish::Budget), "{ends:?}");

@@ -7,11 +7,14 @@
 
 use super::argument::Arg;
 use super::device::{int, shape};
+use super::draw::Draw;
 use super::matrix::{DeviceMatrix, Input};
 use super::{Buffer, CudaError, Device};
+use crate::ask::{Ask, Prompt, Sampling};
 use crate::format::quant::{Quant, TYPES};
 use crate::ops::cpu::matmul::Matrix;
 use crate::ops::cpu::reference;
+use crate::sampling::Sampler;
 use std::time::Instant;
 
 /// One kernel's result beside the reference's.
@@ -52,7 +55,7 @@ pub struct MatrixRates {
     pub s8: f64,
 }
 
-/// Products of each type of weights, for few tokens and for many.
+/// Products of each type of weights, for few tokens and for many; draws of tokens.
 ///
 /// # Errors
 /// What the driver says.
@@ -66,7 +69,36 @@ pub fn kernels(device: &Device) -> Result<Vec<Checked>, CudaError> {
             all.push(Checked { what: format!("{} times {tokens} tokens", row.name), error, most });
         }
     }
+    let filters = Sampling { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.01, ..Sampling::default() };
+    for (what, options) in [
+        ("the likeliest token", Sampling::default()),
+        ("a token of all", Sampling { temperature: 1.0, ..Sampling::default() }),
+        ("a token of few", filters),
+    ] {
+        // Two tokens between which a draw falls may change places: exponentials are rounded.
+        all.push(Checked { what: what.into(), error: draws(device, options)?, most: 0.1 });
+    }
     Ok(all)
+}
+
+/// Which part of some draws is not the processor's.
+fn draws(device: &Device, options: Sampling) -> Result<f64, CudaError> {
+    const ROWS: usize = 32;
+    let n = 5000;
+    let logits: Vec<f32> = (0..ROWS * n).map(|at| (bits(at + 11) >> 40) as f32 / (1 << 20) as f32).collect();
+    let samplers = (0..ROWS as u64).map(|row| {
+        let sampling = Sampling { seed: Some(row), ..options };
+        Sampler::new(&Ask { sampling, ..Ask::new(Prompt::Tokens(Vec::new())) }, &[], row)
+    });
+    let (mut here, there): (Vec<Sampler>, Vec<Draw>) = samplers
+        .map(|sampler| (sampler.clone(), sampler))
+        .map(|(here, mut there)| (here, there.draw_on_card()))
+        .unzip();
+    let (on, how, ids) = (device.put(&logits)?, device.put(&there)?, device.buffer::<u32>(ROWS)?);
+    device.draw((on.view(), n), how.view(), ids.view())?;
+    let same = here.iter_mut().zip(logits.chunks_exact(n)).zip(device.get(ids.view())?);
+    let wrong = same.filter_map(|((sampler, row), id)| (sampler.choose_in(row, None).0 != id).then_some(())).count();
+    Ok(wrong as f64 / ROWS as f64)
 }
 
 fn quant_is_float(quant: Quant) -> bool {
