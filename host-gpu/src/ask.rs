@@ -169,6 +169,8 @@ pub struct Ask {
     pub form: Option<Form>,
     /// Generation ends before the first of these texts; they are never emitted.
     pub stop: Vec<String>,
+    /// Goes on behind a token that ends an answer, which is no text: for measuring.
+    pub ignore_end: bool,
     /// Whom this is for. Sequences of one account that begin alike share KV, and of several only where
     /// [`crate::Model::sharing_prefixes`] says so; its memory is cleared before it passes from one account to another.
     pub account: u64,
@@ -185,6 +187,7 @@ impl Ask {
             logprobs: None,
             form: None,
             stop: Vec::new(),
+            ignore_end: false,
             account: 0,
         }
     }

@@ -208,7 +208,7 @@ fn start(model: &Model, prompt: usize, max_tokens: u32) -> Result<(Instant, Toke
     let mut ask = Ask::new(Prompt::Tokens(tokens));
     ask.max_tokens = Some(max_tokens);
     ask.account = account;
-    ask.logit_bias = model.end_tokens().iter().map(|id| (*id, -100.0)).collect();
+    ask.ignore_end = true;
     Ok((Instant::now(), model.generate(ask)?))
 }
 

@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person
 
 mod api;
+mod card;
 mod cold;
 mod demo;
 mod density;
@@ -42,6 +43,16 @@ fn run() -> Result<()> {
     let groups: Vec<&str> = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] => GROUPS.to_vec(),
         ["demo"] => return demo::run(&mut report),
+        // Not one of all: it needs an NVIDIA card.
+        ["card", rest @ ..] => {
+            match rest {
+                [] => card::run(&mut report, false)?,
+                ["small"] => card::run(&mut report, true)?,
+                _ => bail!("`card`, or `card small`"),
+            }
+            report.print();
+            return Ok(());
+        }
         ["residency", row] => {
             residency::run(&mut report, Some(row))?;
             report.print();

@@ -4,6 +4,7 @@ use hob::models::tier::Tier;
 use hob_tests::{Hob, ServeOptions, get, hob, post, refused};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use tempfile::TempDir;
 
 #[path = "../../host-gpu/tests/support/cuda.rs"]
@@ -146,5 +147,28 @@ fn models_are_placed_on_all_cards_and_come_back() {
     }
     for ((_, before), (status, after)) in first.iter().zip(answers()) {
         assert_eq!((status, text(&after)), (200, text(before)));
+    }
+}
+
+#[test]
+fn the_benchmark_of_a_card_measures_every_row() {
+    let Some(library) = cuda::stand_in(cuda::Flavour::Plain) else { return };
+    let run = Command::new(env!("CARGO_BIN_EXE_hob-bench"))
+        .args(["card", "small", "--json"])
+        .env("LD_LIBRARY_PATH", library.parent().unwrap())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success(), "{said}");
+    let printed = String::from_utf8(run.stdout).unwrap();
+    let rows: Vec<serde_json::Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for name in ["Q4_0", "Q4_K", "Q8_0", "F16"] {
+        for what in
+            ["load, file in page cache", "load from locked memory", "decode, 1 sequence", "decode, 32", "prefill, 40"]
+        {
+            let of = |row: &&serde_json::Value| row["name"].as_str().unwrap().starts_with(&format!("{name}: {what}"));
+            let row = rows.iter().find(of).unwrap_or_else(|| panic!("{name}: {what} of {printed}"));
+            assert!(row["value"].as_f64().unwrap() > 0.0, "{row}");
+        }
     }
 }

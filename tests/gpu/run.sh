@@ -4,10 +4,12 @@
 #   tests/gpu/run.sh [HOB] [OUT]      HOB: the program, target/release/hob by default; OUT: a folder for what was measured
 #
 # A test program given in HOB_CUDA_TESTS (`cargo test --release -p hob-gpu --test cuda --no-run` names it) runs, too: every kernel and
-# every architecture against references, on the card. Models come from HOB_DATA; without any, no rates are measured.
+# every architecture against references, on the card. The benchmark (HOB_BENCH, target/release/hob-bench by default) makes its own models,
+# 30 GB of them one after the other in TMPDIR; others come from HOB_DATA.
 set -u
 here=$(cd "$(dirname "$0")/../.." && pwd)
 hob=${1:-$here/target/release/hob}
+bench=${HOB_BENCH:-$here/target/release/hob-bench}
 out=${2:-$here/target/gpu}
 mkdir -p "$out"
 failed=0
@@ -20,6 +22,7 @@ step() {  # NAME COMMAND...: runs it, keeps what it says
 cat "$out/machine.txt"
 step check "$hob" gpu check
 [ -z "${HOB_CUDA_TESTS:-}" ] || step kernels timeout 180 env HOB_TEST_GPU=1 "$HOB_CUDA_TESTS" --nocapture --test-threads 1
+[ ! -x "$bench" ] || step table timeout 240 env ${HOB_DATA:+"HOB_TEST_DATA=$HOB_DATA"} "$bench" card
 for model in $("$hob" models list 2>/dev/null | awk 'NR > 1 && !/not pulled/ { print $1 }'); do
   step "bench-$(echo "$model" | tr ':/' '--')" timeout 120 "$hob" bench "$model" --device cuda
   # The same text from both, but for near ties: differences are for people to look at.

@@ -20,7 +20,7 @@ usage: cargo xtask COMMAND
   demo            a real model answers through a sandboxed function, with the times it took
   test            all that must hold: format, lints, docs, guests, tests; tests that passed before are run when something that they
                   depend on has changed, and all of them with --all
-  bench [GROUP]   measure (host, density, cold, engine, residency, api; all without a GROUP); --json for one object a line
+  bench [GROUP]   measure (host, density, cold, engine, residency, api; all without a GROUP; card, on an NVIDIA card); --json for one object a line
   guests          build the examples and test guests into target/guests/out
   kernels         check the PTX of the card's kernels with NVIDIA's compiler; --write renews it
   fuzz TARGET [S] feed hostile files to a reader (gguf, checkpoint, tokenizer) for S seconds, 60 by default

@@ -30,6 +30,7 @@ pub(super) struct Job {
     guide: Option<Guide>,
     utf8: Utf8,
     stop: StopFilter,
+    ignore_end: bool,
     usage: Usage,
     timing: Timing,
     submitted: Instant,
@@ -58,6 +59,7 @@ impl Job {
             writer,
             utf8: Utf8::default(),
             stop: StopFilter::new(s.ask.stop),
+            ignore_end: s.ask.ignore_end,
             usage: Usage::default(),
             timing: Timing::default(),
             submitted: now,
@@ -200,7 +202,7 @@ impl Job {
         let complete = self.guide.as_mut().is_some_and(|guide| guide.take(id));
         let tokenizer = &self.loaded.tokenizer;
         let (text, stopped) = if tokenizer.is_end(id) {
-            (String::new(), true)
+            (String::new(), !self.ignore_end)
         } else if tokenizer.is_special(id) {
             (String::new(), false) // control tokens are no text
         } else {
