@@ -122,16 +122,32 @@ pub fn run(report: &mut Report, small: bool) -> Result<()> {
         report.add(Measure::new(what, rate / 1e9, "GB/s"));
     }
     report.add(Measure::new("tensor cores, 16-bit floats", matrices.f16 / 1e12, "TFLOPS"));
+    let mut failed = None;
     for quant in TYPES {
         let name = quant.row().name;
-        report.note(&format!("card: {name}, writing a model"));
-        let folder = TempDir::new()?;
-        let file = folder.path().join("model.gguf");
-        write(&file, &shape, quant).context("a model cannot be written; name a folder with room in TMPDIR")?;
-        report.note(&format!("card: {name}, measuring"));
-        one(report, &runtime, (name, &file), &shape, (copies, matrices.f16))?;
+        let measured = of_type(report, &runtime, (name, quant), &shape, (copies, matrices.f16));
+        if let Err(error) = measured.with_context(|| format!("{name} was not measured")) {
+            report.note(&format!("card: {error:#}"));
+            failed.get_or_insert(error);
+        }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
+}
+
+/// Writes a model of one type, and measures it.
+fn of_type(
+    report: &mut Report,
+    runtime: &Runtime,
+    (name, quant): (&str, Quant),
+    shape: &Shape,
+    rates: (check::CopyRates, f64),
+) -> Result<()> {
+    report.note(&format!("card: {name}, writing a model"));
+    let folder = TempDir::new()?;
+    let file = folder.path().join("model.gguf");
+    write(&file, shape, quant).context("a model cannot be written; name a folder with room in TMPDIR")?;
+    report.note(&format!("card: {name}, measuring"));
+    one(report, runtime, (name, &file), shape, rates)
 }
 
 /// From nothing to the first token of a small model, as a process has it that begins.

@@ -22,7 +22,7 @@ step() {  # NAME COMMAND...: runs it, keeps what it says
 cat "$out/machine.txt"
 step check "$hob" gpu check
 [ -z "${HOB_CUDA_TESTS:-}" ] || step kernels timeout 180 env HOB_TEST_GPU=1 "$HOB_CUDA_TESTS" --nocapture --test-threads 1
-[ ! -x "$bench" ] || step table timeout 240 env ${HOB_DATA:+"HOB_TEST_DATA=$HOB_DATA"} "$bench" card
+[ ! -x "$bench" ] || step table timeout 300 env ${HOB_DATA:+"HOB_TEST_DATA=$HOB_DATA"} "$bench" card
 for model in $("$hob" models list 2>/dev/null | awk 'NR > 1 && !/not pulled/ { print $1 }'); do
   step "bench-$(echo "$model" | tr ':/' '--')" timeout 120 "$hob" bench "$model" --device cuda
   # The same text from both, but for near ties: differences are for people to look at.

@@ -82,12 +82,21 @@ impl Paces {
         work.iter().map(fit).collect()
     }
 
+    /// Notes that a step begins, with prompts or without: the next one may be planned before it is known what this one takes.
+    pub(super) fn began(&mut self, model: ModelKey, prompts: bool) {
+        self.of(model).without = !prompts;
+    }
+
     /// Notes what a step took.
     pub(super) fn note(&mut self, model: ModelKey, decoding: usize, prompt: usize, time: Duration) {
+        self.of(model).note(decoding, prompt, time.as_secs_f64());
+    }
+
+    fn of(&mut self, model: ModelKey) -> &mut Pace {
         if self.models.len() == MAX_MODELS && !self.models.contains_key(&model) {
             self.models.clear();
         }
-        self.models.entry(model).or_default().note(decoding, prompt, time.as_secs_f64());
+        self.models.entry(model).or_default()
     }
 }
 
@@ -99,7 +108,7 @@ struct Pace {
     /// What a step without prompts takes, by its sequences, and after which step that was seen.
     decode: BTreeMap<usize, (f64, u64)>,
     steps: u64,
-    /// Whether the last step had none.
+    /// Whether the last step that began had none.
     without: bool,
 }
 
@@ -147,7 +156,6 @@ impl Pace {
 
     fn note(&mut self, decoding: usize, prompt: usize, time: f64) {
         self.steps += 1;
-        self.without = prompt == 0;
         if prompt == 0 {
             let (old, seen) = self.decode.entry(decoding).or_insert((time, 0));
             *old += (time - *old) / 2.0;
@@ -233,6 +241,14 @@ mod tests {
         allowed.iter().map(|allowed| allowed.prompt_tokens).collect()
     }
 
+    impl Paces {
+        /// A step that begins, and ends.
+        fn step(&mut self, model: ModelKey, decoding: usize, prompt: usize, time: Duration) {
+            self.began(model, prompt > 0);
+            self.note(model, decoding, prompt, time);
+        }
+    }
+
     fn paces() -> Paces {
         let config = EngineConfig { prefill_tokens: 500, max_stall: ms(10.0), ..EngineConfig::default() };
         Paces::new(&config)
@@ -247,15 +263,15 @@ mod tests {
     fn beside_others_prompts_take_the_time_they_may() {
         let mut paces = paces();
         assert_eq!(budgets(&paces, &[(1, (8, 1)), (2, (0, 1))]), [0, MIN_TOKENS], "nothing is known");
-        paces.note(1, 0, 500, ms(250.0)); // 0.5 ms a token
+        paces.step(1, 0, 500, ms(250.0)); // 0.5 ms a token
         assert_eq!(budgets(&paces, &[(1, (8, 1))]), [0], "what eight take is measured first");
-        paces.note(1, 8, 0, ms(100.0));
+        paces.step(1, 8, 0, ms(100.0));
         assert_eq!(budgets(&paces, &[(1, (8, 1))]), [20], "10 ms");
-        paces.note(1, 4, 0, ms(10.0));
+        paces.step(1, 4, 0, ms(10.0));
         assert_eq!(budgets(&paces, &[(1, (4, 1))]), [15], "three quarters of what decoding takes");
         let shared = budgets(&paces, &[(1, (4, 1)), (2, (0, 1))]);
         assert!([7, 8].contains(&shared[0]) && shared[1] == MIN_TOKENS, "two models share the time: {shared:?}");
-        paces.note(1, 2, 0, ms(4.0));
+        paces.step(1, 2, 0, ms(4.0));
         assert_eq!(budgets(&paces, &[(1, (2, 1))]), [10], "5 ms in any case");
         assert_eq!(budgets(&paces, &[(1, (8, 1)), (2, (0, 0))])[0], 20);
     }
@@ -263,13 +279,13 @@ mod tests {
     #[test]
     fn what_decoding_takes_is_measured_again_now_and_then() {
         let mut paces = paces();
-        paces.note(1, 8, 0, ms(20.0));
+        paces.step(1, 8, 0, ms(20.0));
         let mut without = 0;
         for step in 0..1000 {
             // The sequences grow: what eight take doubles meanwhile.
             let decode = 20.0 + step as f64 / 50.0;
             let budget = budgets(&paces, &[(1, (8, 1))])[0];
-            paces.note(1, 8, budget, ms(decode + 0.25 * budget as f64));
+            paces.step(1, 8, budget, ms(decode + 0.25 * budget as f64));
             without += u32::from(budget == 0);
             assert!(step < 100 || budget == 0 || (28..=44).contains(&budget), "{budget} tokens in step {step}");
         }
@@ -286,7 +302,7 @@ mod tests {
             let mut decoding = 0;
             for _ in 0..100 {
                 decoding = paces.allowances(&work)[0].decoding;
-                paces.note(1, decoding, 0, ms(takes(decoding)));
+                paces.step(1, decoding, 0, ms(takes(decoding)));
             }
             let most = paces.allowances(&work)[0].decoding.max(decoding);
             let fits = |n: usize| takes(n) <= takes(4) * (1.0 + SHARE);
@@ -304,7 +320,7 @@ mod tests {
             others += decoding - 1;
             prompts += prompt_tokens;
             // Any other sequence takes longer than it may.
-            paces.note(1, decoding, prompt_tokens, ms(10.0 * decoding as f64 + 0.1 * prompt_tokens as f64));
+            paces.step(1, decoding, prompt_tokens, ms(10.0 * decoding as f64 + 0.1 * prompt_tokens as f64));
         }
         assert!(others >= 850, "{others} tokens of others");
         assert!(prompts >= 20_000, "{prompts} tokens of prompts"); // 2.5 to 3.75 ms each time
@@ -317,12 +333,12 @@ mod tests {
         // A step takes 20 ms, and 0.25 ms for each prompt token: 10 ms are 40 tokens.
         for start in [0.001, 10.0] {
             let mut paces = paces();
-            paces.note(1, 8, 0, ms(20.0));
-            paces.note(1, 8, 10, ms(20.0 + 10.0 * start));
+            paces.step(1, 8, 0, ms(20.0));
+            paces.step(1, 8, 10, ms(20.0 + 10.0 * start));
             let mut budget = 0;
             for _ in 0..200 {
                 budget = budgets(&paces, &[(1, (8, 1))])[0];
-                paces.note(1, 8, budget, ms(20.0 + 0.25 * budget as f64));
+                paces.step(1, 8, budget, ms(20.0 + 0.25 * budget as f64));
             }
             assert!((36..=44).contains(&budget), "{budget} tokens, from {start} ms");
         }
@@ -332,12 +348,12 @@ mod tests {
     fn what_the_first_token_costs_beyond_the_others_stops_no_prompt() {
         // Far into its sequence the first takes 6 ms, each other one 0.5: nine fit into 10 ms, and at first one is known.
         let mut paces = paces();
-        paces.note(1, 8, 0, ms(30.0));
+        paces.step(1, 8, 0, ms(30.0));
         let (mut tokens, mut longest) = (0, 0);
         for step in 0..400 {
             let budget = budgets(&paces, &[(1, (8, 1))])[0];
             let time = if budget == 0 { 30.0 } else { 35.5 + 0.5 * budget as f64 };
-            paces.note(1, 8, budget, ms(time));
+            paces.step(1, 8, budget, ms(time));
             if step >= 100 {
                 tokens += budget;
                 longest = longest.max(budget);
@@ -350,12 +366,12 @@ mod tests {
     fn a_small_step_is_kept_and_prompts_never_stop() {
         let config = EngineConfig { prefill_tokens: 2, max_stall: Duration::ZERO, ..EngineConfig::default() };
         let mut paces = Paces::new(&config);
-        paces.note(1, 1, 2, ms(1000.0));
-        paces.note(1, 1, 0, ms(1000.0));
+        paces.step(1, 1, 2, ms(1000.0));
+        paces.step(1, 1, 0, ms(1000.0));
         assert_eq!(budgets(&paces, &[(1, (1, 1))]), [MIN_TOKENS], "whatever it costs");
         assert_eq!(budgets(&paces, &[(1, (0, 1))]), [2]);
         for model in 0..1000 {
-            paces.note(model, 1, 2, ms(1.0));
+            paces.step(model, 1, 2, ms(1.0));
         }
         assert!(paces.models.len() <= MAX_MODELS);
     }

@@ -224,6 +224,10 @@ impl Worker {
             let held = self.jobs.get_mut(&id).map(|job| job.hold(pages as u64 * page_bytes, now));
             over.extend((held == Some(false)).then_some(id));
         }
+        if !over.is_empty() {
+            // They have the token that is under way.
+            self.land();
+        }
         for id in over {
             self.end(id, Some(Finish::Budget));
         }
@@ -258,12 +262,19 @@ impl Worker {
         let begun = catch_unwind(AssertUnwindSafe(|| self.begin(&flight, drawn)));
         match begun {
             Ok(Ok(on_card)) => flight.on_card = on_card,
-            Ok(Err(error)) => return self.fail_on_card(&flight.items, &error),
+            // What the card knows of a step that did not begin is in the way of the one after it, not of the one before.
+            Ok(Err(error)) => {
+                self.land();
+                return self.fail_on_card(&flight.items, &error);
+            }
             Err(panic) => {
+                self.land();
                 self.buffers = Buffers::default();
                 return self.fail(&flight.items, panic.downcast_ref::<&str>().copied());
             }
         }
+        let prompts = flight.items.iter().any(|item| !item.decodes);
+        self.paces.began(flight.model, prompts);
         self.counters.ahead_steps.fetch_add(self.flight.is_some().into(), Ordering::Relaxed);
         self.land();
         let goes_on = flight.loaded.card.as_ref().is_some_and(|weights| !weights.is_split());
