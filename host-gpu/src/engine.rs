@@ -191,6 +191,8 @@ pub struct EngineStats {
     pub ahead_steps: u64,
     /// Those of them for which the processor read a part of the head alone, since few logits were looked at.
     pub few_logits_steps: u64,
+    /// Those of them that took some tokens of a prompt through a part of the layers.
+    pub stretched_steps: u64,
     /// Tokens generated so far.
     pub generated_tokens: u64,
     /// Prompt tokens processed so far, and tokens of preempted sequences that were processed again.
@@ -211,6 +213,7 @@ struct Counters {
     graph_steps: AtomicU64,
     ahead_steps: AtomicU64,
     few_logits_steps: AtomicU64,
+    stretched_steps: AtomicU64,
     generated: AtomicU64,
     prefilled: AtomicU64,
     cached: AtomicU64,
@@ -512,6 +515,7 @@ impl Engine {
             graph_steps: c.graph_steps.load(Ordering::Relaxed),
             ahead_steps: c.ahead_steps.load(Ordering::Relaxed),
             few_logits_steps: c.few_logits_steps.load(Ordering::Relaxed),
+            stretched_steps: c.stretched_steps.load(Ordering::Relaxed),
             generated_tokens: c.generated.load(Ordering::Relaxed),
             prefilled_tokens: c.prefilled.load(Ordering::Relaxed),
             cached_tokens: c.cached.load(Ordering::Relaxed),

@@ -7,7 +7,8 @@
 //! all of this, and takes what it needs from lower ones.
 //!
 //! A step gives decoding sequences their next token first. It has those that are due it; of the others, where some account
-//! has more than its part, as many as the caller allows. Then it spends a budget of tokens on prompts.
+//! has more than its part, as many as the caller allows. Then it spends a budget of tokens on prompts, or takes some of a prompt
+//! through a few layers (`stretch`).
 //!
 //! A sequence that outgrows its pages takes more. Where there are none, one of the account that holds most for its weight
 //! is preempted. Who is preempted lets go of its pages and waits with all its tokens, which are processed again, like a prompt,
@@ -21,9 +22,11 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 mod share;
+mod stretch;
 
 pub(crate) use share::Share;
 use share::{Served, Standing, cost, mark_due, standings};
+pub(crate) use stretch::{Chunk, Stretch};
 
 /// The number of a sequence; later ones have higher numbers.
 pub(crate) type SeqId = u64;
@@ -54,6 +57,8 @@ pub(crate) struct Need {
     /// The prompt is processed in one step, however small the allowance, and nothing of it is kept for others: its keys and
     /// values depend on all of it.
     pub(crate) whole: bool,
+    /// The layers of its model if a step may take a prompt through some of them, else 1.
+    pub(crate) layers: usize,
 }
 
 /// One sequence: waiting -> prefilling until its last token is next -> decoding; back to waiting if preempted.
@@ -70,10 +75,14 @@ struct Sequence {
     most: usize,
     /// See [`Need::whole`].
     whole: bool,
+    /// See [`Need::layers`].
+    layers: usize,
     /// Empty while it waits.
     table: PageTable,
     /// Tokens whose keys and values are in the pages.
     done: usize,
+    /// The tokens behind those that are in the pages of some layers, and of how many.
+    begun: Option<(usize, usize)>,
     /// The turn in which it decoded last.
     turn: u64,
     /// Whether the step that comes has it if it decodes.
@@ -111,12 +120,14 @@ pub(crate) struct Load {
 }
 
 /// How large a step may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Allowance {
     /// Decoding sequences, those that are due among them; they come in any case.
     pub(crate) decoding: usize,
     /// Tokens of prompts.
     pub(crate) prompt_tokens: usize,
+    /// In place of some of these, if it is larger and has time for fewer: where others wait for the step.
+    pub(crate) chunk: Option<Chunk>,
 }
 
 /// A part of a step.
@@ -131,6 +142,15 @@ pub(crate) struct Item {
     pub(crate) decodes: bool,
     /// Whether the last of them gives the sequence's next token.
     pub(crate) gives_token: bool,
+    /// The layers that they go through now, if not all.
+    pub(crate) stretch: Option<Stretch>,
+}
+
+impl Item {
+    /// Whether its tokens are in all layers' pages after it.
+    pub(crate) fn completes(&self) -> bool {
+        self.stretch.is_none_or(|stretch| stretch.is_last())
+    }
 }
 
 /// The state of the queue and the batch.
@@ -173,8 +193,10 @@ impl Scheduler {
             tokens: prompt,
             most: need.context.min(asked).min(room),
             whole: need.whole,
+            layers: need.layers,
             table: PageTable::new(need.realm),
             done: 0,
+            begun: None,
             turn: 0,
             due: false,
             closed: false,
@@ -217,7 +239,7 @@ impl Scheduler {
     fn preempt(&mut self, at: usize) -> SeqId {
         let mut gone = self.running.remove(at);
         self.pool.release(&mut gone.table);
-        gone.done = 0;
+        (gone.done, gone.begun) = (0, None);
         let id = gone.id;
         self.waiting.insert(id, gone);
         id
@@ -362,6 +384,13 @@ impl Scheduler {
         let mut budget = allowance.prompt_tokens;
         for s in prompts {
             let left = s.tokens.len() - s.done;
+            let chunk = allowance.chunk.filter(|_| s.layers > 1 && !s.whole);
+            let chunk = chunk.map(|chunk| chunk.after(allowance.prompt_tokens - budget, left, s.layers));
+            if budget > 0 && (s.begun.is_some() || chunk.is_some_and(|chunk| chunk.is_too_much())) {
+                // A step has one such at most, the last.
+                items.push(s.next_stretch(chunk));
+                break;
+            }
             let tokens = match s.whole {
                 // One that is too long for any step goes alone.
                 true if left > budget && budget < allowance.prompt_tokens => continue,
@@ -407,6 +436,10 @@ impl Scheduler {
     /// Notes that `item` was processed.
     pub(crate) fn done(&mut self, item: &Item) {
         if let Some(s) = self.running.iter_mut().find(|s| s.id == item.id) {
+            s.begun = item.stretch.filter(|stretch| !stretch.is_last()).map(|stretch| (item.tokens, stretch.to));
+            if s.begun.is_some() {
+                return;
+            }
             s.done += item.tokens;
             match item.decodes {
                 true => self.served.charge(&s.share, 0, item.tokens),
@@ -506,8 +539,18 @@ impl Sequence {
     }
 
     fn item(&self, tokens: usize) -> Item {
-        let (position, decodes) = (self.done, self.decodes());
-        Item { id: self.id, position, tokens, decodes, gives_token: position + tokens == self.tokens.len() }
+        let (position, decodes, stretch) = (self.done, self.decodes(), None);
+        let gives_token = position + tokens == self.tokens.len();
+        Item { id: self.id, position, tokens, decodes, gives_token, stretch }
+    }
+
+    /// The next layers of what was begun, or the first of the chunk: all, if there is no limit.
+    fn next_stretch(&self, chunk: Option<Chunk>) -> Item {
+        let (tokens, from) = self.begun.or(chunk.map(|chunk| (chunk.tokens, 0))).expect("something is to be done");
+        let all = Stretch { from, to: self.layers, of: self.layers };
+        let stretch = chunk.map_or(all, |chunk| chunk.stretch(tokens, from, self.layers));
+        let item = self.item(tokens);
+        Item { gives_token: item.gives_token && stretch.is_last(), stretch: Some(stretch), ..item }
     }
 }
 

@@ -68,8 +68,13 @@ fn however_it_is_scheduled(which: (&str, &str), kv_type: KvType, longest: usize)
     same(&together(&model, &strangers(&asks, 100)), &want, "with its prefix known");
     assert!(engine.stats().cached_tokens > before + 300, "most of the prompts were");
     drop((engine, model));
-    let (_, model) = start(EngineConfig { prefill_tokens: 7, ..config }, which);
+    let (_, model) = start(EngineConfig { prefill_tokens: 7, ..config.clone() }, which);
     same(&together(&model, &asks), &want, "in chunks of seven");
+    drop(model);
+    let (engine, model) = start(EngineConfig { max_stall: Duration::from_millis(5), ..config }, which);
+    same(&together(&model, &asks), &want, "through some layers at a time");
+    let stats = engine.stats();
+    assert!(stats.stretched_steps > 30 && stats.stretched_steps < stats.steps, "{stats:?}");
 }
 
 #[test]

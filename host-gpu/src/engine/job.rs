@@ -25,6 +25,8 @@ pub(super) struct Job {
     /// Whether it is to give an embedding, and no token.
     pub(super) embeds: bool,
     prompt: usize,
+    /// What came out of the last layer that was computed of a part of its prompt, if that was not the model's last.
+    pub(super) between_layers: Vec<f32>,
     writer: Writer,
     sampler: Sampler,
     guide: Option<Guide>,
@@ -56,6 +58,7 @@ impl Job {
             weight: s.terms.weight.max(1),
             max_tokens: s.ask.max_tokens.map(|max| max as usize),
             embeds: s.embeds,
+            between_layers: Vec::new(),
             writer,
             utf8: Utf8::default(),
             stop: StopFilter::new(s.ask.stop),
@@ -80,6 +83,8 @@ impl Job {
             max_tokens: self.max_tokens,
             context: self.loaded.config.context,
             whole: self.loaded.config.architecture.encoder,
+            // What a card computes is one graph.
+            layers: if self.loaded.card.is_some() { 1 } else { self.loaded.config.layers },
         }
     }
 

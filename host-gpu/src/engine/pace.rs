@@ -7,7 +7,7 @@
 //! prompts never end, a step goes without them now and then, so that both stay known.
 
 use super::{EngineConfig, EngineDevice};
-use crate::schedule::{Allowance, Load, ModelKey};
+use crate::schedule::{Allowance, Chunk, Load, ModelKey};
 use std::collections::{BTreeMap, HashMap};
 use std::f64::consts::GOLDEN_RATIO;
 use std::time::{Duration, Instant};
@@ -15,11 +15,21 @@ use std::time::{Duration, Instant};
 /// Prompt tokens in a step, whatever they cost: a prompt always gets on, and there is always
 /// something to measure. Far into a long prompt a few of them cost as much as all that decodes.
 const MIN_TOKENS: usize = 1;
+/// Prompt tokens that go through some layers in a step, where so many through all of them would take too long. With more, there is more
+/// to do again when their sequence is preempted; with fewer, keys and values before them are read more often.
+const CHUNK_TOKENS: usize = 64;
 /// What prompts take of a step in any case, in seconds, if `max_stall` is not less.
 const LEAST: f64 = 0.005;
-/// How long what is not due takes, in the time that decoding what is due takes. For prompts this holds if it is more than
-/// [`LEAST`]. Where there are prompts and sequences that are not due, each has half.
+/// How long what is not due takes, in the time that decoding what is due takes. Where there are prompts and sequences that are
+/// not due, each has half.
 const SHARE: f64 = 0.75;
+/// How much longer a step takes with prompts than one without usually does, if that is more than [`LEAST`]: they are through
+/// sooner, and what decodes has grown less meanwhile, than with a smaller share.
+const PROMPT_SHARE: f64 = 0.9;
+/// What prompts have of the time that decoding takes where that is longer than usual.
+const LEAST_PROMPT_SHARE: f64 = 0.25;
+/// A step without prompts changes what is usual by one part in so many. Beside prompts one in [`REMEASURE_STEPS`] is such a step.
+const USUAL_STEPS: f64 = 256.0;
 /// After this many prompt tokens half of the average is news.
 const MEMORY_TOKENS: f64 = 32.0;
 /// After this many steps what a step without prompts takes is measured again: contexts grow.
@@ -47,20 +57,26 @@ impl Paces {
 
     /// What each model's step may have, when all of these have one in turn.
     ///
-    /// While anything decodes, prompts together take at most `max_stall`, and beyond [`LEAST`] no more than [`SHARE`] of
-    /// the time that decoding takes: a token then comes within 1.75 times its usual time. So it does
-    /// where sequences decode that are not due; one of them always does.
+    /// While anything decodes, prompts together take at most `max_stall`, and beyond [`LEAST`] no more than [`PROMPT_SHARE`] of
+    /// the time that decoding takes: a token then comes within 1.9 times its usual time. What is usual follows slowly: contexts grow
+    /// while a long prompt is read, and so does what decoding takes. Prompts then get less, down to [`LEAST_PROMPT_SHARE`]. Where
+    /// sequences decode that are not due, tokens come within 1.75 times their time; one of them always does.
     pub(super) fn allowances(&self, work: &[Work]) -> Vec<Allowance> {
         if work.iter().all(|(_, load)| load.decoding == 0) {
-            return vec![Allowance { decoding: 0, prompt_tokens: self.prefill_tokens }; work.len()];
+            return vec![Allowance { decoding: 0, prompt_tokens: self.prefill_tokens, chunk: None }; work.len()];
         }
-        let due = |(model, load): &Work| match load.due {
-            0 => Some(0.0),
-            n => self.models.get(model)?.decode(n),
+        let sum = |of: fn(&Decode) -> f64| {
+            let each = |(model, load): &Work| match load.due {
+                0 => Some(0.0),
+                n => self.models.get(model)?.known(n).map(of),
+            };
+            work.iter().map(each).sum::<Option<f64>>()
         };
         let max = self.max_stall.as_secs_f64();
-        let due = work.iter().map(due).sum::<Option<f64>>();
-        let for_prompts = due.map_or(max, |due| max.min((due * SHARE).max(LEAST)));
+        let for_prompts = sum(|decode| decode.time).zip(sum(|decode| decode.usual)).map_or(max, |(due, usual)| {
+            let share = (usual * (1.0 + PROMPT_SHARE) - due).clamp(due * LEAST_PROMPT_SHARE, due * PROMPT_SHARE);
+            max.min(share.max(LEAST))
+        });
         let prompting = work.iter().filter(|(_, load)| load.prompting > 0).count();
         let crowded = work.iter().any(|(_, load)| load.decoding > load.due);
         let part = if crowded && prompting > 0 { 0.5 } else { 1.0 };
@@ -68,16 +84,19 @@ impl Paces {
         let fit = |(model, load): &Work| {
             let pace = self.models.get(model);
             if load.due > 0 && pace.is_none_or(|pace| pace.due(load.due)) {
-                return Allowance { decoding: load.due, prompt_tokens: 0 };
+                return Allowance { decoding: load.due, prompt_tokens: 0, chunk: None };
             }
             let limit = pace.and_then(|pace| pace.decode(load.due)).map_or(max, |due| due * (1.0 + SHARE * part));
             let most = pace.map_or(0, |pace| pace.most(load, limit));
             let decoding = most.max(load.due + 1).min(load.decoding);
             if decoding > load.due && pace.is_none_or(|pace| pace.due(decoding)) {
-                return Allowance { decoding, prompt_tokens: 0 };
+                return Allowance { decoding, prompt_tokens: 0, chunk: None };
             }
             let fits = pace.map_or(0, |pace| pace.prompt_tokens(each));
-            Allowance { decoding, prompt_tokens: fits.max(MIN_TOKENS).min(self.prefill_tokens) }
+            let prompt_tokens = fits.max(MIN_TOKENS).min(self.prefill_tokens);
+            let worth = pace.and_then(|pace| pace.token).map_or(0.0, |token| each / token).max(MIN_TOKENS as f64);
+            let chunk = Chunk { tokens: self.prefill_tokens.min(CHUNK_TOKENS), worth };
+            Allowance { decoding, prompt_tokens, chunk: Some(chunk) }
         };
         work.iter().map(fit).collect()
     }
@@ -88,7 +107,9 @@ impl Paces {
     }
 
     /// Notes what a step took.
-    pub(super) fn note(&mut self, model: ModelKey, decoding: usize, prompt: usize, time: Duration) {
+    ///
+    /// `prompt`: tokens, those that went through some layers by their share of them.
+    pub(super) fn note(&mut self, model: ModelKey, decoding: usize, prompt: f64, time: Duration) {
         self.of(model).note(decoding, prompt, time.as_secs_f64());
     }
 
@@ -100,13 +121,24 @@ impl Paces {
     }
 }
 
+/// What a step without prompts takes.
+#[derive(Clone, Copy)]
+struct Decode {
+    /// Now.
+    time: f64,
+    /// On average over a longer time.
+    usual: f64,
+    /// After which step it was seen.
+    seen: u64,
+}
+
 /// The pace of one model, in seconds.
 #[derive(Default)]
 struct Pace {
     /// What a prompt token costs, if one was measured.
     token: Option<f64>,
-    /// What a step without prompts takes, by its sequences, and after which step that was seen.
-    decode: BTreeMap<usize, (f64, u64)>,
+    /// Steps without prompts, by their sequences.
+    decode: BTreeMap<usize, Decode>,
     steps: u64,
     /// Whether the last step that began had none.
     without: bool,
@@ -115,7 +147,11 @@ struct Pace {
 impl Pace {
     /// A step over `n` decoding sequences: as measured, or at least as long as one with fewer.
     fn decode(&self, n: usize) -> Option<f64> {
-        self.decode.range(..=n).next_back().map(|(_, (time, _))| *time)
+        self.known(n).map(|decode| decode.time)
+    }
+
+    fn known(&self, n: usize) -> Option<&Decode> {
+        self.decode.range(..=n).next_back().map(|(_, decode)| decode)
     }
 
     /// How many prompt tokens take `time` seconds, as far as is known: on average over some steps, since what is left of a token
@@ -129,18 +165,19 @@ impl Pace {
     /// Whether a step over `n` decoding sequences is to go without prompts, for what it tells. Never two in turn: where `n`
     /// changes all the time, prompts get on.
     fn due(&self, n: usize) -> bool {
-        !self.without && self.decode.get(&n).is_none_or(|(_, seen)| self.steps - seen >= REMEASURE_STEPS)
+        !self.without && self.decode.get(&n).is_none_or(|decode| self.steps - decode.seen >= REMEASURE_STEPS)
     }
 
     /// How many sequences decode within `limit` seconds, as far as is known: between two numbers that were seen, along a line.
     fn most(&self, load: &Load, limit: f64) -> usize {
-        let fresh =
-            |(n, (time, seen)): (&usize, &(f64, u64))| (self.steps - seen < STALE_STEPS).then_some((*n as f64, *time));
+        let fresh = |(n, decode): (&usize, &Decode)| {
+            (self.steps - decode.seen < STALE_STEPS).then_some((*n as f64, decode.time))
+        };
         let estimate = |n: usize| {
             let below = self.decode.range(..=n).rev().find_map(fresh).unwrap_or((0.0, 0.0));
             let above = self.decode.range(n..).find_map(fresh);
             // Beyond the last, as from the first that is due to the last; or in proportion.
-            let first = self.decode.get(&load.due).map_or((0.0, 0.0), |(time, _)| (load.due as f64, *time));
+            let first = self.decode.get(&load.due).map_or((0.0, 0.0), |decode| (load.due as f64, decode.time));
             let (from, to) = match above {
                 Some(above) => (below, above),
                 None if below.0 > first.0 => (first, below),
@@ -154,20 +191,22 @@ impl Pace {
         (load.due + 1..=load.decoding).rev().find(|n| estimate(*n) <= limit).unwrap_or(load.due)
     }
 
-    fn note(&mut self, decoding: usize, prompt: usize, time: f64) {
+    fn note(&mut self, decoding: usize, prompt: f64, time: f64) {
         self.steps += 1;
-        if prompt == 0 {
-            let (old, seen) = self.decode.entry(decoding).or_insert((time, 0));
-            *old += (time - *old) / 2.0;
-            *seen = self.steps;
+        if prompt == 0.0 {
+            let new = Decode { time, usual: time, seen: self.steps };
+            let known = self.decode.entry(decoding).or_insert(new);
+            known.time += (time - known.time) / 2.0;
+            known.usual += (time - known.usual) / USUAL_STEPS;
+            known.seen = self.steps;
             return;
         }
         let token = match self.decode(decoding) {
-            Some(decode) => (time - decode).max(0.0) / prompt as f64,
-            None => time / (decoding + prompt) as f64,
+            Some(decode) => (time - decode).max(0.0) / prompt,
+            None => time / (decoding as f64 + prompt),
         };
         let old = self.token.unwrap_or(token);
-        let news = prompt as f64 / (prompt as f64 + MEMORY_TOKENS);
+        let news = prompt / (prompt + MEMORY_TOKENS);
         // Above zero, since times are divided by it.
         self.token = Some((old + (token - old) * news).max(1e-9));
     }
@@ -245,7 +284,7 @@ mod tests {
         /// A step that begins, and ends.
         fn step(&mut self, model: ModelKey, decoding: usize, prompt: usize, time: Duration) {
             self.began(model, prompt > 0);
-            self.note(model, decoding, prompt, time);
+            self.note(model, decoding, prompt as f64, time);
         }
     }
 
@@ -268,9 +307,9 @@ mod tests {
         paces.step(1, 8, 0, ms(100.0));
         assert_eq!(budgets(&paces, &[(1, (8, 1))]), [20], "10 ms");
         paces.step(1, 4, 0, ms(10.0));
-        assert_eq!(budgets(&paces, &[(1, (4, 1))]), [15], "three quarters of what decoding takes");
+        assert_eq!(budgets(&paces, &[(1, (4, 1))]), [18], "nine tenths of what decoding takes");
         let shared = budgets(&paces, &[(1, (4, 1)), (2, (0, 1))]);
-        assert!([7, 8].contains(&shared[0]) && shared[1] == MIN_TOKENS, "two models share the time: {shared:?}");
+        assert!([8, 9, 10].contains(&shared[0]) && shared[1] == MIN_TOKENS, "two models share the time: {shared:?}");
         paces.step(1, 2, 0, ms(4.0));
         assert_eq!(budgets(&paces, &[(1, (2, 1))]), [10], "5 ms in any case");
         assert_eq!(budgets(&paces, &[(1, (8, 1)), (2, (0, 0))])[0], 20);
@@ -290,6 +329,37 @@ mod tests {
             assert!(step < 100 || budget == 0 || (28..=44).contains(&budget), "{budget} tokens in step {step}");
         }
         assert_eq!(without, 58, "one in seventeen");
+    }
+
+    #[test]
+    fn a_step_hardly_grows_while_a_long_prompt_is_read() {
+        let config = EngineConfig { prefill_tokens: 500, max_stall: ms(1000.0), ..EngineConfig::default() };
+        let mut paces = Paces::new(&config);
+        (0..100).for_each(|_| paces.step(1, 8, 0, ms(20.0)));
+        let mut left = 4000.0;
+        for step in 0.. {
+            let decode = 20.0 + 0.015 * f64::from(step);
+            let allowed = paces.allowances(&[(1, load(8, 1))])[0];
+            let worth = if allowed.prompt_tokens == 0 { 0.0 } else { allowed.chunk.expect("others decode").worth };
+            let time = decode + 2.0 * worth;
+            paces.began(1, worth > 0.0);
+            paces.note(1, 8, worth, ms(time));
+            assert!(step < 20 || time <= 20.0 * 2.0, "{time} ms in step {step}");
+            left -= worth;
+            if left <= 0.0 {
+                assert!(step < 800, "{step} steps");
+                break;
+            }
+        }
+        // Where contexts stay as long, that is what is usual in the end.
+        for step in 0..20_000 {
+            let allowed = paces.allowances(&[(1, load(8, 1))])[0];
+            let worth = if allowed.prompt_tokens == 0 { 0.0 } else { allowed.chunk.expect("others decode").worth };
+            paces.began(1, worth > 0.0);
+            paces.note(1, 8, worth, ms(40.0 + 2.0 * worth));
+            let least = if step < 19_000 { 5.0 } else { 16.0 };
+            assert!(step < 100 || worth == 0.0 || worth >= least * 0.9, "{worth} tokens in step {step}");
+        }
     }
 
     #[test]
@@ -316,7 +386,7 @@ mod tests {
         let work = [(1, Load { decoding: 8, due: 1, prompting: 1 })];
         let (mut others, mut prompts) = (0, 0);
         for _ in 0..1000 {
-            let Allowance { decoding, prompt_tokens } = paces.allowances(&work)[0];
+            let Allowance { decoding, prompt_tokens, .. } = paces.allowances(&work)[0];
             others += decoding - 1;
             prompts += prompt_tokens;
             // Any other sequence takes longer than it may.

@@ -243,6 +243,7 @@ impl Engines {
             graph_steps: all.graph_steps + one.graph_steps,
             ahead_steps: all.ahead_steps + one.ahead_steps,
             few_logits_steps: all.few_logits_steps + one.few_logits_steps,
+            stretched_steps: all.stretched_steps + one.stretched_steps,
             generated_tokens: all.generated_tokens + one.generated_tokens,
             prefilled_tokens: all.prefilled_tokens + one.prefilled_tokens,
             cached_tokens: all.cached_tokens + one.cached_tokens,

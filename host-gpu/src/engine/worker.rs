@@ -15,7 +15,7 @@ use crate::ask::TokenId;
 use crate::kv::Arena;
 use crate::model::Loaded;
 use crate::model::card::{Begun, Given, OnCardState, Wanted};
-use crate::model::forward::{self, Buffers, Compute, Part};
+use crate::model::forward::{self, Buffers, Compute, Part, Through};
 use crate::model::{encoder, step_of};
 use crate::ops::cuda::CudaError;
 use crate::ops::cuda::draw::Draw;
@@ -292,6 +292,10 @@ impl Worker {
             true => giving.iter().filter_map(|id| Some((*id, self.jobs.get_mut(id)?.draw_on_card()))).collect(),
             false => HashMap::new(),
         };
+        // At most one item has some layers only, the last.
+        let partial = items.last().and_then(|item| Some((item.id, item.stretch?)));
+        let job = partial.and_then(|(id, _)| self.jobs.get_mut(&id));
+        let mut between = job.map(|job| std::mem::take(&mut job.between_layers)).unwrap_or_default();
         let before = self.flight.as_ref().map_or(&[][..], |flight| &flight.giving);
         let part = |item: &Item| {
             let (tokens, pages) = self.scheduler.input(item);
@@ -324,8 +328,12 @@ impl Worker {
             _ => {
                 let best = |most: usize, id| Some(most.max(self.jobs.get(id)?.best()?));
                 let best = giving.iter().try_fold(0, best);
-                forward::step(c, w, compute, arena, (&parts, best), buffers);
+                let through = partial.map(|(_, stretch)| Through { layers: stretch.from..stretch.to, x: &mut between });
+                forward::step(c, w, compute, arena, (&parts, best, through), buffers);
             }
+        }
+        if let Some(job) = partial.and_then(|(id, _)| self.jobs.get_mut(&id)) {
+            job.between_layers = between;
         }
         Ok(None)
     }
@@ -367,16 +375,17 @@ impl Worker {
         self.counters.graph_steps.store(graph_steps, Ordering::Relaxed);
         self.counters.few_logits_steps.store(self.buffers.few_logits_steps(), Ordering::Relaxed);
         let decoding = items.iter().filter(|item| item.decodes).count();
-        let prompts = items.iter().filter(|item| !item.decodes).map(|item| item.tokens).sum();
+        let done = |item: &Item| item.tokens as f64 * item.stretch.map_or(1.0, |stretch| stretch.share());
+        let prompts = items.iter().filter(|item| !item.decodes).map(done).sum();
         // A card begins with a step when it has ended the one before. Choosing is part of it: with forms and penalties it can take
         // as long as computing.
         let took = self.ended.max(*began).elapsed();
         self.ended = Instant::now();
         self.paces.note(*model, decoding, prompts, took);
-        let tokens: usize = items.iter().map(|item| item.tokens).sum();
+        let tokens: f64 = items.iter().map(done).sum();
         for item in items {
             if let Some(job) = self.jobs.get(&item.id) {
-                job.computed(took.mul_f64(item.tokens as f64 / tokens as f64));
+                job.computed(took.mul_f64(done(item) / tokens));
             }
         }
         self.finish_embeddings(items, flight.on_card, loaded.config.width);
@@ -416,7 +425,7 @@ impl Worker {
         let now = Instant::now();
         for item in &flight.items {
             let Some(job) = self.jobs.get_mut(&item.id) else { continue };
-            if !item.decodes {
+            if !item.decodes && item.completes() {
                 job.prefilled(item, now);
                 self.counters.prefilled.fetch_add(item.tokens as u64, Ordering::Relaxed);
             }
@@ -429,6 +438,8 @@ impl Worker {
             self.end(item.id, ends);
         }
         self.counters.steps.fetch_add(1, Ordering::Relaxed);
+        let stretched = flight.items.iter().any(|item| item.stretch.is_some());
+        self.counters.stretched_steps.fetch_add(stretched.into(), Ordering::Relaxed);
     }
 
     fn end(&mut self, id: SeqId, ends: Option<Finish>) {

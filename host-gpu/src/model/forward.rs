@@ -37,6 +37,13 @@ pub(crate) struct Part<'a> {
     pub(crate) embeds: bool,
 }
 
+/// The layers that the last part of a step goes through, if not all.
+pub(crate) struct Through<'a> {
+    pub(crate) layers: Range<usize>,
+    /// (tokens of the part, width): what came out of the layer before, and what comes out of the last one of these.
+    pub(crate) x: &'a mut Vec<f32>,
+}
+
 /// What computes: the code path and its threads.
 pub(crate) struct Compute {
     pub(crate) cpu: Cpu,
@@ -136,12 +143,13 @@ thread_local! {
 
 /// Processes `parts`, writing their keys and values to `arena`. Gives (logits asked for, vocab),
 /// in the order of the parts. If nobody will look at more than the `best` largest logits of each, others may be negative infinity.
+/// The last part may go `through` some layers only; it gives nothing but for the last layer.
 pub(crate) fn step<'b>(
     c: &Config,
     w: &Weights,
     compute: &mut Compute,
     arena: &mut Arena,
-    (parts, best): (&[Part<'_>], Option<usize>),
+    (parts, best, mut through): (&[Part<'_>], Option<usize>, Option<Through<'_>>),
     b: &'b mut Buffers,
 ) -> &'b mut [f32] {
     let Compute { cpu, pool, kv_type } = compute;
@@ -149,8 +157,13 @@ pub(crate) fn step<'b>(
     let kv = KvLayout::new(c.kv_shape(), *kv_type, arena.page_bytes());
     let slots = flatten(parts);
     let split = Split { kv_heads: c.kv_heads, threads: pool.threads() };
-    let blocks = blocks(parts, split, false);
+    let all_blocks = blocks(parts, split, false);
     let n = slots.len();
+    // The tokens that go through all layers, and their attention.
+    let whole = match (&through, parts.split_last()) {
+        (Some(_), Some((last, others))) => Some((n - last.tokens.len(), blocks(others, split, false))),
+        _ => None,
+    };
     let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
     let qkv_width = q_width + 2 * kv_width;
     claim(parts, &kv, arena);
@@ -173,18 +186,34 @@ pub(crate) fn step<'b>(
             x.iter_mut().for_each(|x| *x *= c.embedding_scale);
         }
     }
+    if let (Some(through), Some((from, _))) = (&through, &whole)
+        && through.layers.start > 0
+    {
+        b.x[from * c.width..].copy_from_slice(through.x);
+    }
     for (number, layer) in w.layers.iter().enumerate() {
+        let (n, blocks) = match (&through, &whole) {
+            (Some(through), Some((n, blocks))) if !through.layers.contains(&number) => (*n, blocks),
+            _ => (n, &all_blocks),
+        };
+        if n == 0 {
+            continue;
+        }
+        let slots = &slots[..n];
+        let (x, h) = (&mut b.x[..n * c.width], &mut b.h[..n * c.width]);
+        let (qkv, attended) = (&mut b.qkv[..n * qkv_width], &mut b.attended[..n * q_width]);
+        let ff = &mut b.ff[..n * c.ff];
         let window = c.window_of(number);
         // q, k, v = W_q h, W_k h, W_v h  where  h = norm(x)
-        norm(cpu, pool, &b.x, &layer.attn_norm, c.norm_eps, &mut b.h);
+        norm(cpu, pool, x, &layer.attn_norm, c.norm_eps, h);
         let weights = [m(&layer.q), m(&layer.k), m(&layer.v)];
-        let input = Input::new(cpu, pool, &b.h, c.width, &weights, &mut b.tiles);
-        cpu.matmul(pool, &weights, &input, false, &mut b.qkv);
+        let input = Input::new(cpu, pool, h, c.width, &weights, &mut b.tiles);
+        cpu.matmul(pool, &weights, &input, false, qkv);
 
         // q, k are normed and turn with their position; k, v go to the pages
         let pairs = c.rope_dims / 2;
         let all_turns = if window.is_some() && c.local_rope.is_some() { &b.local_turns } else { &b.turns };
-        pool.rows(&mut b.qkv, qkv_width, |token, row| {
+        pool.rows(qkv, qkv_width, |token, row| {
             if let Some(bias) = &layer.qkv_bias {
                 add(bias, row);
             }
@@ -196,34 +225,40 @@ pub(crate) fn step<'b>(
                 cpu.rope(c.architecture.pairs, head, turns);
             }
         });
-        store(c, pool, arena, &kv, number, &slots, &b.qkv);
+        store(c, pool, arena, &kv, number, slots, qkv);
 
         // x += W_o attention(q, k, v)
-        attend(c, (cpu, pool), arena, &kv, number, window, &blocks, &b.qkv, &mut b.attended);
+        attend(c, (cpu, pool), arena, &kv, number, window, blocks, qkv, attended);
         let w_o = m(&layer.o.w);
-        let input = Input::new(cpu, pool, &b.attended, q_width, &[w_o], &mut b.tiles);
-        join(cpu, pool, (&layer.o, w_o), &input, c.norm_eps, &mut b.h, &mut b.x);
+        let input = Input::new(cpu, pool, attended, q_width, &[w_o], &mut b.tiles);
+        join(cpu, pool, (&layer.o, w_o), &input, c.norm_eps, h, x);
 
         // x += W_down (act(W_gate h) * W_up h)  where  h = norm(x)
-        norm(cpu, pool, &b.x, &layer.ff_norm, c.norm_eps, &mut b.h);
+        norm(cpu, pool, x, &layer.ff_norm, c.norm_eps, h);
         let gate = layer.gate.as_ref().expect("what generates has gates");
         let weights = [m(gate), m(&layer.up)];
-        let input = Input::new(cpu, pool, &b.h, c.width, &weights, &mut b.tiles);
+        let input = Input::new(cpu, pool, h, c.width, &weights, &mut b.tiles);
         match c.architecture.gate {
-            Gate::Silu => cpu.matmul_gated(pool, weights[0], weights[1], &input, &mut b.ff),
+            Gate::Silu => cpu.matmul_gated(pool, weights[0], weights[1], &input, ff),
             Gate::GeluTanh => {
                 b.gates.resize(n * 2 * c.ff, 0.0);
                 cpu.matmul(pool, &weights, &input, false, &mut b.gates);
                 let gates = &b.gates;
-                pool.rows(&mut b.ff, c.ff, |token, out| {
+                pool.rows(ff, c.ff, |token, out| {
                     let (gate, up) = gates[token * 2 * c.ff..][..2 * c.ff].split_at(c.ff);
                     cpu.gelu_tanh_mul(gate, up, out);
                 });
             }
         }
         let w_down = m(&layer.down.w);
-        let input = Input::new(cpu, pool, &b.ff, c.ff, &[w_down], &mut b.tiles);
-        join(cpu, pool, (&layer.down, w_down), &input, c.norm_eps, &mut b.h, &mut b.x);
+        let input = Input::new(cpu, pool, ff, c.ff, &[w_down], &mut b.tiles);
+        join(cpu, pool, (&layer.down, w_down), &input, c.norm_eps, h, x);
+    }
+    if let (Some(through), Some((from, _))) = (&mut through, &whole)
+        && through.layers.end < w.layers.len()
+    {
+        through.x.clear();
+        through.x.extend_from_slice(&b.x[from * c.width..]);
     }
     embed(c, w, cpu, parts, b);
     // logits = W_head norm(x), for the tokens that need them

@@ -49,7 +49,7 @@ pub(super) fn score(
     for tokens in tokens.chunks(chunk.max(1)) {
         let part = part(tokens, position, &pages);
         let w = &loaded.weights;
-        let logits = forward::step(c, w, &mut compute, &mut arena, (&[part], None), &mut buffers);
+        let logits = forward::step(c, w, &mut compute, &mut arena, (&[part], None, None), &mut buffers);
         values.extend_from_slice(logits);
         position += tokens.len();
     }

@@ -30,7 +30,7 @@ impl Host {
         let realm = Realm { scope: share.account, ..REALM };
         self.s.submit(
             self.next,
-            Need { realm, share, max_tokens: Some(answer), context: 100_000, whole: false },
+            Need { realm, share, max_tokens: Some(answer), context: 100_000, whole: false, layers: 1 },
             tokens,
         );
         self.next
@@ -43,7 +43,7 @@ impl Host {
         let mut ended = Vec::new();
         self.steps += 1;
         for (model, load) in self.s.loads() {
-            for item in self.s.plan(model, Allowance { decoding: load.due + more, prompt_tokens }) {
+            for item in self.s.plan(model, Allowance { decoding: load.due + more, prompt_tokens, chunk: None }) {
                 let account = self.s.running.iter().find(|s| s.id == item.id).unwrap().share.account;
                 let given = if item.decodes { &mut self.answers } else { &mut self.prompts };
                 *given.entry(account).or_default() += item.tokens;

@@ -5,7 +5,7 @@ use super::*;
 const REALM: Realm = Realm { model: 1, scope: 1, page_tokens: 4 };
 
 fn need(max_tokens: Option<usize>) -> Need {
-    Need { realm: REALM, share: share(1, 100), max_tokens, context: 200, whole: false }
+    Need { realm: REALM, share: share(1, 100), max_tokens, context: 200, whole: false, layers: 1 }
 }
 
 fn share(account: u64, weight: u32) -> Share {
@@ -13,7 +13,7 @@ fn share(account: u64, weight: u32) -> Share {
 }
 
 fn all(prompt_tokens: usize) -> Allowance {
-    Allowance { decoding: usize::MAX, prompt_tokens }
+    Allowance { decoding: usize::MAX, prompt_tokens, chunk: None }
 }
 
 /// What a step with all that decodes and so many tokens of prompts does.
@@ -51,7 +51,7 @@ fn decode_goes_first_and_prompts_share_a_budget() {
     s.submit(1, need(Some(8)), prompt(1, 4));
     assert_eq!(admit(&mut s), [1]);
     let first = plan(&mut s, 10);
-    assert_eq!(first, [Item { id: 1, position: 0, tokens: 4, decodes: false, gives_token: true }]);
+    assert_eq!(first, [Item { id: 1, position: 0, tokens: 4, decodes: false, gives_token: true, stretch: None }]);
     s.done(&first[0]);
     s.push(1, TokenId(9));
     s.submit(2, need(Some(1)), prompt(2, 7));

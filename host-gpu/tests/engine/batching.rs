@@ -44,6 +44,31 @@ fn alone_in_a_batch_of_32_and_at_any_chunk_size() {
 }
 
 #[test]
+fn through_a_part_of_the_layers_at_a_time() {
+    let asks = strangers();
+    let alone = alone(&Bench::new(wide(64)).model(), &asks);
+    // A step takes a token at most, or two of them through one of two layers.
+    for max_stall in [Duration::ZERO, Duration::from_micros(200)] {
+        let bench = Bench::new(EngineConfig { max_stall, ..wide(512) });
+        let model = bench.model();
+        for (n, ((answer, _), alone)) in together(&model, &asks).iter().zip(&alone).enumerate() {
+            assert_eq!(answer, alone, "sequence {n} with {max_stall:?} for prompts");
+        }
+        // Some leave in between, and others begin as they did.
+        let left: Vec<Tokens> =
+            asks.iter().map(|ask| model.generate(Ask { account: 7, ..ask.clone() }).unwrap()).collect();
+        bench.until(|_| left.iter().any(|tokens| tokens.usage().prompt_tokens > 0));
+        drop(left);
+        for (n, ((answer, _), alone)) in together(&model, &asks).iter().zip(&alone).enumerate() {
+            assert_eq!(answer, alone, "sequence {n} once more");
+        }
+        bench.idle();
+        let stats = bench.engine.stats();
+        assert!(stats.stretched_steps > 100 && stats.stretched_steps < stats.steps, "{stats:?}");
+    }
+}
+
+#[test]
 fn a_known_prefix_is_not_computed_again_and_makes_no_difference() {
     let bench = Bench::new(wide(64));
     let model = bench.model();
@@ -109,8 +134,9 @@ fn sequences_that_fork_share_pages_while_all_run() {
 
 #[test]
 fn preemption_loses_no_sequence_and_no_bit() {
-    // Each is admitted with a part of what it comes to, and all together come to twice the pages or more.
-    let bench = Bench::new(EngineConfig { max_running: 8, prefill_tokens: 64, ..small() });
+    // Each is admitted with a part of what it comes to, and all together come to twice the pages or more. Those that come back
+    // go through the layers one by one.
+    let bench = Bench::new(EngineConfig { max_running: 8, prefill_tokens: 64, max_stall: Duration::ZERO, ..small() });
     let model = bench.model();
     let long = |n: u32| Ask { stop: vec!["!!!!!!".into()], ..with_logprobs(ask(n, 10 + n, 700)) };
     let asks: Vec<Ask> = (0..12).map(long).collect();
@@ -128,6 +154,7 @@ fn preemption_loses_no_sequence_and_no_bit() {
         bench.idle();
         let after = bench.engine.stats();
         assert!(after.preemptions > before.preemptions + 2, "{after:?}");
+        assert!(after.stretched_steps > before.stretched_steps, "{after:?}");
         // Of several accounts others come first, and take them.
         let found = after.cached_tokens > before.cached_tokens;
         assert!(found || !same_account, "some came back to pages of theirs: {after:?}");
