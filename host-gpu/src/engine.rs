@@ -65,12 +65,12 @@ pub struct EngineConfig {
     /// Sequences that wait beyond those; default 256. An account that has not its part of these places finds one even if
     /// others have taken all.
     pub max_waiting: usize,
-    /// Prompt tokens in a step, at most; default 256.
+    /// Prompt tokens that go through all layers in a step, at most; default 256.
     pub prefill_tokens: usize,
     /// How long others' prompts may delay a token, about; default 30 ms. While sequences
-    /// generate, a step takes as many prompt tokens as fit in three quarters of the time that generating takes, or
-    /// in 5 ms if that is more, but never in more than this. It takes one at least, but for one
-    /// step in 16 that shows what generating takes.
+    /// generate, a step takes as many prompt tokens as fit in nine tenths of the time that generating usually takes, or
+    /// in 5 ms if that is more, but never in more than this: on the processor up to 64 of them through some layers, where that is all that
+    /// fits. It takes one through all layers at least, or as much, but for one step in 16 that shows what generating takes.
     pub max_stall: Duration,
     /// Quantises matrices that files have as floats, as models are loaded; the default leaves them in the files.
     pub quantize: Option<Quantize>,
@@ -122,8 +122,12 @@ impl EngineConfig {
     /// The tokens of the largest step that there can be, and how many of these give logits: what
     /// memory for activations is computed from.
     pub fn largest_step(&self) -> (usize, usize) {
-        let sequences = self.max_running.max(1);
-        (sequences + self.prefill_tokens.max(1), sequences)
+        let (sequences, prompts) = (self.max_running.max(1), self.prefill_tokens.max(1));
+        let through_some_layers = match self.device {
+            EngineDevice::Cpu => prompts.min(pace::CHUNK_TOKENS),
+            _ => 0,
+        };
+        (sequences + prompts + through_some_layers, sequences)
     }
 }
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 const MIN_TOKENS: usize = 1;
 /// Prompt tokens that go through some layers in a step, where so many through all of them would take too long. With more, there is more
 /// to do again when their sequence is preempted; with fewer, keys and values before them are read more often.
-const CHUNK_TOKENS: usize = 64;
+pub(super) const CHUNK_TOKENS: usize = 64;
 /// What prompts take of a step in any case, in seconds, if `max_stall` is not less.
 const LEAST: f64 = 0.005;
 /// How long what is not due takes, in the time that decoding what is due takes. Where there are prompts and sequences that are
@@ -60,7 +60,7 @@ impl Paces {
     /// While anything decodes, prompts together take at most `max_stall`, and beyond [`LEAST`] no more than [`PROMPT_SHARE`] of
     /// the time that decoding takes: a token then comes within 1.9 times its usual time. What is usual follows slowly: contexts grow
     /// while a long prompt is read, and so does what decoding takes. Prompts then get less, down to [`LEAST_PROMPT_SHARE`]. Where
-    /// sequences decode that are not due, tokens come within 1.75 times their time; one of them always does.
+    /// sequences decode that are not due, tokens come within 1.75 times their time (1.83 with prompts); one of them always does.
     pub(super) fn allowances(&self, work: &[Work]) -> Vec<Allowance> {
         if work.iter().all(|(_, load)| load.decoding == 0) {
             return vec![Allowance { decoding: 0, prompt_tokens: self.prefill_tokens, chunk: None }; work.len()];
@@ -196,6 +196,9 @@ impl Pace {
         if prompt == 0.0 {
             let new = Decode { time, usual: time, seen: self.steps };
             let known = self.decode.entry(decoding).or_insert(new);
+            if self.steps - known.seen >= STALE_STEPS {
+                *known = new;
+            }
             known.time += (time - known.time) / 2.0;
             known.usual += (time - known.usual) / USUAL_STEPS;
             known.seen = self.steps;

@@ -205,6 +205,7 @@ impl Worker {
             match change {
                 Change::Preempted(_) => {
                     self.counters.preemptions.fetch_add(1, Ordering::Relaxed);
+                    job.between_layers = Vec::new();
                     self.door.preempted(job.account);
                 }
                 Change::Admitted(admitted) => {
@@ -332,7 +333,8 @@ impl Worker {
                 forward::step(c, w, compute, arena, (&parts, best, through), buffers);
             }
         }
-        if let Some(job) = partial.and_then(|(id, _)| self.jobs.get_mut(&id)) {
+        let goes_on = partial.filter(|(_, stretch)| !stretch.is_last());
+        if let Some(job) = goes_on.and_then(|(id, _)| self.jobs.get_mut(&id)) {
             job.between_layers = between;
         }
         Ok(None)
@@ -375,17 +377,16 @@ impl Worker {
         self.counters.graph_steps.store(graph_steps, Ordering::Relaxed);
         self.counters.few_logits_steps.store(self.buffers.few_logits_steps(), Ordering::Relaxed);
         let decoding = items.iter().filter(|item| item.decodes).count();
-        let done = |item: &Item| item.tokens as f64 * item.stretch.map_or(1.0, |stretch| stretch.share());
-        let prompts = items.iter().filter(|item| !item.decodes).map(done).sum();
+        let prompts = items.iter().filter(|item| !item.decodes).map(Item::work).sum();
         // A card begins with a step when it has ended the one before. Choosing is part of it: with forms and penalties it can take
         // as long as computing.
         let took = self.ended.max(*began).elapsed();
         self.ended = Instant::now();
         self.paces.note(*model, decoding, prompts, took);
-        let tokens: f64 = items.iter().map(done).sum();
+        let work: f64 = items.iter().map(Item::work).sum();
         for item in items {
             if let Some(job) = self.jobs.get(&item.id) {
-                job.computed(took.mul_f64(done(item) / tokens));
+                job.computed(took.mul_f64(item.work() / work));
             }
         }
         self.finish_embeddings(items, flight.on_card, loaded.config.width);

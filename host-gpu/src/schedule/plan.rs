@@ -36,6 +36,11 @@ impl Item {
     pub(crate) fn completes(&self) -> bool {
         self.stretch.is_none_or(|stretch| stretch.is_last())
     }
+
+    /// Its tokens by their part of all layers.
+    pub(crate) fn work(&self) -> f64 {
+        self.tokens as f64 * self.stretch.map_or(1.0, |stretch| stretch.share())
+    }
 }
 
 impl Scheduler {
@@ -45,15 +50,21 @@ impl Scheduler {
         let mut prompts: Vec<&Sequence> = self.of(model).filter(|s| !s.decodes()).collect();
         let served = |s: &Sequence| self.served.of(s.share.account);
         prompts.sort_by(|a, b| b.share.priority.cmp(&a.share.priority).then(served(a).total_cmp(&served(b))));
-        let mut budget = allowance.prompt_tokens;
+        let (mut used, mut stretched) = (0.0, None);
         for s in prompts {
             let left = s.tokens.len() - s.done;
-            let chunk = allowance.chunk.filter(|_| s.layers > 1 && !s.whole);
-            let chunk = chunk.map(|chunk| chunk.after(allowance.prompt_tokens - budget, left, s.layers));
-            if budget > 0 && (s.begun.is_some() || chunk.is_some_and(|chunk| chunk.is_too_much())) {
-                // A step has one such at most, the last.
-                items.push(s.next_stretch(chunk));
-                break;
+            let budget = (allowance.prompt_tokens as f64 - used) as usize;
+            let chunk =
+                allowance.chunk.filter(|_| s.layers > 1 && !s.whole).map(|chunk| chunk.after(used, left, s.layers));
+            if s.begun.is_some() || chunk.is_some_and(|chunk| chunk.is_too_much()) {
+                // A step has one such at most.
+                if budget == 0 || stretched.is_some() {
+                    break;
+                }
+                let item = s.next_stretch(chunk);
+                used += item.work();
+                stretched = Some(item);
+                continue;
             }
             let tokens = match s.whole {
                 // One that is too long for any step goes alone.
@@ -64,9 +75,11 @@ impl Scheduler {
             if tokens == 0 {
                 break;
             }
-            budget = budget.saturating_sub(tokens);
+            used += tokens as f64;
             items.push(s.item(tokens));
         }
+        // What goes through some layers only is the last.
+        items.extend(stretched);
         items
     }
 

@@ -26,12 +26,16 @@ pub(crate) struct Chunk {
 }
 
 impl Chunk {
-    /// What is left of it when `done` tokens go through all layers, for a prompt of which `left` are to be done: no more than a step
-    /// has time for in one of `layers`.
-    pub(super) fn after(self, done: usize, left: usize, layers: usize) -> Self {
-        let worth = (self.worth - done as f64).max(0.0);
-        let most = ((worth * layers as f64) as usize).max(1);
-        Self { tokens: self.tokens.min(left).min(most), worth }
+    /// What is left of it when the step does `done` tokens besides, for a prompt of which `left` are to be done: as many as a step has
+    /// time for in a few of `layers`, so many that hardly any are over in the last step.
+    pub(super) fn after(self, done: f64, left: usize, layers: usize) -> Self {
+        let worth = (self.worth - done).max(0.0);
+        let work = worth * layers as f64;
+        let fewest = ((work / self.tokens as f64).ceil() as usize).clamp(1, layers);
+        let over = |at_once: &usize| layers.div_ceil(*at_once) * at_once;
+        let at_once = (fewest..=layers.min(2 * fewest)).min_by_key(over).unwrap_or(fewest);
+        let tokens = (work / at_once as f64) as usize;
+        Self { tokens: tokens.clamp(1, self.tokens).min(left), worth }
     }
 
     /// Whether there is no time to take it through all layers.
@@ -43,10 +47,9 @@ impl Chunk {
     /// more than would leave less for the last step.
     pub(super) fn stretch(&self, tokens: usize, from: usize, of: usize) -> Stretch {
         let left = of - from;
-        let fit = self.worth * of as f64 / tokens as f64;
-        // A step more for a tenth of what one takes is not worth it.
-        let steps = (left as f64 / fit - 0.1).ceil().clamp(1.0, left as f64) as usize;
-        Stretch { from, to: from + left.div_ceil(steps), of }
+        // What there is time for is known to a tenth or so.
+        let at_once = (self.worth * of as f64 / tokens as f64 + 0.3).floor().clamp(1.0, left as f64) as usize;
+        Stretch { from, to: from + left.div_ceil(left.div_ceil(at_once)), of }
     }
 }
 
@@ -69,9 +72,9 @@ mod tests {
     #[test]
     fn a_chunk_goes_through_all_layers_in_even_steps() {
         for (tokens, worth, of, expected) in [
-            (32, 8.0, 30, vec![8, 8, 7, 7]),
+            (32, 8.0, 30, vec![6, 6, 6, 6, 6]),
             (32, 40.0, 30, vec![30]),
-            (32, 31.0, 30, vec![30]),
+            (32, 31.8, 30, vec![30]),
             (5, 1e-9, 4, vec![1, 1, 1, 1]),
             (5, 0.0, 4, vec![1, 1, 1, 1]),
             (16, 16.0, 1, vec![1]),
@@ -89,12 +92,30 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_is_no_larger_than_one_layer_has_time_for() {
+    fn a_chunk_is_what_some_steps_have_time_for() {
         let chunk = Chunk { tokens: 64, worth: 8.5 };
-        assert_eq!(chunk.after(0, 1000, 30), chunk);
-        assert_eq!(chunk.after(2, 1000, 4), Chunk { tokens: 26, worth: 6.5 });
-        assert_eq!(chunk.after(2, 10, 4), Chunk { tokens: 10, worth: 6.5 });
-        assert_eq!(chunk.after(9, 10, 4), Chunk { tokens: 1, worth: 0.0 });
-        assert!(chunk.after(0, 9, 4).is_too_much() && !chunk.after(0, 8, 4).is_too_much());
+        assert_eq!(chunk.after(0.0, 1000, 30), Chunk { tokens: 51, worth: 8.5 }, "five layers at once");
+        assert_eq!(chunk.after(2.0, 1000, 4), Chunk { tokens: 26, worth: 6.5 }, "one layer");
+        assert_eq!(chunk.after(2.0, 10, 4), Chunk { tokens: 10, worth: 6.5 });
+        assert_eq!(chunk.after(9.0, 10, 4), Chunk { tokens: 1, worth: 0.0 });
+        assert!(chunk.after(0.0, 9, 4).is_too_much() && !chunk.after(0.0, 8, 4).is_too_much());
+        // Where a step has time for more than half of a chunk it takes what it has time for.
+        for worth in [33.0, 50.5, 64.0, 1e9] {
+            assert!(!Chunk { tokens: 64, worth }.after(0.0, 1000, 30).is_too_much(), "{worth}");
+        }
+        for (worth, layers) in
+            (1..32).map(f64::from).flat_map(|worth| [18, 30, 32, 61, 80].map(|layers| (worth, layers)))
+        {
+            let chunk = Chunk { tokens: 64, worth }.after(0.0, 1000, layers);
+            let (mut from, mut steps) = (0, 0.0);
+            while from < layers {
+                let stretch = chunk.stretch(chunk.tokens, from, layers);
+                let used = stretch.share() * chunk.tokens as f64;
+                assert!(used <= 1.1 * worth + 0.01, "{used} of {worth} in {layers} layers");
+                (from, steps) = (stretch.to, steps + 1.0);
+            }
+            let each = chunk.tokens as f64 / steps;
+            assert!(each >= 0.85 * worth, "{each} of {worth} in each step, {layers} layers");
+        }
     }
 }

@@ -47,24 +47,29 @@ fn alone_in_a_batch_of_32_and_at_any_chunk_size() {
 fn through_a_part_of_the_layers_at_a_time() {
     let asks = strangers();
     let alone = alone(&Bench::new(wide(64)).model(), &asks);
-    // A step takes a token at most, or two of them through one of two layers.
+    let of = |more: u64| asks.iter().map(|ask| Ask { account: ask.account + more, ..ask.clone() }).collect::<Vec<_>>();
     for max_stall in [Duration::ZERO, Duration::from_micros(200)] {
         let bench = Bench::new(EngineConfig { max_stall, ..wide(512) });
         let model = bench.model();
         for (n, ((answer, _), alone)) in together(&model, &asks).iter().zip(&alone).enumerate() {
             assert_eq!(answer, alone, "sequence {n} with {max_stall:?} for prompts");
         }
-        // Some leave in between, and others begin as they did.
-        let left: Vec<Tokens> =
-            asks.iter().map(|ask| model.generate(Ask { account: 7, ..ask.clone() }).unwrap()).collect();
-        bench.until(|_| left.iter().any(|tokens| tokens.usage().prompt_tokens > 0));
+        if max_stall > Duration::ZERO {
+            continue; // how many are stretched is a matter of time
+        }
+        // A step takes a token at most, or two of them through one of two layers, while another gets tokens.
+        let before = bench.engine.stats().stretched_steps;
+        assert!(before > 100, "{:?}", bench.engine.stats());
+        // Some leave in between, and others of the same account begin as they did.
+        let left: Vec<Tokens> = of(100).into_iter().map(|ask| model.generate(ask).unwrap()).collect();
+        bench.until(|engine| engine.stats().stretched_steps > before + 20);
         drop(left);
-        for (n, ((answer, _), alone)) in together(&model, &asks).iter().zip(&alone).enumerate() {
+        for (n, ((answer, _), alone)) in together(&model, &of(100)).iter().zip(&alone).enumerate() {
             assert_eq!(answer, alone, "sequence {n} once more");
         }
         bench.idle();
         let stats = bench.engine.stats();
-        assert!(stats.stretched_steps > 100 && stats.stretched_steps < stats.steps, "{stats:?}");
+        assert!(stats.stretched_steps < stats.steps, "{stats:?}");
     }
 }
 
