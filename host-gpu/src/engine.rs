@@ -69,8 +69,9 @@ pub struct EngineConfig {
     pub prefill_tokens: usize,
     /// How long others' prompts may delay a token, about; default 30 ms. While sequences
     /// generate, a step takes as many prompt tokens as fit in nine tenths of the time that generating usually takes, or
-    /// in 5 ms or a quarter of the time that it takes now if that is more, but never in more than this: on the processor up to 64 of them through some layers, where that is all that
-    /// fits. It takes one through all layers at least, or as much, but for one step in 16 that shows what generating takes.
+    /// in 5 ms or a quarter of the time that it takes now if that is more, but never in more than this: on the processor
+    /// up to 64 of them through some layers, where that is all that fits. It takes one through all layers at least, or as
+    /// much, but for one step in 16 that shows what generating takes.
     pub max_stall: Duration,
     /// Quantises matrices that files have as floats, as models are loaded; the default leaves them in the files.
     pub quantize: Option<Quantize>,
