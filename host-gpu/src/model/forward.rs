@@ -9,7 +9,7 @@ use super::weights::{Out, Weights};
 use crate::ask::TokenId;
 use crate::kv::{Arena, KvLayout, KvType, PageId};
 use crate::ops::cpu::Cpu;
-use crate::ops::cpu::attention::{KvHead, Queries, Scoring};
+use crate::ops::cpu::attention::{KvHead, Queries, Scoring, Scratch};
 use crate::ops::cpu::matmul::{Best, Input, Matrix, Tiles};
 use crate::ops::cuda::draw::Draw;
 use crate::ops::pool::Pool;
@@ -129,8 +129,9 @@ pub(super) struct Slot<'a> {
     pages: &'a [PageId],
 }
 
-/// Tokens that attend together, at most: keys and values are read once for all of them, and their scores stay in cache.
-const BLOCK_TOKENS: usize = 8;
+/// Tokens that attend together, at most: keys and values are read, and made floats, once for all of them, and their scores for a
+/// block of tokens stay in cache.
+const BLOCK_TOKENS: usize = 32;
 /// Blocks of a part for each thread, at least, counted for each KV head: a few tokens far into their sequence are most
 /// of a step's work, and it is to be spread.
 const BLOCKS: usize = 3;
@@ -138,7 +139,7 @@ const BLOCKS: usize = 3;
 const FEW_TOKENS: usize = 4;
 
 thread_local! {
-    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// Processes `parts`, writing their keys and values to `arena`. Gives (logits asked for, vocab),
@@ -333,7 +334,7 @@ pub(super) fn attend(
         let queries = Queries { q, stride, group, position, tokens: rows.len(), window, until };
         let (offset, layout, page_bytes) = (kv.offset(number, head), kv.head(), kv.page_bytes());
         let kv = KvHead { arena, pages, page_bytes, offset, layout };
-        SCORES.with_borrow_mut(|scores| cpu.attend(queries, kv, scoring, scores, out));
+        SCRATCH.with_borrow_mut(|scratch| cpu.attend(queries, kv, scoring, scratch, out));
     });
 }
 

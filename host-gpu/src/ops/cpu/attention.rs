@@ -2,7 +2,9 @@
 //!
 //! All query heads that share a KV head, of some neighbouring tokens, are the rows of two small matrix products: with
 //! the keys, which gives scores, a vector of tokens at a time; and with the values, a vector of dimensions at a time.
-//! Each row's sums are made in the order of dimensions, then of tokens, whatever rows are computed beside it.
+//! Scores are there for a block of tokens at a time: their weights are relative to the largest score so far, and what was summed
+//! before is made so, too, when a larger one comes (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018).
+//! Each row's sums are made in the order of dimensions, then of tokens and blocks, whatever rows are computed beside it.
 
 #![expect(
     clippy::needless_range_loop,
@@ -11,12 +13,20 @@
 
 use super::bytes::Bytes;
 use super::lanes::{LANES, Lanes};
-use super::vector::{soft_cap, softmax};
+use super::vector::{exp2, soft_cap};
 use super::{Cpu, Task};
-use crate::kv::{HeadLayout, KvType, SCALED};
+use crate::kv::{HeadLayout, KvType};
 use crate::ops::pool::View;
+use std::f32::consts::LOG2_E;
 use std::marker::PhantomData;
 use std::ops::Range;
+use stored::{F16, F32, Q8, Stored};
+
+mod few;
+mod many;
+mod stored;
+#[cfg(test)]
+mod tests;
 
 /// Keys are read in whole vectors. What follows the last one in memory may be read, too, and means nothing: the arena
 /// goes on for this many bytes behind its last page.
@@ -57,7 +67,7 @@ impl<'a> KvHead<'a> {
         let first = start / size;
         let in_use = &pages[first..end.div_ceil(size)];
         in_use.iter().zip(first..).map(move |(page, n)| {
-            let next = in_use.get(n - first + 1).unwrap_or(page);
+            let next = pages.get(n + 1).unwrap_or(page);
             let ahead = (*next as isize - *page as isize) * page_bytes as isize;
             let tokens = start.saturating_sub(n * size)..(end - n * size).min(size);
             let head = &arena[*page as usize * page_bytes + offset..];
@@ -104,314 +114,305 @@ pub struct Scoring {
     pub cap: Option<f32>,
 }
 
-/// How numbers are stored, and how a vector of them is read.
-trait Stored {
-    /// Whether each [`SCALED`] numbers have a scale, for [`scales`] to read.
-    const HAS_SCALES: bool;
-    /// Bytes of a number.
-    const BYTES: usize;
-    /// Sixteen numbers from number `at` on.
-    fn read<L: Lanes>(side: &[u8], at: usize) -> L::V;
+/// Tokens whose scores are there at a time. Blocks are counted from the beginning of the sequence, whatever is asked for, so that
+/// each row's sums are made in the same order alone, in a batch, and at any chunking.
+const BLOCK: usize = 512;
+/// So many rows read keys and values as they are stored. More have them widened to floats first, some at a time, so that each is read
+/// once for all rows.
+const FEW_ROWS: usize = 4;
+/// Rows whose sums are made together: on any path they fit the registers.
+const ROWS: usize = 6;
+/// From one row's scores to the next one's: there is room for whole vectors before the first token and behind the last one.
+const STRIDE: usize = LANES + BLOCK + 2 * LANES;
+
+/// A vector in memory, within one cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Vector([f32; LANES]);
+
+/// The scores of a row, as exponents of two, then the weights, for a block's tokens; the first token's is number [`LANES`].
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Scores([f32; STRIDE]);
+
+/// What is known of the scores of a row so far.
+#[derive(Clone, Copy)]
+struct Seen {
+    max: f32,
+    /// Of `2^(score - max)`.
+    sum: f32,
 }
 
-/// Pieces of a side at equal distances. That all lie inside is checked when it is made, and not again for each.
-struct Pieces<'a> {
-    next: *const u8,
-    step: usize,
-    left: usize,
-    width: usize,
-    side: PhantomData<&'a [u8]>,
+/// Memory for [`Cpu::attend`], kept for the next time.
+#[derive(Default)]
+pub struct Scratch {
+    /// For each row.
+    scores: Vec<Scores>,
+    /// (rows, head_dim): queries, scaled; those of rows that go together (head_dim, rows)
+    q: Vec<f32>,
+    /// (rows, head_dim): sums of values by their weights
+    sums: Vec<f32>,
+    /// Keys or values as floats.
+    wide: Vec<Vector>,
+    /// For each row.
+    seen: Vec<Seen>,
 }
 
-impl<'a> Pieces<'a> {
-    /// `count` pieces of `width` bytes, `step` bytes from one to the next, the first at `from`.
-    ///
-    /// # Panics
-    /// If one is not inside.
-    #[inline(always)]
-    fn new(side: &'a [u8], from: usize, step: usize, count: usize, width: usize) -> Self {
-        assert!(count == 0 || from + (count - 1) * step + width <= side.len(), "pieces are inside");
-        Self { next: side.as_ptr().wrapping_add(from), step, left: count, width, side: PhantomData }
-    }
-}
-
-impl<'a> Iterator for Pieces<'a> {
-    type Item = &'a [u8];
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<&'a [u8]> {
-        self.left = self.left.checked_sub(1)?;
-        let piece = self.next;
-        self.next = piece.wrapping_add(self.step);
-        #[expect(unsafe_code, reason = "a check for each vector would take as long as what is computed with it")]
-        // SAFETY: it is one of the pieces that `new` found to be inside the slice, which is borrowed for as long.
-        Some(unsafe { std::slice::from_raw_parts(piece, self.width) })
-    }
-}
-
-/// `N` bytes from `at` on.
+/// How many of `left` rows go together next: what remains is not alone, if that can be.
 #[inline(always)]
-fn bytes_at<const N: usize>(side: &[u8], at: usize) -> &[u8; N] {
-    side[at..].first_chunk().expect("vectors are read where READ_BEYOND allows")
-}
-
-struct F32;
-struct F16;
-struct Q8;
-
-impl Stored for F32 {
-    const HAS_SCALES: bool = false;
-    const BYTES: usize = 4;
-    #[inline(always)]
-    fn read<L: Lanes>(side: &[u8], at: usize) -> L::V {
-        L::floats(bytemuck::cast_ref(bytes_at::<64>(side, 4 * at)))
+fn together(left: usize) -> usize {
+    match left {
+        5 => 3,
+        7 | 8 => 4,
+        left => left.min(ROWS),
     }
 }
 
-impl Stored for F16 {
-    const HAS_SCALES: bool = false;
-    const BYTES: usize = 2;
-    #[inline(always)]
-    fn read<L: Lanes>(side: &[u8], at: usize) -> L::V {
-        L::halves(bytemuck::cast_ref(bytes_at::<32>(side, 2 * at)))
-    }
+/// Calls a function with the number of rows that go together as a constant.
+macro_rules! with_rows {
+    ($rows:expr, $N:ident => $call:expr) => {
+        match $rows {
+            1 => with_rows!(@ $N, 1, $call),
+            2 => with_rows!(@ $N, 2, $call),
+            3 => with_rows!(@ $N, 3, $call),
+            4 => with_rows!(@ $N, 4, $call),
+            _ => with_rows!(@ $N, crate::ops::cpu::attention::ROWS, $call),
+        }
+    };
+    (@ $N:ident, $n:expr, $call:expr) => {{
+        const $N: usize = $n;
+        $call
+    }};
 }
-
-impl Stored for Q8 {
-    const HAS_SCALES: bool = true;
-    const BYTES: usize = 1;
-    #[inline(always)]
-    fn read<L: Lanes>(side: &[u8], at: usize) -> L::V {
-        L::bytes(bytemuck::cast_ref(bytes_at::<16>(side, at)))
-    }
-}
+use with_rows;
 
 struct Attend<'a, 'v, C> {
     stored: PhantomData<C>,
     queries: Queries<'a>,
     kv: KvHead<'a>,
     scoring: Scoring,
-    scores: &'a mut Vec<f32>,
+    scratch: &'a mut Scratch,
     out: View<'v>,
 }
 
-/// Calls `$each` with the number of rows that go together, from row `$at` of `$rows` on, until none is left.
-macro_rules! rows_together {
-    ($T:ident, $at:ident, $rows:expr, $each:ident $args:tt) => {
-        while $at < $rows {
-            let left = $rows - $at;
-            if left >= $T {
-                rows_together!(@ $each, $T, $at, $args);
-            } else if $T > 4 && left >= 4 {
-                rows_together!(@ $each, 4, $at, $args);
-            } else if $T > 3 && left >= 3 {
-                rows_together!(@ $each, 3, $at, $args);
-            } else {
-                rows_together!(@ $each, 1, $at, $args);
-            }
+/// Brings queries side by side.
+struct Beside<'x, 'a, 'v, C>(&'x mut Attend<'a, 'v, C>);
+/// Makes scores of a block's tokens.
+struct Score<'x, 'a, 'v, C>(&'x mut Attend<'a, 'v, C>, Range<usize>);
+/// Makes weights of them. This is compiled apart from the others: its constants would take the registers of their sums.
+struct Weights<'x, 'a, 'v, C>(&'x mut Attend<'a, 'v, C>, Range<usize>);
+/// Sums the block's values by their weights.
+struct Weigh<'x, 'a, 'v, C>(&'x mut Attend<'a, 'v, C>, Range<usize>);
+
+impl<C: Stored> Task for Beside<'_, '_, '_, C> {
+    #[inline(always)]
+    fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
+        let (rows, mut row) = (self.0.rows(), 0);
+        while row < rows {
+            let n = if rows <= FEW_ROWS { rows } else { together(rows - row) };
+            with_rows!(n, N => self.0.beside::<N>(row));
+            row += n;
         }
-    };
-    (@ $each:ident, $N:tt, $at:ident, ($self:ident, $L:ident, $S:ident, $($arg:expr),*)) => {{
-        $self.$each::<$L, $N, $S>($at, $($arg),*);
-        $at += $N;
-    }};
+    }
 }
 
-impl<C: Stored> Task for Attend<'_, '_, C> {
+impl<C: Stored> Task for Score<'_, '_, '_, C> {
     #[inline(always)]
-    fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(mut self) {
-        let q = self.queries;
-        let all = q.range(0).start..q.range(q.tokens - 1).end;
-        // Room for whole vectors before the first token and behind the last one.
-        let stride = LANES + all.len().next_multiple_of(LANES) + S * LANES;
-        let rows = q.tokens * q.group;
-        let needed = rows * stride + T * self.kv.layout.head_dim;
-        if self.scores.len() < needed {
-            self.scores.resize(needed, 0.0);
+    fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
+        let Self(attend, block) = self;
+        match attend.rows() {
+            rows @ ..=FEW_ROWS => with_rows!(rows, N => attend.score_few::<L, N, S>(&block)),
+            _ => attend.score_many::<L, S>(&block),
         }
-        let mut row = 0;
-        rows_together!(T, row, rows, score(self, L, S, &all, stride));
-        for (row, scores) in self.scores.chunks_exact_mut(stride).enumerate().take(rows) {
-            let own = q.range(row / q.group);
-            let own = own.start - all.start..own.end - all.start;
-            let scores = &mut scores[LANES..][..all.len()];
-            if let Some(cap) = self.scoring.cap {
-                soft_cap::<L>(&mut scores[own.clone()], cap);
-            }
-            softmax::<L>(&mut scores[own.clone()]);
-            // What others attend to counts nothing here.
-            scores[..own.start].fill(0.0);
-            scores[own.end..].fill(0.0);
+    }
+}
+
+impl<C: Stored> Task for Weights<'_, '_, '_, C> {
+    #[inline(always)]
+    fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
+        for row in 0..self.0.rows() {
+            self.0.weights::<L>(row, &self.1);
         }
-        let mut row = 0;
-        rows_together!(T, row, rows, weigh(self, L, S, &all, stride));
+    }
+}
+
+impl<C: Stored> Task for Weigh<'_, '_, '_, C> {
+    #[inline(always)]
+    fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
+        let Self(attend, block) = self;
+        match attend.rows() {
+            rows @ ..=FEW_ROWS => with_rows!(rows, N => attend.weigh_few::<L, N>(&block)),
+            _ => attend.weigh_many::<L, S>(&block),
+        }
     }
 }
 
 impl<C: Stored> Attend<'_, '_, C> {
-    /// Scores of `N` rows from `row` on: scores (rows, stride), where the first token's is number [`LANES`].
+    fn rows(&self) -> usize {
+        self.queries.tokens * self.queries.group
+    }
+
+    fn run(mut self, cpu: Cpu) {
+        let q = self.queries;
+        let all = q.range(0).start..q.range(q.tokens - 1).end;
+        self.prepare();
+        cpu.run(Beside(&mut self));
+        let mut start = all.start;
+        while start < all.end {
+            let block = start..all.end.min(start / BLOCK * BLOCK + BLOCK);
+            cpu.run(Score(&mut self, block.clone()));
+            cpu.run(Weights(&mut self, block.clone()));
+            cpu.run(Weigh(&mut self, block.clone()));
+            start = block.end;
+        }
+        let dim = self.kv.layout.head_dim;
+        for (row, (sums, seen)) in self.scratch.sums.chunks_exact(dim).zip(&self.scratch.seen).enumerate() {
+            let (by, out) = (1.0 / seen.sum, self.out.row(row / q.group));
+            let out = &mut out[row % q.group * dim..][..dim];
+            out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * by);
+        }
+    }
+
+    /// Makes room.
+    fn prepare(&mut self) {
+        let (dim, rows) = (self.kv.layout.head_dim, self.rows());
+        let Scratch { scores, q, sums, wide, seen } = &mut *self.scratch;
+        grow(scores, rows, Scores([0.0; STRIDE]));
+        grow(q, rows * dim, 0.0);
+        grow(sums, rows * dim, 0.0);
+        sums[..rows * dim].fill(0.0);
+        seen.clear();
+        seen.resize(rows, Seen { max: f32::NEG_INFINITY, sum: 0.0 });
+        if rows > FEW_ROWS {
+            grow(wide, many::wide::<C>(dim), Vector([0.0; LANES]));
+        }
+    }
+
+    /// Brings the queries of the `N` rows from `row` on side by side, scaled.
     #[inline(always)]
-    fn score<L: Bytes, const N: usize, const S: usize>(&mut self, row: usize, all: &Range<usize>, stride: usize) {
+    fn beside<const N: usize>(&mut self, row: usize) {
         let (queries, dim) = (self.queries, self.kv.layout.head_dim);
-        let (scores, q) = self.scores.split_at_mut(queries.tokens * queries.group * stride);
-        // By dimension: what is multiplied with one vector of keys lies side by side.
-        let q = &mut q.as_chunks_mut::<N>().0[..dim];
+        let mut from = [&queries.q[..dim]; N];
         for n in 0..N {
             let (token, head) = ((row + n) / queries.group, (row + n) % queries.group);
-            let from = &queries.q[token * queries.stride + head * dim..][..dim];
-            q.iter_mut().zip(from).for_each(|(q, x)| q[n] = *x);
+            from[n] = &queries.q[token * queries.stride + head * dim..][..dim];
         }
-        let scores = &mut scores[row * stride..(row + N) * stride];
-        let scale = L::splat(self.scoring.scale);
-        for page in self.kv.pages_of(all) {
-            // From the beginning of a tile: a window may begin inside.
-            let (mut at, end) = (page.tokens.start / LANES * LANES, page.tokens.end);
-            while at < end {
-                let to = LANES + page.at + at - page.tokens.start;
-                if end - at > LANES {
-                    let sums = products::<L, C, N, S>(q, &page, &self.kv.layout, at);
-                    put_scores::<L, N, S>(&sums, scale, scores, stride, to);
-                    at += S * LANES;
-                } else {
-                    let sums = products::<L, C, N, 1>(q, &page, &self.kv.layout, at);
-                    put_scores::<L, N, 1>(&sums, scale, scores, stride, to);
-                    at += LANES;
-                }
-            }
-        }
-    }
-
-    /// `out = sum over tokens of p[t] * v[t]` for `N` rows from `row` on, the tokens in order.
-    #[inline(always)]
-    fn weigh<L: Bytes, const N: usize, const S: usize>(&mut self, row: usize, all: &Range<usize>, stride: usize) {
-        let vectors = self.kv.layout.head_dim / LANES;
-        let mut first = 0;
-        while first < vectors {
-            // What is read at once has whole cache lines; six rows and more have too many sums for that elsewhere.
-            if (N <= 4 || S > 1) && first + 4 <= vectors {
-                self.weigh_vectors::<L, N, 4>(row, all, stride, first);
-                first += 4;
-            } else if first + S <= vectors {
-                self.weigh_vectors::<L, N, S>(row, all, stride, first);
-                first += S;
-            } else {
-                self.weigh_vectors::<L, N, 1>(row, all, stride, first);
-                first += 1;
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn weigh_vectors<L: Bytes, const N: usize, const S: usize>(
-        &mut self,
-        row: usize,
-        all: &Range<usize>,
-        stride: usize,
-        first: usize,
-    ) {
-        let HeadLayout { head_dim: dim, .. } = self.kv.layout;
-        let mut p: [&[f32]; N] = [&[]; N];
-        for (n, p) in p.iter_mut().enumerate() {
-            *p = &self.scores[(row + n) * stride + LANES..][..all.len()];
-        }
-        let mut sums = [[L::splat(0.0); S]; N];
-        for page in self.kv.pages_of(all) {
-            let mut page_p = [&p[0][..0]; N];
+        // Scores are exponents of two, but those that have a cap.
+        let scale = self.scoring.scale * if self.scoring.cap.is_some() { 1.0 } else { LOG2_E };
+        let to = &mut self.scratch.q[row * dim..].as_chunks_mut::<N>().0[..dim];
+        for d in 0..dim {
             for n in 0..N {
-                page_p[n] = &p[n][page.at..][..page.tokens.len()];
-            }
-            let (from, width) = (page.tokens.start * dim + first * LANES, S * LANES * C::BYTES);
-            let pieces = Pieces::new(page.values, from * C::BYTES, dim * C::BYTES, page.tokens.len(), width);
-            for (at, piece) in pieces.enumerate() {
-                L::prefetch_bytes(piece.as_ptr().wrapping_offset(page.ahead), width);
-                let mut v = [L::splat(0.0); S];
-                for s in 0..S {
-                    v[s] = C::read::<L>(piece, s * LANES);
-                    if C::HAS_SCALES {
-                        let blocks = dim.div_ceil(SCALED);
-                        let scale = (page.tokens.start + at) * blocks + (first + s) * LANES / SCALED;
-                        let scale = L::half(*bytes_at(page.values, self.kv.layout.scales_at() + 2 * scale));
-                        v[s] = L::mul(v[s], L::splat(scale));
-                    }
-                }
-                for n in 0..N {
-                    let p = L::splat(page_p[n][at]);
-                    for s in 0..S {
-                        sums[n][s] = L::fma(p, v[s], sums[n][s]);
-                    }
-                }
-            }
-        }
-        for n in 0..N {
-            let (token, head) = ((row + n) / self.queries.group, (row + n) % self.queries.group);
-            let out = &mut self.out.row(token)[head * dim + first * LANES..][..S * LANES];
-            for (s, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                L::store(sums[n][s], out);
+                to[d][n] = from[n][d] * scale;
             }
         }
     }
+
+    /// What `row` attends to of a block, counted from its beginning.
+    #[inline(always)]
+    fn own(&self, row: usize, block: &Range<usize>) -> Range<usize> {
+        let own = self.queries.range(row / self.queries.group);
+        let end = own.end.clamp(block.start, block.end);
+        own.start.clamp(block.start, end) - block.start..end - block.start
+    }
+
+    /// Makes weights, relative to the largest score so far, of the scores of `row`, and brings its sums up to date.
+    #[inline(always)]
+    fn weights<L: Bytes>(&mut self, row: usize, block: &Range<usize>) {
+        let own = self.own(row, block);
+        let Scratch { scores, sums, seen, .. } = &mut *self.scratch;
+        let scores = &mut scores[row].0[LANES..];
+        if own.is_empty() {
+            return scores[..block.len()].fill(0.0);
+        }
+        let vectors = own.len().div_ceil(LANES);
+        scores[own.end..own.start + vectors * LANES].fill(f32::NEG_INFINITY);
+        let vectors = &mut scores[own.start..].as_chunks_mut::<LANES>().0[..vectors];
+        let mut max = L::splat(f32::NEG_INFINITY);
+        for scores in vectors.iter_mut() {
+            if let Some(cap) = self.scoring.cap {
+                soft_cap::<L>(scores, cap);
+                scores.iter_mut().for_each(|score| *score *= LOG2_E);
+            }
+            max = L::max(max, L::load(scores));
+        }
+        let (seen, max) = (&mut seen[row], largest::<L>(max));
+        let max = if max > seen.max { max } else { seen.max };
+        for scores in vectors.iter_mut() {
+            for score in scores {
+                *score = exp2::<L>(*score - max);
+            }
+        }
+        // What others attend to counts nothing here.
+        let behind = own.start + vectors.len() * LANES;
+        scores[..own.start].fill(0.0);
+        scores[own.end..behind.max(block.len())].fill(0.0);
+        let mut sum = L::splat(0.0);
+        for weights in scores[own.start..behind].as_chunks::<LANES>().0 {
+            sum = L::add(sum, L::load(weights));
+        }
+        let factor = exp2::<L>(seen.max - max);
+        if factor != 1.0 {
+            let dim = self.kv.layout.head_dim;
+            sums[row * dim..][..dim].iter_mut().for_each(|x| *x *= factor);
+        }
+        *seen = Seen { max, sum: seen.sum * factor + L::sum(sum) };
+    }
 }
 
-/// `q . k` of `N` rows and the `S` tiles of tokens from token `at` of a page on.
+/// At least `len` values.
+fn grow<T: Clone>(values: &mut Vec<T>, len: usize, value: T) {
+    if values.len() < len {
+        values.resize(len, value);
+    }
+}
+
+/// The largest lane.
 #[inline(always)]
-fn products<L: Lanes, C: Stored, const N: usize, const S: usize>(
-    q: &[[f32; N]],
-    page: &Page<'_>,
-    layout: &HeadLayout,
-    at: usize,
-) -> [[L::V; N]; S] {
-    let (dim, tokens) = (layout.head_dim, layout.page_tokens);
-    let mut sums = [[L::splat(0.0); N]; S];
-    let mut totals = sums;
-    let keys = page.keys;
-    let mut tiles: [Pieces<'_>; S] = std::array::from_fn(|s| {
-        let (from, width) = layout.tile(at + s * LANES);
-        Pieces::new(keys, from * C::BYTES, width * C::BYTES, q.len(), LANES * C::BYTES)
-    });
-    let mut ahead = tiles[0].next.wrapping_offset(page.ahead);
-    for (d, q) in q.iter().enumerate() {
-        // The tiles lie one behind the other.
-        L::prefetch_bytes(ahead, S * LANES * C::BYTES);
-        ahead = ahead.wrapping_add(S * LANES * C::BYTES);
-        let mut k = [L::splat(0.0); S];
+fn largest<L: Lanes>(v: L::V) -> f32 {
+    let mut lanes = [0.0; LANES];
+    L::store(v, &mut lanes);
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] = if lanes[i] > lanes[i + half] { lanes[i] } else { lanes[i + half] };
+        }
+    }
+    lanes[0]
+}
+
+/// `S` vectors of dimensions of the sums of `N` rows, from vector `first` on.
+#[inline(always)]
+fn load_sums<L: Lanes, const N: usize, const S: usize>(from: &[f32], dim: usize, first: usize) -> [[L::V; S]; N] {
+    let mut sums = [[L::splat(0.0); S]; N];
+    for n in 0..N {
+        let from = from[n * dim..].as_chunks::<LANES>().0;
         for s in 0..S {
-            k[s] = C::read::<L>(tiles[s].next().expect("as many as dimensions"), 0);
-        }
-        for n in 0..N {
-            let q = L::splat(q[n]);
-            for s in 0..S {
-                sums[s][n] = L::fma(q, k[s], sums[s][n]);
-            }
-        }
-        if C::HAS_SCALES && (d % SCALED == SCALED - 1 || d == dim - 1) {
-            for s in 0..S {
-                let scales = layout.scales_at() + 2 * (d / SCALED * tokens + at + s * LANES);
-                let scale = L::halves(bytemuck::cast_ref(bytes_at::<32>(keys, scales)));
-                for n in 0..N {
-                    totals[s][n] = L::fma(sums[s][n], scale, totals[s][n]);
-                    sums[s][n] = L::splat(0.0);
-                }
-            }
+            sums[n][s] = L::load(&from[first + s]);
         }
     }
-    if C::HAS_SCALES { totals } else { sums }
+    sums
 }
 
-/// Stores `S` vectors of scores for each of `N` rows, from token `to` on; what is beyond the tokens meant is
-/// overwritten by the next vector or not looked at.
 #[inline(always)]
-fn put_scores<L: Lanes, const N: usize, const S: usize>(
-    sums: &[[L::V; N]; S],
-    scale: L::V,
-    scores: &mut [f32],
-    stride: usize,
-    to: usize,
+fn store_sums<L: Lanes, const N: usize, const S: usize>(
+    sums: &[[L::V; S]; N],
+    to: &mut [f32],
+    dim: usize,
+    first: usize,
 ) {
     for n in 0..N {
-        let out = &mut scores[n * stride + to..][..S * LANES];
-        for (s, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            L::store(L::mul(sums[s][n], scale), out);
+        let to = to[n * dim..].as_chunks_mut::<LANES>().0;
+        for s in 0..S {
+            L::store(sums[n][s], &mut to[first + s]);
         }
+    }
+}
+
+/// Stores a vector of scores for each of `N` rows, from number `to` on; what is beyond the tokens meant is
+/// overwritten by the next vector or not looked at.
+#[inline(always)]
+fn put_scores<L: Lanes, const N: usize>(sums: &[L::V; N], scores: &mut [Scores; N], to: usize) {
+    for n in 0..N {
+        L::store(sums[n], scores[n].0[to..].first_chunk_mut().expect("there is room behind the last token"));
     }
 }
 
@@ -419,145 +420,16 @@ impl Cpu {
     /// `out[t][h] = softmax(cap * tanh(q[t][h] . k * scale / cap)) v` for the query heads that share one
     /// KV head; without a cap `softmax(q[t][h] . k * scale) v`.
     ///
-    /// out (tokens, group * head_dim); `scores` is scratch.
-    pub fn attend(self, queries: Queries<'_>, kv: KvHead<'_>, scoring: Scoring, scores: &mut Vec<f32>, out: View<'_>) {
+    /// out (tokens, group * head_dim); what was in `scratch` means nothing.
+    pub fn attend(self, queries: Queries<'_>, kv: KvHead<'_>, scoring: Scoring, scratch: &mut Scratch, out: View<'_>) {
         assert!(queries.tokens > 0 && out.range().len() == queries.group * kv.layout.head_dim, "whole heads");
         assert!(kv.layout.head_dim.is_multiple_of(LANES), "whole vectors");
         let end = queries.position + queries.tokens;
         assert!(end <= kv.pages.len() * kv.layout.page_tokens, "tokens have pages");
         match kv.layout.kind {
-            KvType::F32 => self.run(Attend::<F32> { stored: PhantomData, queries, kv, scoring, scores, out }),
-            KvType::F16 => self.run(Attend::<F16> { stored: PhantomData, queries, kv, scoring, scores, out }),
-            KvType::Q8_0 => self.run(Attend::<Q8> { stored: PhantomData, queries, kv, scoring, scores, out }),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::{CodePath, reference};
-    use super::*;
-    use crate::ops::pool::Pool;
-
-    /// Pages with random keys and values, and the same token by token.
-    struct Fixture {
-        arena: Vec<u8>,
-        pages: Vec<u32>,
-        page_bytes: usize,
-        keys: Vec<f32>,
-        values: Vec<f32>,
-        q: Vec<f32>,
-        until: Option<usize>,
-    }
-
-    const OFFSET: usize = 32;
-    const GROUP: usize = 3;
-
-    fn fixture(layout: HeadLayout, tokens: usize) -> Fixture {
-        let dim = layout.head_dim;
-        let page_bytes = OFFSET + 2 * layout.side_bytes() + 16;
-        let pages: Vec<u32> = (0..tokens.div_ceil(layout.page_tokens) as u32).rev().collect();
-        let numbers = |seed: usize| -> Vec<f32> {
-            (0..tokens * dim).map(|i| ((i * 7919 + seed) % 1000) as f32 / 500.0 - 1.0).collect()
-        };
-        let (keys, values) = (numbers(0), numbers(77));
-        // What was there before must not matter.
-        let mut arena = vec![0xff; pages.len() * page_bytes + READ_BEYOND];
-        for t in 0..tokens {
-            let page = pages[t / layout.page_tokens] as usize * page_bytes + OFFSET;
-            let (key, value) = (&keys[t * dim..][..dim], &values[t * dim..][..dim]);
-            let (keys, values) = arena[page..][..2 * layout.side_bytes()].split_at_mut(layout.side_bytes());
-            layout.write_key(keys, t % layout.page_tokens, key);
-            layout.write_value(values, t % layout.page_tokens, value);
-        }
-        let q = (0..tokens * GROUP * dim).map(|i| ((i * 31) % 17) as f32 / 9.0 - 1.0).collect();
-        Fixture { arena, pages, page_bytes, keys, values, q, until: None }
-    }
-
-    impl Fixture {
-        /// The tokens from `from` on, `chunk` at a time.
-        fn run(
-            &self,
-            cpu: Cpu,
-            layout: HeadLayout,
-            scoring: Scoring,
-            w: Option<usize>,
-            from: usize,
-            chunk: usize,
-        ) -> Vec<f32> {
-            let width = GROUP * layout.head_dim;
-            let (arena, pages, page_bytes) = (&self.arena[..], &self.pages[..], self.page_bytes);
-            let kv = KvHead { arena, pages, page_bytes, offset: OFFSET, layout };
-            let tokens = self.q.len() / width;
-            let mut out = vec![0.0; (tokens - from) * width];
-            for position in (from..tokens).step_by(chunk) {
-                let count = chunk.min(tokens - position);
-                let q = &self.q[position * width..];
-                let queries =
-                    Queries { q, stride: width, group: GROUP, position, tokens: count, window: w, until: self.until };
-                let out = &mut out[(position - from) * width..][..count * width];
-                Pool::new(1).unwrap().columns(out, width, width, |view| {
-                    cpu.attend(queries, kv, scoring, &mut vec![f32::NAN; 7], view);
-                });
-            }
-            out
-        }
-    }
-
-    #[test]
-    fn tokens_may_attend_to_those_behind_them() {
-        for (dim, page_tokens, tokens) in [(16, 3, 1), (32, 7, 20), (64, 40, 70)] {
-            let layout = HeadLayout { kind: KvType::F32, page_tokens, head_dim: dim };
-            let fixture = Fixture { until: Some(tokens), ..fixture(layout, tokens) };
-            let mut want = vec![0.0; tokens * GROUP * dim];
-            for (q, out) in fixture.q.chunks_exact(GROUP * dim).zip(want.chunks_exact_mut(GROUP * dim)) {
-                let scoring = reference::Scoring { dim, scale: 0.125, cap: None, window: tokens };
-                reference::attend(q, &fixture.keys, &fixture.values, &scoring, out);
-            }
-            for cpu in CodePath::ALL.iter().filter_map(|path| Cpu::new(Some(*path))) {
-                for chunk in [1, 8, tokens] {
-                    let got = fixture.run(cpu, layout, Scoring { scale: 0.125, cap: None }, None, 0, chunk);
-                    assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-5), "{} {dim}", cpu.path());
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn pages_windows_chunks_types_and_paths_make_no_difference() {
-        for (dim, page_tokens, tokens, window) in
-            [(16, 3, 1, 1), (64, 5, 11, 100), (64, 5, 11, 4), (80, 40, 70, 8), (128, 33, 90, 90), (128, 7, 50, 23)]
-        {
-            for kind in [KvType::F32, KvType::F16, KvType::Q8_0] {
-                let layout = HeadLayout { kind, page_tokens, head_dim: dim };
-                let fixture = fixture(layout, tokens);
-                for cap in [None, Some(0.5)] {
-                    let width = GROUP * dim;
-                    let mut want = vec![0.0; tokens * width];
-                    for t in 0..tokens {
-                        let scoring = reference::Scoring { dim, scale: 0.125, cap, window };
-                        let kv = |all: &[f32]| all[..(t + 1) * dim].to_vec();
-                        let (q, out) = (&fixture.q[t * width..][..width], &mut want[t * width..][..width]);
-                        reference::attend(q, &kv(&fixture.keys), &kv(&fixture.values), &scoring, out);
-                    }
-                    for cpu in CodePath::ALL.iter().filter_map(|path| Cpu::new(Some(*path))) {
-                        let scoring = Scoring { scale: 0.125, cap };
-                        let whole = fixture.run(cpu, layout, scoring, Some(window), 0, tokens);
-                        let tolerance = match kind {
-                            KvType::F32 => 1e-5,
-                            KvType::F16 => 1e-3,
-                            KvType::Q8_0 => 2e-2,
-                        };
-                        for (a, b) in whole.iter().zip(&want) {
-                            assert!((a - b).abs() < tolerance, "{kind} {} {dim}: {a} {b}", cpu.path());
-                        }
-                        for (from, chunk) in [(0, 1), (0, 3), (tokens / 2, 8)] {
-                            let parts = fixture.run(cpu, layout, scoring, Some(window), from, chunk);
-                            assert!(parts == whole[from * width..], "{kind} {} chunks of {chunk}", cpu.path());
-                        }
-                    }
-                }
-            }
+            KvType::F32 => Attend::<F32> { stored: PhantomData, queries, kv, scoring, scratch, out }.run(self),
+            KvType::F16 => Attend::<F16> { stored: PhantomData, queries, kv, scoring, scratch, out }.run(self),
+            KvType::Q8_0 => Attend::<Q8> { stored: PhantomData, queries, kv, scoring, scratch, out }.run(self),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Operations on one row at a time: norm, rotation, gate, soft cap, softmax.
+//! Operations on one row at a time: norm, rotation, gate, soft cap.
 
 use super::lanes::{LANES, Lanes};
 use super::{Cpu, Task};
@@ -21,6 +21,23 @@ pub(super) fn exp<L: Lanes>(x: f32) -> f32 {
     let e = L::fma1(p, r * r, r) + 1.0;
     let power = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
     e * f32::from_bits(power)
+}
+
+/// `2^x` for `x` that is not above zero, to five parts in ten million; below -126 it is `2^-126`.
+#[inline(always)]
+pub(super) fn exp2<L: Lanes>(x: f32) -> f32 {
+    // As in `exp`.
+    const ROUND: f32 = 12_582_912.0;
+    let x = if x < -126.0 { -126.0 } else { x };
+    let shifted = x + ROUND;
+    let r = x - (shifted - ROUND);
+    // Of all with `2^0 = 1` the one whose largest relative error is least.
+    let mut p = 1.112_551e-3;
+    for c in [9.666_283e-3, 5.557_400_4e-2, 0.240_223_51, 0.693_142_83, 1.0] {
+        p = L::fma1(p, r, c);
+    }
+    let power = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
+    p * f32::from_bits(power)
 }
 
 /// The hyperbolic tangent to some units in the last place, without a branch.
@@ -273,32 +290,6 @@ impl Cpu {
     }
 }
 
-/// Turns `scores` into probabilities.
-#[inline(always)]
-pub(super) fn softmax<L: Lanes>(scores: &mut [f32]) {
-    let (whole, rest) = scores.as_chunks::<LANES>();
-    let mut max = L::splat(f32::NEG_INFINITY);
-    for s in whole {
-        max = L::max(max, L::load(s));
-    }
-    let mut lanes = [0.0; LANES];
-    L::store(max, &mut lanes);
-    let max = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
-    for s in scores.iter_mut() {
-        *s = exp::<L>(*s - max);
-    }
-    let mut sum = L::splat(0.0);
-    let (whole, rest) = scores.as_chunks::<LANES>();
-    for s in whole {
-        sum = L::add(sum, L::load(s));
-    }
-    let total = L::sum(sum) + rest.iter().sum::<f32>();
-    let by = 1.0 / total;
-    for s in scores.iter_mut() {
-        *s *= by;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::{CodePath, reference};
@@ -367,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn exp_is_exp() {
+    fn powers_are_powers() {
         struct All;
         impl Task for All {
             #[inline(always)]
@@ -378,6 +369,12 @@ mod tests {
                     assert!((got / want - 1.0).abs() < 3e-7, "{x}: {got} {want}");
                 }
                 assert!(exp::<L>(-1e30) < 1e-37 && exp::<L>(1e30).is_finite());
+                for i in 0..126_000 {
+                    let x = -(i as f32) / 1000.0;
+                    let (got, want) = (f64::from(exp2::<L>(x)), f64::from(x).exp2());
+                    assert!((got / want - 1.0).abs() < 6e-7, "{x}: {got} {want}");
+                }
+                assert!(exp2::<L>(0.0) == 1.0 && exp2::<L>(f32::NEG_INFINITY) < 1e-37 && exp2::<L>(f32::NAN).is_nan());
             }
         }
         for cpu in paths() {
