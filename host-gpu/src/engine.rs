@@ -68,8 +68,8 @@ pub struct EngineConfig {
     /// Prompt tokens that go through all layers in a step, at most; default 256.
     pub prefill_tokens: usize,
     /// How long others' prompts may delay a token, about; default 30 ms. While sequences
-    /// generate, a step takes as many prompt tokens as fit in nine tenths of the time that generating usually takes, or
-    /// in 5 ms or a quarter of the time that it takes now if that is more, but never in more than this: on the processor
+    /// generate, a step with prompts takes about twice as long as one usually does, and gives prompts 5 ms and a quarter of the
+    /// time that generating takes now in any case, but never in more than this: on the processor
     /// up to 64 of them through some layers, where that is all that fits. It takes one through all layers at least, or as
     /// much, but for one step in 16 that shows what generating takes.
     pub max_stall: Duration,
