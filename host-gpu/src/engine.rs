@@ -68,10 +68,10 @@ pub struct EngineConfig {
     /// Prompt tokens that go through all layers in a step, at most; default 256.
     pub prefill_tokens: usize,
     /// How long others' prompts may delay a token, about; default 30 ms. While sequences
-    /// generate, a step with prompts takes about twice as long as one usually does, and gives prompts 5 ms and a quarter of the
-    /// time that generating takes now in any case, but never in more than this: on the processor
-    /// up to 64 of them through some layers, where that is all that fits. It takes one through all layers at least, or as
-    /// much, but for one step in 16 that shows what generating takes.
+    /// generate, a step with prompts is to take twice as long as one usually does: prompts have what is left of that, at
+    /// least 5 ms or a quarter of the time that generating takes now, and at most this. On the processor
+    /// up to 64 of their tokens go through some layers, where that is all that fits. A step takes one through all layers at least, or as
+    /// much, but for one in 16 that shows what generating takes.
     pub max_stall: Duration,
     /// Quantises matrices that files have as floats, as models are loaded; the default leaves them in the files.
     pub quantize: Option<Quantize>,

@@ -24,7 +24,7 @@ pub(crate) fn step(
     let cpu = *cpu;
     let kv = KvLayout::new(c.kv_shape(), *kv_type, arena.page_bytes());
     let slots = forward::flatten(parts);
-    let blocks = forward::blocks(parts, Split { kv_heads: c.kv_heads, threads: pool.threads() }, true);
+    let blocks = forward::blocks(parts, Split::of(c, pool), true);
     let n = slots.len();
     forward::claim(parts, &kv, arena);
     b.x.resize(n * c.width, 0.0);

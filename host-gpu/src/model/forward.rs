@@ -130,8 +130,10 @@ pub(super) struct Slot<'a> {
 }
 
 /// Tokens that attend together, at most: keys and values are read, and made floats, once for all of them, and their scores for a
-/// block of tokens stay in cache.
+/// block of tokens stay in the second cache.
 const BLOCK_TOKENS: usize = 32;
+/// Query heads of them that share a KV head, at most.
+const BLOCK_ROWS: usize = 256;
 /// Blocks of a part for each thread, at least, counted for each KV head: a few tokens far into their sequence are most
 /// of a step's work, and it is to be spread.
 const BLOCKS: usize = 3;
@@ -157,7 +159,7 @@ pub(crate) fn step<'b>(
     let cpu = *cpu;
     let kv = KvLayout::new(c.kv_shape(), *kv_type, arena.page_bytes());
     let slots = flatten(parts);
-    let split = Split { kv_heads: c.kv_heads, threads: pool.threads() };
+    let split = Split::of(c, pool);
     let all_blocks = blocks(parts, split, false);
     let n = slots.len();
     // The tokens that go through all layers, and their attention.
@@ -370,7 +372,7 @@ struct Block<'a> {
     until: Option<usize>,
 }
 
-/// A batch in blocks of at most [`BLOCK_TOKENS`], and which of its tokens each has.
+/// A batch in blocks of at most [`BLOCK_TOKENS`] and [`BLOCK_ROWS`], and which of its tokens each has.
 pub(super) struct Blocks<'a> {
     blocks: Vec<Block<'a>>,
     rows: Vec<Range<usize>>,
@@ -379,8 +381,15 @@ pub(super) struct Blocks<'a> {
 /// What the work is split for.
 #[derive(Clone, Copy)]
 pub(super) struct Split {
-    pub(super) kv_heads: usize,
-    pub(super) threads: usize,
+    kv_heads: usize,
+    group: usize,
+    threads: usize,
+}
+
+impl Split {
+    pub(super) fn of(c: &Config, pool: &Pool) -> Self {
+        Self { kv_heads: c.kv_heads, group: c.heads / c.kv_heads, threads: pool.threads() }
+    }
 }
 
 /// The batch in blocks. If `whole`, each token attends to all of its part.
@@ -388,7 +397,7 @@ pub(super) fn blocks<'a>(parts: &[Part<'a>], split: Split, whole: bool) -> Block
     let (mut all, mut begin) = (Blocks { blocks: Vec::new(), rows: Vec::new() }, 0);
     for part in parts {
         let fair = part.tokens.len() * split.kv_heads / (BLOCKS * split.threads);
-        let size = fair.clamp(1, BLOCK_TOKENS);
+        let size = fair.min(BLOCK_TOKENS).min(BLOCK_ROWS / split.group).max(1);
         let until = whole.then_some(part.position + part.tokens.len());
         for first in (0..part.tokens.len()).step_by(size) {
             all.rows.push(begin + first..begin + part.tokens.len().min(first + size));

@@ -120,7 +120,7 @@ const BLOCK: usize = 512;
 /// So many rows read keys and values as they are stored. More have them widened to floats first, some at a time, so that each is read
 /// once for all rows.
 const FEW_ROWS: usize = 4;
-/// Rows whose sums are made together: on any path they fit the registers.
+/// Rows whose sums are made together, at most: those of floats fit the registers on any path.
 const ROWS: usize = 6;
 /// From one row's scores to the next one's: there is room for whole vectors before the first token and behind the last one.
 const STRIDE: usize = LANES + BLOCK + 2 * LANES;
@@ -138,6 +138,7 @@ struct Scores([f32; STRIDE]);
 /// What is known of the scores of a row so far.
 #[derive(Clone, Copy)]
 struct Seen {
+    /// Finite, whatever scores are: nothing becomes a difference of infinities that are equal.
     max: f32,
     /// Of `2^(score - max)`.
     sum: f32,
@@ -176,7 +177,8 @@ macro_rules! with_rows {
             2 => with_rows!(@ $N, 2, $call),
             3 => with_rows!(@ $N, 3, $call),
             4 => with_rows!(@ $N, 4, $call),
-            _ => with_rows!(@ $N, crate::ops::cpu::attention::ROWS, $call),
+            6 => with_rows!(@ $N, 6, $call),
+            _ => unreachable!("so many rows do not go together"),
         }
     };
     (@ $N:ident, $n:expr, $call:expr) => {{
@@ -282,7 +284,7 @@ impl<C: Stored> Attend<'_, '_, C> {
         grow(sums, rows * dim, 0.0);
         sums[..rows * dim].fill(0.0);
         seen.clear();
-        seen.resize(rows, Seen { max: f32::NEG_INFINITY, sum: 0.0 });
+        seen.resize(rows, Seen { max: f32::MIN, sum: 0.0 });
         if rows > FEW_ROWS {
             grow(wide, many::wide::<C>(dim), Vector([0.0; LANES]));
         }

@@ -23,7 +23,7 @@ pub(super) fn exp<L: Lanes>(x: f32) -> f32 {
     e * f32::from_bits(power)
 }
 
-/// `2^x` for `x` that is not above zero, to five parts in ten million; below -126 it is `2^-126`.
+/// `2^x` for `x` that is not above zero, to six parts in ten million; below -126 it is `2^-126`.
 #[inline(always)]
 pub(super) fn exp2<L: Lanes>(x: f32) -> f32 {
     // As in `exp`.

@@ -91,7 +91,7 @@ fn products<L: Lanes, C: Stored, const N: usize, const S: usize>(
         let (from, width) = layout.tile(at + s * LANES);
         Pieces::new(keys, from * C::BYTES, width * C::BYTES, q.len(), LANES * C::BYTES)
     });
-    let mut ahead = tiles[0].next.wrapping_offset(page.ahead);
+    let mut ahead = tiles[0].ahead(page.ahead);
     for (d, q) in q.iter().enumerate() {
         // The tiles lie one behind the other.
         L::prefetch_bytes(ahead, S * LANES * C::BYTES);

@@ -38,7 +38,7 @@ impl<C: Stored> Attend<'_, '_, C> {
                 let wide = &mut self.scratch.wide[count * each..][..each];
                 let (from, width) = kv.layout.tile(at);
                 let keys = Pieces::new(page.keys, from * C::BYTES, width * C::BYTES, dim, LANES * C::BYTES);
-                let mut ahead = keys.next.wrapping_offset(page.ahead);
+                let mut ahead = keys.ahead(page.ahead);
                 for (key, wide) in keys.zip(wide.iter_mut()) {
                     L::prefetch_bytes(ahead, LANES * C::BYTES);
                     ahead = ahead.wrapping_add(LANES * C::BYTES);

@@ -16,7 +16,7 @@ pub(super) trait Stored {
 
 /// Pieces of a side at equal distances. That all lie inside is checked when it is made, and not again for each.
 pub(super) struct Pieces<'a> {
-    pub(super) next: *const u8,
+    next: *const u8,
     step: usize,
     left: usize,
     width: usize,
@@ -32,6 +32,12 @@ impl<'a> Pieces<'a> {
     pub(super) fn new(side: &'a [u8], from: usize, step: usize, count: usize, width: usize) -> Self {
         assert!(count == 0 || from + (count - 1) * step + width <= side.len(), "pieces are inside");
         Self { next: side.as_ptr().wrapping_add(from), step, left: count, width, side: PhantomData }
+    }
+
+    /// What stands `by` bytes from the next one: it may be anything, and is only asked for.
+    #[inline(always)]
+    pub(super) fn ahead(&self, by: isize) -> *const u8 {
+        self.next.wrapping_offset(by)
     }
 }
 
