@@ -17,8 +17,8 @@ use crate::{process, stall};
 const MODELS: [&str; 2] = ["smollm2:135m", "gemma3:270m"];
 /// Rounds, in each of which hob and its peers measure in turn; the median of them counts.
 const ROUNDS: usize = 3;
-/// Tokens of the prompt, and tokens generated.
-const PROMPT: usize = 512;
+/// Tokens of prompts, and tokens generated.
+const PROMPTS: [usize; 2] = [512, 4000];
 const GENERATED: u32 = 128;
 /// How many generate at once, and the prompt of each.
 const SEQUENCES: [usize; 3] = [1, 8, 32];
@@ -75,11 +75,11 @@ fn model(report: &mut Report, peers: &Peers, model: &str, file: &Path) -> Result
 /// What was measured in all rounds: a list for each row.
 #[derive(Default)]
 struct Rounds {
-    prefill: Vec<f64>,
+    prefill: [Vec<f64>; PROMPTS.len()],
     decode: Vec<f64>,
     together: [Vec<f64>; SEQUENCES.len()],
-    llama: [Vec<f64>; 2],
-    ik: [Vec<f64>; 2],
+    llama: ([Vec<f64>; PROMPTS.len()], Vec<f64>),
+    ik: ([Vec<f64>; PROMPTS.len()], Vec<f64>),
     batched: [Vec<f64>; SEQUENCES.len()],
 }
 
@@ -91,13 +91,15 @@ impl Rounds {
         peers: &Peers,
         (file, threads): (&Path, usize),
     ) -> Result<()> {
-        self.prefill.push(runtime.block_on(measure::prefill(model, PROMPT))?.rate());
+        for (rates, tokens) in self.prefill.iter_mut().zip(PROMPTS) {
+            rates.push(runtime.block_on(measure::prefill(model, tokens))?.rate());
+        }
         // As llama-bench has it: with nothing before.
         self.decode.push(decode(runtime, model, 1, 1)?);
-        for (peer, [prefill, decode]) in [(&peers.llama, &mut self.llama), (&peers.ik, &mut self.ik)] {
+        for (peer, (prefill, decode)) in [(&peers.llama, &mut self.llama), (&peers.ik, &mut self.ik)] {
             if let Some(peer) = peer {
-                let rates = peer.bench(file, threads, PROMPT, GENERATED)?;
-                prefill.push(rates.0);
+                let rates = peer.bench(file, threads, PROMPTS, GENERATED)?;
+                prefill.iter_mut().zip(rates.0).for_each(|(rates, rate)| rates.push(rate));
                 decode.push(rates.1);
             }
         }
@@ -133,11 +135,14 @@ fn rates(
             None => measure,
         });
     };
-    let ([llama_prefill, llama_decode], [ik_prefill, ik_decode]) = (&mut rounds.llama, &mut rounds.ik);
-    let prefill = format!("prefill, {PROMPT} tokens");
-    add(&prefill, &mut rounds.prefill, peer(&peers.ik, ik_prefill), Some(1.0));
-    if peers.llama.is_some() {
-        add(&prefill, &mut rounds.prefill, peer(&peers.llama, llama_prefill), None);
+    let ((llama_prefill, llama_decode), (ik_prefill, ik_decode)) = (&mut rounds.llama, &mut rounds.ik);
+    let theirs = llama_prefill.iter_mut().zip(ik_prefill);
+    for ((tokens, ours), (llama, ik)) in PROMPTS.into_iter().zip(&mut rounds.prefill).zip(theirs) {
+        let prefill = format!("prefill, {tokens} tokens");
+        add(&prefill, ours, peer(&peers.ik, ik), Some(1.0));
+        if peers.llama.is_some() {
+            add(&prefill, ours, peer(&peers.llama, llama), None);
+        }
     }
     // The faster peer has the target.
     let mut faster = [peer(&peers.llama, llama_decode), peer(&peers.ik, ik_decode)];

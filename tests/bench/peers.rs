@@ -38,17 +38,29 @@ impl Peer {
         Ok(output)
     }
 
-    /// llama-bench: tokens a second of a prompt of `prompt` tokens, and of `generate` tokens after nothing.
-    pub fn bench(&self, model: &Path, threads: usize, prompt: usize, generate: u32) -> Result<(f64, f64)> {
-        let (p, n, t) = (prompt.to_string(), generate.to_string(), threads.to_string());
+    /// llama-bench: tokens a second of prompts of so many tokens, and of `generate` tokens after nothing.
+    pub fn bench<const N: usize>(
+        &self,
+        model: &Path,
+        threads: usize,
+        prompts: [usize; N],
+        generate: u32,
+    ) -> Result<([f64; N], f64)> {
+        let p = prompts.map(|tokens| tokens.to_string()).join(",");
+        let (n, t) = (generate.to_string(), threads.to_string());
         let output = self.output(&["-p", &p, "-n", &n, "-r", "1", "-o", "json", "-t", &t], model)?;
         let tests: Value = serde_json::from_slice(&output.stdout).context("llama-bench prints JSON")?;
-        let rate = |generates: bool| {
-            let tests = tests.as_array()?.iter();
-            let mut of_kind = tests.filter(|test| test["n_gen"].as_u64().is_some_and(|n| (n > 0) == generates));
-            of_kind.next()?["avg_ts"].as_f64()
+        let rate = |prompt: usize, generated: u32| {
+            let mut tests = tests.as_array()?.iter();
+            let tokens = (Some(prompt as u64), Some(u64::from(generated)));
+            tests.find(|test| (test["n_prompt"].as_u64(), test["n_gen"].as_u64()) == tokens)?["avg_ts"].as_f64()
         };
-        rate(false).zip(rate(true)).context("llama-bench measures a prompt and generating")
+        let missing = || format!("llama-bench measures prompts of {p} tokens, and generating {n}");
+        let mut rates = [0.0; N];
+        for (rate_of, prompt) in rates.iter_mut().zip(prompts) {
+            *rate_of = rate(prompt, 0).with_context(missing)?;
+        }
+        Ok((rates, rate(0, generate).with_context(missing)?))
     }
 
     /// llama-batched-bench: tokens a second, in total, of each number of sequences, after `prompt` tokens each.
