@@ -80,9 +80,11 @@ pub fn kill_over_and_over(rounds: usize, seed: u64) -> Deaths {
         let (answered, killed) = std::thread::scope(|scope| {
             let address = hob.address();
             scope.spawn(move || use_models_in_turn(address));
-            // It cannot be evicted while this lasts: only where there is time enough for both.
+            // It cannot be evicted while this lasts, and counting has no end: only where there is time enough for both.
             if round % 4 == 3 {
-                scope.spawn(move || ask(address, &format!("/infer?do=raw&max_tokens=2000&model={MODEL}")).err());
+                let counts =
+                    format!("/infer?do=raw&max_tokens=2000&model={MODEL}&text=1,%202,%203,%204,%205,%206,%207,");
+                scope.spawn(move || ask(address, &counts).err());
             }
             let pinger = scope.spawn(move || ask_until_it_dies(address));
             std::thread::sleep(lives);
