@@ -117,9 +117,8 @@ pub struct Scoring {
 /// Tokens whose scores are there at a time. Blocks are counted from the beginning of the sequence, whatever is asked for, so that
 /// each row's sums are made in the same order alone, in a batch, and at any chunking.
 const BLOCK: usize = 512;
-/// So many rows read keys and values as they are stored. More have them widened to floats first, some at a time, so that each is read
-/// once for all rows.
-const FEW_ROWS: usize = 4;
+/// Rows that read keys and values as they are stored together, at most.
+const FEW_TOGETHER: usize = 4;
 /// Rows whose sums are made together, at most: those of floats fit the registers on any path.
 const ROWS: usize = 6;
 /// From one row's scores to the next one's: there is room for whole vectors before the first token and behind the last one.
@@ -157,16 +156,6 @@ pub struct Scratch {
     wide: Vec<Vector>,
     /// For each row.
     seen: Vec<Seen>,
-}
-
-/// How many of `left` rows go together next: what remains is not alone, if that can be.
-#[inline(always)]
-fn together(left: usize) -> usize {
-    match left {
-        5 => 3,
-        7 | 8 => 4,
-        left => left.min(ROWS),
-    }
 }
 
 /// Calls a function with the number of rows that go together as a constant.
@@ -209,9 +198,9 @@ struct Weigh<'x, 'a, 'v, C>(&'x mut Attend<'a, 'v, C>, Range<usize>);
 impl<C: Stored> Task for Beside<'_, '_, '_, C> {
     #[inline(always)]
     fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
-        let (rows, mut row) = (self.0.rows(), 0);
-        while row < rows {
-            let n = if rows <= FEW_ROWS { rows } else { together(rows - row) };
+        let mut row = 0;
+        while row < self.0.rows() {
+            let n = self.0.together(row);
             with_rows!(n, N => self.0.beside::<N>(row));
             row += n;
         }
@@ -222,9 +211,14 @@ impl<C: Stored> Task for Score<'_, '_, '_, C> {
     #[inline(always)]
     fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
         let Self(attend, block) = self;
-        match attend.rows() {
-            rows @ ..=FEW_ROWS => with_rows!(rows, N => attend.score_few::<L, N, S>(&block)),
-            _ => attend.score_many::<L, S>(&block),
+        if !attend.are_few() {
+            return attend.score_many::<L, S>(&block);
+        }
+        let mut row = 0;
+        while row < attend.rows() {
+            let n = attend.together(row);
+            with_rows!(n, N => attend.score_few::<L, N, S>(&block, row));
+            row += n;
         }
     }
 }
@@ -242,9 +236,14 @@ impl<C: Stored> Task for Weigh<'_, '_, '_, C> {
     #[inline(always)]
     fn run<L: Bytes, const R: usize, const T: usize, const S: usize>(self) {
         let Self(attend, block) = self;
-        match attend.rows() {
-            rows @ ..=FEW_ROWS => with_rows!(rows, N => attend.weigh_few::<L, N>(&block)),
-            _ => attend.weigh_many::<L, S>(&block),
+        if !attend.are_few() {
+            return attend.weigh_many::<L, S>(&block);
+        }
+        let mut row = 0;
+        while row < attend.rows() {
+            let n = attend.together(row);
+            with_rows!(n, N => attend.weigh_few::<L, N>(&block, row));
+            row += n;
         }
     }
 }
@@ -252,6 +251,22 @@ impl<C: Stored> Task for Weigh<'_, '_, '_, C> {
 impl<C: Stored> Attend<'_, '_, C> {
     fn rows(&self) -> usize {
         self.queries.tokens * self.queries.group
+    }
+
+    /// Whether rows read keys and values as they are stored. More have them widened to floats first, some at a time, so that each is read once
+    /// for all rows.
+    fn are_few(&self) -> bool {
+        self.rows() <= C::FEW_ROWS
+    }
+
+    /// How many rows go together from `row` on: what remains is not alone, if that can be.
+    fn together(&self, row: usize) -> usize {
+        match (self.rows() - row, self.are_few()) {
+            (5, _) | (6, true) => 3,
+            (7 | 8, _) => 4,
+            (left, true) => left.min(FEW_TOGETHER),
+            (left, false) => left.min(ROWS),
+        }
     }
 
     fn run(mut self, cpu: Cpu) {
@@ -277,7 +292,7 @@ impl<C: Stored> Attend<'_, '_, C> {
 
     /// Makes room.
     fn prepare(&mut self) {
-        let (dim, rows) = (self.kv.layout.head_dim, self.rows());
+        let (dim, rows, few) = (self.kv.layout.head_dim, self.rows(), self.are_few());
         let Scratch { scores, q, sums, wide, seen } = &mut *self.scratch;
         grow(scores, rows, Scores([0.0; STRIDE]));
         grow(q, rows * dim, 0.0);
@@ -285,7 +300,7 @@ impl<C: Stored> Attend<'_, '_, C> {
         sums[..rows * dim].fill(0.0);
         seen.clear();
         seen.resize(rows, Seen { max: f32::MIN, sum: 0.0 });
-        if rows > FEW_ROWS {
+        if !few {
             grow(wide, many::wide::<C>(dim), Vector([0.0; LANES]));
         }
     }

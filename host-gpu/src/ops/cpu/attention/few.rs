@@ -8,13 +8,13 @@ use crate::ops::cpu::lanes::{LANES, Lanes};
 use std::ops::Range;
 
 impl<C: Stored> Attend<'_, '_, C> {
-    /// Scores of all `N` rows.
+    /// Scores of the `N` rows from `row` on.
     #[inline(always)]
-    pub(super) fn score_few<L: Bytes, const N: usize, const S: usize>(&mut self, block: &Range<usize>) {
+    pub(super) fn score_few<L: Bytes, const N: usize, const S: usize>(&mut self, block: &Range<usize>, row: usize) {
         let layout = &self.kv.layout;
         let Scratch { q, scores, .. } = &mut *self.scratch;
-        let q = &q.as_chunks::<N>().0[..layout.head_dim];
-        let scores = scores.first_chunk_mut::<N>().expect("each row has some");
+        let q = &q[row * layout.head_dim..].as_chunks::<N>().0[..layout.head_dim];
+        let scores = scores[row..].first_chunk_mut::<N>().expect("each row has some");
         for page in self.kv.pages_of(block) {
             // From the beginning of a tile: a window may begin inside.
             let (mut at, end) = (page.tokens.start / LANES * LANES, page.tokens.end);
@@ -35,28 +35,33 @@ impl<C: Stored> Attend<'_, '_, C> {
         }
     }
 
-    /// Adds the block's values by their weights to the sums of all `N` rows, the tokens in order.
+    /// Adds the block's values by their weights to the sums of the `N` rows from `row` on, the tokens in order.
     #[inline(always)]
-    pub(super) fn weigh_few<L: Bytes, const N: usize>(&mut self, block: &Range<usize>) {
+    pub(super) fn weigh_few<L: Bytes, const N: usize>(&mut self, block: &Range<usize>, row: usize) {
         let vectors = self.kv.layout.head_dim / LANES;
         let mut first = 0;
         while first < vectors {
             // What is read at once has whole cache lines.
             if first + 4 <= vectors {
-                self.weigh_vectors::<L, N, 4>(block, first);
+                self.weigh_vectors::<L, N, 4>(block, row, first);
                 first += 4;
             } else {
-                self.weigh_vectors::<L, N, 1>(block, first);
+                self.weigh_vectors::<L, N, 1>(block, row, first);
                 first += 1;
             }
         }
     }
 
     #[inline(always)]
-    fn weigh_vectors<L: Bytes, const N: usize, const S: usize>(&mut self, block: &Range<usize>, first: usize) {
+    fn weigh_vectors<L: Bytes, const N: usize, const S: usize>(
+        &mut self,
+        block: &Range<usize>,
+        row: usize,
+        first: usize,
+    ) {
         let (layout, dim) = (&self.kv.layout, self.kv.layout.head_dim);
-        let weights = self.scratch.scores.first_chunk::<N>().expect("each row has some");
-        let mut sums = load_sums::<L, N, S>(&self.scratch.sums, dim, first);
+        let weights = self.scratch.scores[row..].first_chunk::<N>().expect("each row has some");
+        let mut sums = load_sums::<L, N, S>(&self.scratch.sums[row * dim..], dim, first);
         for page in self.kv.pages_of(block) {
             let (from, width) = (page.tokens.start * dim + first * LANES, S * LANES * C::BYTES);
             let pieces = Pieces::new(page.values, from * C::BYTES, dim * C::BYTES, page.tokens.len(), width);
@@ -71,7 +76,7 @@ impl<C: Stored> Attend<'_, '_, C> {
                 }
             }
         }
-        store_sums::<L, N, S>(&sums, &mut self.scratch.sums, dim, first);
+        store_sums::<L, N, S>(&sums, &mut self.scratch.sums[row * dim..], dim, first);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Rows so many that keys and values are widened for them first: some tokens' at a time, so few that they stay in the nearest cache.
 
 use super::stored::{Pieces, Stored, bytes_at, values};
-use super::{Attend, Scores, Scratch, Vector, load_sums, put_scores, store_sums, together, with_rows};
+use super::{Attend, Scores, Scratch, Vector, load_sums, put_scores, store_sums, with_rows};
 use crate::kv::SCALED;
 use crate::ops::cpu::bytes::Bytes;
 use crate::ops::cpu::lanes::{LANES, Lanes};
@@ -65,7 +65,7 @@ impl<C: Stored> Attend<'_, '_, C> {
         let dim = self.kv.layout.head_dim;
         let mut row = 0;
         while row < self.rows() {
-            let n = together(self.rows() - row);
+            let n = self.together(row);
             if self.attends(row..row + n, block) {
                 let Scratch { q, scores, wide, .. } = &mut *self.scratch;
                 let (q, scores) = (&q[row * dim..], &mut scores[row..]);
@@ -104,7 +104,7 @@ impl<C: Stored> Attend<'_, '_, C> {
             }
             let (mut row, from) = (0, LANES + first - block.start);
             while row < self.rows() {
-                let n = together(self.rows() - row);
+                let n = self.together(row);
                 if self.attends(row..row + n, block) {
                     let Scratch { scores, sums, wide, .. } = &mut *self.scratch;
                     let wide = &wide[..tokens.len() * vectors];

@@ -10,6 +10,8 @@ pub(super) trait Stored {
     const HAS_SCALES: bool;
     /// Bytes of a number.
     const BYTES: usize;
+    /// So many rows read them as they are, even if that is done twice.
+    const FEW_ROWS: usize;
     /// Sixteen numbers from number `at` on.
     fn read<L: Lanes>(side: &[u8], at: usize) -> L::V;
 }
@@ -68,6 +70,7 @@ pub(super) struct Q8;
 impl Stored for F32 {
     const HAS_SCALES: bool = false;
     const BYTES: usize = 4;
+    const FEW_ROWS: usize = 8;
     #[inline(always)]
     fn read<L: Lanes>(side: &[u8], at: usize) -> L::V {
         L::floats(bytemuck::cast_ref(bytes_at::<64>(side, 4 * at)))
@@ -77,6 +80,7 @@ impl Stored for F32 {
 impl Stored for F16 {
     const HAS_SCALES: bool = false;
     const BYTES: usize = 2;
+    const FEW_ROWS: usize = 8;
     #[inline(always)]
     fn read<L: Lanes>(side: &[u8], at: usize) -> L::V {
         L::halves(bytemuck::cast_ref(bytes_at::<32>(side, 2 * at)))
@@ -86,6 +90,8 @@ impl Stored for F16 {
 impl Stored for Q8 {
     const HAS_SCALES: bool = true;
     const BYTES: usize = 1;
+    // Scales take as long to apply as numbers.
+    const FEW_ROWS: usize = 4;
     #[inline(always)]
     fn read<L: Lanes>(side: &[u8], at: usize) -> L::V {
         L::bytes(bytemuck::cast_ref(bytes_at::<16>(side, at)))
