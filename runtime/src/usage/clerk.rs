@@ -1,4 +1,4 @@
-//! The thread that writes the journal: it looks at the open tabs, writes down those that are complete, and how far those
+//! The thread that writes the journal: it comes by all trays, writes down what those have used that ended, and how far those
 //! are that run on. Nobody waits for it.
 
 use std::collections::VecDeque;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::Shared;
 use super::frame::{Frame, FrameBuilder, RUNNING};
 use super::journal::Journal;
-use super::tab::Tab;
+use super::tray::Trays;
 
 /// How often it looks. With [`TELL`], the look itself and the disk this is less than the second that may be lost.
 const LOOK: Duration = Duration::from_millis(250);
@@ -35,7 +35,7 @@ const COMPLAIN: Duration = Duration::from_secs(30);
 /// What the thread works on.
 pub(super) struct Clerk {
     pub folder: PathBuf,
-    pub tabs: Receiver<Arc<Tab>>,
+    pub trays: Arc<Trays>,
     pub shared: Arc<Shared>,
     /// What the ids of this process's invocations begin with.
     pub start: u32,
@@ -43,30 +43,23 @@ pub(super) struct Clerk {
     pub next: u64,
     /// The newest file; none after it could not be written.
     pub journal: Option<Journal>,
-    open: Vec<Open>,
     backlog: VecDeque<Frame>,
     compacted: Instant,
     complained: Option<Instant>,
-}
-
-struct Open {
-    tab: Arc<Tab>,
-    told: Instant,
 }
 
 impl Clerk {
     /// A clerk that goes on after record `next - 1` in `journal`.
     pub fn new(
         folder: PathBuf,
-        tabs: Receiver<Arc<Tab>>,
+        trays: Arc<Trays>,
         shared: Arc<Shared>,
         start: u32,
         next: u64,
         journal: Journal,
     ) -> Self {
-        let (open, backlog) = Default::default();
-        let (journal, compacted, complained) = (Some(journal), Instant::now(), None);
-        Self { folder, tabs, shared, start, next, journal, open, backlog, compacted, complained }
+        let (journal, backlog, compacted, complained) = (Some(journal), VecDeque::new(), Instant::now(), None);
+        Self { folder, trays, shared, start, next, journal, backlog, compacted, complained }
     }
 
     /// Works until the other end of `stop` is gone; then writes down all there is.
@@ -77,7 +70,7 @@ impl Clerk {
         }
         self.look(false);
         let until = Instant::now() + PATIENCE;
-        while self.open.iter().any(|open| open.tab.is_closed()) && Instant::now() < until {
+        while self.trays.waits() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
             self.look(false);
         }
@@ -98,33 +91,21 @@ impl Clerk {
         self.backlog.iter().map(|frame| frame.ended.len() as u64).sum()
     }
 
-    /// Looks at all tabs, and writes. The last time also those that are not complete.
+    /// Takes what is in the trays, and writes. The last time also what is not complete.
     fn look(&mut self, last: bool) {
-        self.open.extend(self.tabs.try_iter().map(|tab| Open { told: tab.started, tab }));
         let now = Instant::now();
         let mut frame = FrameBuilder::new(self.next, self.start, now_ms(), now);
-        let mut anything = false;
-        self.open.retain_mut(|open| {
-            let tab = &open.tab;
-            let stays = if tab.is_complete() {
-                frame.add(tab, None);
-                false
-            } else if last {
-                frame.add(tab, (!tab.is_closed()).then_some("shutdown"));
-                false
-            } else {
-                if now.saturating_duration_since(open.told) < TELL {
-                    return true;
-                }
-                open.told = now;
-                frame.add(tab, Some(RUNNING));
-                true
-            };
-            anything = true;
-            stays
-        });
-        if anything {
-            let frame = frame.build();
+        if last {
+            for tab in self.trays.take_all(|ended| frame.add(ended, None)) {
+                frame.add(&tab.read(), (!tab.is_closed()).then_some("shutdown"));
+            }
+        } else {
+            for tab in self.trays.take(now, TELL, |ended| frame.add(ended, None)) {
+                frame.add(&tab.read(), Some(RUNNING));
+            }
+        }
+        let frame = frame.build();
+        if !frame.is_empty() {
             self.next = frame.last() + 1;
             self.backlog.push_back(frame);
         }
@@ -158,8 +139,9 @@ impl Clerk {
 
     /// A frame that begins a file: what runs now, before record `first`.
     fn running(&self, first: u64) -> Frame {
-        let mut frame = FrameBuilder::new(first, self.start, now_ms(), Instant::now());
-        self.open.iter().for_each(|open| frame.add(&open.tab, Some(RUNNING)));
+        let now = Instant::now();
+        let mut frame = FrameBuilder::new(first, self.start, now_ms(), now);
+        self.trays.told(now, TELL, |reading| frame.add(reading, Some(RUNNING)));
         Frame { begins: true, ..frame.build() }
     }
 
@@ -230,36 +212,35 @@ mod tests {
     use crate::usage::journal::Frames;
     use crate::usage::tab::{End, Owner};
 
-    fn ended(number: u64) -> Arc<Tab> {
+    fn run(trays: &Trays, number: u64) {
         let owner =
             Owner { function: "f".parse().unwrap(), revision: "r1".parse().unwrap(), tenant: "acme".parse().unwrap() };
-        let tab = Tab::new(owner.into(), number, Instant::now(), Arc::new(Meter::new(Instant::now())));
+        let tab = trays.mine().open(owner.into(), number, Instant::now(), Arc::new(Meter::new(Instant::now())));
         tab.close(End { outcome: "ok", wall: Duration::ZERO, queue: Duration::ZERO });
-        Arc::new(tab)
     }
 
     /// A clerk whose disk takes nothing until the folder that is given is made.
-    fn without_a_disk(home: &std::path::Path) -> (Clerk, mpsc::Sender<Arc<Tab>>, PathBuf) {
+    fn without_a_disk(home: &std::path::Path) -> (Clerk, Arc<Trays>, PathBuf) {
         let folder = home.join("usage");
         let books = Books::open(&home.join("books.redb")).unwrap();
         let shared = Arc::new(Shared { books, state: Default::default() });
-        let (send, tabs) = mpsc::channel();
-        (Clerk::new(folder.clone(), tabs, shared, 1, 1, Journal::full(&folder)), send, folder)
+        let trays = Arc::new(Trays::new());
+        (Clerk::new(folder.clone(), trays.clone(), shared, 1, 1, Journal::full(&folder)), trays, folder)
     }
 
     #[test]
     fn a_full_disk_loses_nothing_when_there_is_room_again() {
         let home = tempfile::tempdir().unwrap();
-        let (mut clerk, tabs, folder) = without_a_disk(home.path());
+        let (mut clerk, trays, folder) = without_a_disk(home.path());
         for n in 1..=3 {
-            tabs.send(ended(n)).unwrap();
+            run(&trays, n);
             clerk.look(false);
             let state = clerk.shared.state();
             assert_eq!((state.billed.record, state.waiting, state.lost), (0, n, 0), "none of it is billed yet");
         }
         assert!(clerk.complained.is_some(), "the log says so");
         std::fs::create_dir(&folder).unwrap();
-        tabs.send(ended(4)).unwrap();
+        run(&trays, 4);
         clerk.look(false);
         {
             let state = clerk.shared.state();
@@ -272,9 +253,9 @@ mod tests {
     #[test]
     fn what_the_disk_never_took_is_counted_as_lost() {
         let home = tempfile::tempdir().unwrap();
-        let (clerk, tabs, _) = without_a_disk(home.path());
+        let (clerk, trays, _) = without_a_disk(home.path());
         let shared = clerk.shared.clone();
-        (1..=5).for_each(|n| tabs.send(ended(n)).unwrap());
+        (1..=5).for_each(|n| run(&trays, n));
         let (stop, stopped) = mpsc::channel::<()>();
         drop(stop);
         clerk.run(&stopped);
@@ -285,10 +266,10 @@ mod tests {
     #[test]
     fn there_is_a_bound_to_what_waits() {
         let home = tempfile::tempdir().unwrap();
-        let (mut clerk, tabs, _) = without_a_disk(home.path());
+        let (mut clerk, trays, _) = without_a_disk(home.path());
         let beyond = 1000;
         for n in 0..(BACKLOG + beyond) as u64 {
-            tabs.send(ended(n)).unwrap();
+            run(&trays, n);
             if n % 500 == 499 {
                 clerk.look(false);
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::record::{Key, ModelUse, Record, Sums, Totals};
-use super::tab::{Owner, Tab};
+use super::tab::{Owner, Reading};
 use crate::names::{FunctionName, RevisionId, Tenant};
 
 /// A batch. Numbers of records go on from one batch to the next without a gap.
@@ -70,6 +70,11 @@ impl Frame {
     /// The number of the last of `ended`, or of the one before `first`.
     pub fn last(&self) -> u64 {
         (self.first + self.ended.len() as u64).saturating_sub(1)
+    }
+
+    /// Whether there is nobody in it.
+    pub fn is_empty(&self) -> bool {
+        self.ended.is_empty() && self.running.is_empty()
     }
 
     /// The records of those that ended, with their numbers.
@@ -201,9 +206,9 @@ impl FrameBuilder {
     }
 
     /// Adds one that ended, or, if it still runs, how far it is. `outcome` is what it is said to have come to, if that
-    /// is not known from the tab.
-    pub fn add(&mut self, tab: &Tab, outcome: Option<&str>) {
-        let row = self.row(tab, outcome);
+    /// is not known from its tab.
+    pub fn add(&mut self, reading: &Reading, outcome: Option<&str>) {
+        let row = self.row(reading, outcome);
         if self.frame.words[row.outcome as usize] == RUNNING {
             self.frame.running.push(row);
         } else {
@@ -213,9 +218,9 @@ impl FrameBuilder {
 
     /// Adds one as if it had used so many tokens of a model.
     #[cfg(test)]
-    pub fn add_with_tokens(&mut self, tab: &Tab, outcome: &str, tokens: u64) {
+    pub fn add_with_tokens(&mut self, reading: &Reading, outcome: &str, tokens: u64) {
         let model = self.word("m");
-        self.add(tab, Some(outcome));
+        self.add(reading, Some(outcome));
         let rows = if outcome == RUNNING { &mut self.frame.running } else { &mut self.frame.ended };
         let row = rows.last_mut().expect("it was added");
         row.models = vec![ModelRow { model, generated_tokens: tokens, ..ModelRow::default() }];
@@ -237,10 +242,9 @@ impl FrameBuilder {
         self.frame.ended.push(row);
     }
 
-    fn row(&mut self, tab: &Tab, outcome: Option<&str>) -> Row {
-        let read = tab.read();
+    fn row(&mut self, read: &Reading, outcome: Option<&str>) -> Row {
         let outcome = self.word(outcome.or(read.end.map(|end| end.outcome)).unwrap_or(RUNNING));
-        let models = tab.models().map(|(model, used)| ModelRow {
+        let models = read.models.iter().map(|(model, used)| ModelRow {
             model: self.word(model.as_str()),
             sequences: used.sequences,
             prompt_tokens: used.prompt_tokens,
@@ -253,10 +257,10 @@ impl FrameBuilder {
             kv_byte_seconds: used.kv_byte_seconds,
         });
         let models = models.collect();
-        let age = self.now.saturating_duration_since(tab.started);
+        let age = self.now.saturating_duration_since(read.started);
         Row {
-            number: tab.number,
-            owner: self.owner(&tab.owner),
+            number: read.number,
+            owner: self.owner(&read.owner),
             outcome,
             age_us: us(age),
             wall_us: us(read.end.map_or(age, |end| end.wall)),

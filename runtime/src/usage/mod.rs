@@ -1,7 +1,7 @@
 //! The meter: what each invocation used, written down so that it counts whatever happens to the host.
 //!
-//! A request has a [`Tab`], to which it, its guest's meter and the engine add without a lock. It costs the request's thread one
-//! entry in a queue: the clerk, a thread of its own, looks at open tabs four times a second, and appends those that are complete
+//! A request has a [`Tab`], to which it, its guest's meter and the engine add without a lock. It lies in a tray of the request's thread
+//! ([`tray`]): the clerk, a thread of its own, comes by four times a second, and appends what those have used that ended
 //! to the journal, and how far those are that run on. What is on disk there is billed; `billed_through` says up to which
 //! record. When a host dies, the next one finds in the journal what ran, and bills what was written down last: at most
 //! a second is lost. Records have numbers, and the books that sum them up know the last one they have, so that none counts twice.
@@ -19,6 +19,7 @@ mod query;
 mod record;
 mod since;
 mod tab;
+mod tray;
 pub mod when;
 
 use std::collections::{BTreeMap, HashMap};
@@ -36,6 +37,7 @@ pub use self::query::{BilledThrough, By, NumberedRecord, Query, Report, UsageRow
 use self::record::Sums;
 pub use self::record::{Key, ModelUse, Record, Totals};
 pub use self::tab::{End, Owner, Tab};
+use self::tray::Trays;
 use crate::instance::Meter;
 use crate::names::{FunctionName, Tenant};
 
@@ -68,7 +70,7 @@ pub enum UsageError {
 /// The meter of a host.
 pub struct Usage {
     folder: PathBuf,
-    tabs: Sender<Arc<Tab>>,
+    trays: Arc<Trays>,
     shared: Arc<Shared>,
     clerk: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
 }
@@ -116,20 +118,17 @@ impl Usage {
         let shared = Arc::new(Shared { books, state: Mutex::default() });
         shared.settle(&killed);
         shared.state().tokens.clear();
-        let (tabs, inbox) = mpsc::channel();
+        let trays = Arc::new(Trays::new());
         let (stop, stopped) = mpsc::channel();
-        let clerk = Clerk::new(folder.to_owned(), inbox, shared.clone(), start, killed.last() + 1, journal);
+        let clerk = Clerk::new(folder.to_owned(), trays.clone(), shared.clone(), start, killed.last() + 1, journal);
         let thread = std::thread::Builder::new().name("hob-usage".into()).spawn(move || clerk.run(&stopped));
         let thread = thread.map_err(journal_error)?;
-        Ok(Self { folder: folder.to_owned(), tabs, shared, clerk: Mutex::new(Some((stop, thread))) })
+        Ok(Self { folder: folder.to_owned(), trays, shared, clerk: Mutex::new(Some((stop, thread))) })
     }
 
     /// Opens the tab of an invocation.
     pub fn begin(&self, owner: Arc<Owner>, number: u64, started: Instant, meter: Arc<Meter>) -> Arc<Tab> {
-        let tab = Arc::new(Tab::new(owner, number, started, meter));
-        // The clerk is there as long as this is, but for the last moments of a host.
-        let _ = self.tabs.send(tab.clone());
-        tab
+        self.trays.mine().open(owner, number, started, meter)
     }
 
     /// Writes down all there is, and ends: what runs on is billed as far as it is.

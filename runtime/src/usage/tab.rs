@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use hob_gpu::{Bill, Billed};
 
+use super::tray::Tray;
 use crate::instance::Meter;
 use crate::names::{FunctionName, ModelName, RevisionId, Tenant};
 
@@ -23,11 +24,14 @@ pub struct Owner {
 /// The account of one invocation. It is complete when it was closed and the engine has let go of all that is on it.
 #[derive(Debug)]
 pub struct Tab {
-    pub(super) owner: Arc<Owner>,
+    owner: Arc<Owner>,
     /// The invocation's number within this process.
-    pub(super) number: u64,
-    pub(super) started: Instant,
+    number: u64,
+    started: Instant,
     meter: Arc<Meter>,
+    /// Where it lies, and at which place there.
+    tray: Arc<Tray>,
+    place: usize,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
     models: OnceLock<Box<Line>>,
@@ -54,19 +58,30 @@ pub struct End {
 }
 
 /// What is on a tab at one moment.
+#[derive(Debug)]
 pub(super) struct Reading {
+    pub owner: Arc<Owner>,
+    pub number: u64,
+    pub started: Instant,
+    /// `None` if it runs.
     pub end: Option<End>,
     pub cpu: Duration,
     pub memory_peak: u64,
     pub bytes_in: u64,
     pub bytes_out: u64,
+    pub models: Vec<(ModelName, Billed)>,
 }
 
 impl Tab {
-    /// The tab of invocation `number`, whose guest is metered by `meter`.
-    pub fn new(owner: Arc<Owner>, number: u64, started: Instant, meter: Arc<Meter>) -> Self {
+    /// The tab of invocation `number`, whose guest is metered by `meter`, at a `place` in a tray.
+    pub(super) fn new(
+        (owner, number, started, meter): (Arc<Owner>, u64, Instant, Arc<Meter>),
+        tray: Arc<Tray>,
+        place: usize,
+    ) -> Self {
         let (bytes_in, bytes_out) = Default::default();
-        Self { owner, number, started, meter, bytes_in, bytes_out, models: OnceLock::new(), end: OnceLock::new() }
+        let (models, end) = (OnceLock::new(), OnceLock::new());
+        Self { owner, number, started, meter, tray, place, bytes_in, bytes_out, models, end }
     }
 
     /// Bytes of the request's body have come.
@@ -92,29 +107,42 @@ impl Tab {
         }
     }
 
-    /// The invocation is over.
+    /// The invocation is over. It ends once.
     pub fn close(&self, end: End) {
-        // It ends once.
-        let _ = self.end.set(end);
+        self.tray.close(self, end);
+    }
+
+    /// Notes the end, but for the tray's part; whether it is the first.
+    pub(super) fn set_end(&self, end: End) -> bool {
+        self.end.set(end).is_ok()
+    }
+
+    /// Its place in its tray.
+    pub(super) fn place(&self) -> usize {
+        self.place
+    }
+
+    /// When its invocation began.
+    pub(super) fn started(&self) -> Instant {
+        self.started
     }
 
     /// What is on it now.
     pub(super) fn read(&self) -> Reading {
         Reading {
+            owner: self.owner.clone(),
+            number: self.number,
+            started: self.started,
             end: self.end.get().copied(),
             cpu: self.meter.cpu(),
             memory_peak: self.meter.memory_peak(),
             bytes_in: self.bytes_in.load(Ordering::Relaxed),
             bytes_out: self.bytes_out.load(Ordering::Relaxed),
+            models: self.lines().map(|line| (line.model.clone(), line.bill.read())).collect(),
         }
     }
 
-    /// What it has used of each model.
-    pub(super) fn models(&self) -> impl Iterator<Item = (&ModelName, Billed)> {
-        self.lines().map(|line| (&line.model, line.bill.read()))
-    }
-
-    /// Whether the invocation is over.
+    /// Whether its invocation is over.
     pub(super) fn is_closed(&self) -> bool {
         self.end.get().is_some()
     }
@@ -140,11 +168,12 @@ mod tests {
     fn a_tab_is_complete_when_all_have_let_go() {
         let owner =
             Owner { function: "f".parse().unwrap(), revision: RevisionId::FIRST, tenant: "acme".parse().unwrap() };
-        let tab = Tab::new(owner.into(), 1, Instant::now(), Arc::new(Meter::new(Instant::now())));
+        let tray = Arc::new(Tray::default());
+        let tab = tray.open(owner.into(), 1, Instant::now(), Arc::new(Meter::new(Instant::now())));
         let (a, b): (ModelName, ModelName) = ("a".parse().unwrap(), "b:x".parse().unwrap());
         let bills = [tab.bill(&a), tab.bill(&b), tab.bill(&a)];
         assert!(Arc::ptr_eq(&bills[0], &bills[2]) && !Arc::ptr_eq(&bills[0], &bills[1]));
-        assert_eq!(tab.models().map(|(model, _)| model.as_str()).collect::<Vec<_>>(), ["a", "b:x"]);
+        assert_eq!(tab.read().models.iter().map(|(model, _)| model.as_str()).collect::<Vec<_>>(), ["a", "b:x"]);
         tab.close(End { outcome: "ok", wall: Duration::ZERO, queue: Duration::ZERO });
         assert!(!tab.is_complete());
         let [one, two, three] = bills;

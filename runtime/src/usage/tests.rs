@@ -164,8 +164,8 @@ fn tokens_of_the_minute_are_those_that_came_in_it() {
         for (rows, outcome) in [(running, "running"), (ended, "ok")] {
             for (number, tokens) in rows {
                 let meter = Arc::new(Meter::new(Instant::now()));
-                let tab = Tab::new(owner("acme", "f"), *number, Instant::now(), meter);
-                builder.add_with_tokens(&tab, outcome, *tokens);
+                let tab = Trays::new().mine().open(owner("acme", "f"), *number, Instant::now(), meter);
+                builder.add_with_tokens(&tab.read(), outcome, *tokens);
             }
         }
         builder.build()
