@@ -16,6 +16,7 @@ mod names;
 pub mod nn;
 mod otel;
 pub mod preview1;
+mod seed;
 mod tls;
 
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use wasmtime::component::{HasData, Linker, ResourceTable};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::p2::bindings::http as wasi_http;
 use wasmtime_wasi_http::{WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpView, p3};
+use wasmtime_wasi_io::IoView;
 use wasmtime_wasi_tls::WasiTlsCtx;
 
 use self::egress::{Hooks, Outgoing, Tcp};
@@ -45,7 +47,9 @@ const MAX_RANDOM_BYTES: u64 = 1 << 20;
 /// Everything the host keeps for one instance; dropped with it, and with it all that it holds.
 pub struct State {
     table: ResourceTable,
-    wasi: WasiCtx,
+    /// Made when it is first needed, unless that could fail: many guests answer without a clock, a variable or chance, and to make it takes
+    /// longer than most calls.
+    wasi: Option<WasiCtx>,
     http: WasiHttpCtx,
     hooks: Hooks,
     /// Its sockets, if a rule is for some.
@@ -83,10 +87,11 @@ impl State {
     /// A directory that was granted cannot be opened.
     pub fn new(granted: Arc<Granted>, invocation: Arc<Invocation>, meter: Arc<Meter>) -> wasmtime::Result<Self> {
         let printing = Printing::new(invocation.clone());
-        let (out, err) = printing.streams();
-        let mut wasi = WasiCtx::builder();
-        wasi.stdout(out).stderr(err);
-        Self::with_streams(wasi, printing, granted, invocation, meter)
+        let mut state = Self::without_wasi(printing, granted, invocation, meter);
+        if !state.granted.directories.is_empty() {
+            state.wasi = Some(state.make_wasi()?);
+        }
+        Ok(state)
     }
 
     /// The state of a command: its streams are this process's, and it has arguments.
@@ -99,35 +104,26 @@ impl State {
         invocation: Arc<Invocation>,
         meter: Arc<Meter>,
     ) -> wasmtime::Result<Self> {
+        let mut state = Self::without_wasi(Printing::new(invocation.clone()), granted, invocation, meter);
         let mut wasi = WasiCtx::builder();
         wasi.inherit_stdio().args(args);
-        Self::with_streams(wasi, Printing::new(invocation.clone()), granted, invocation, meter)
+        state.wasi = Some(state.grant_wasi(wasi)?);
+        Ok(state)
     }
 
-    fn with_streams(
-        mut wasi: WasiCtxBuilder,
-        printing: Printing,
-        granted: Arc<Granted>,
-        invocation: Arc<Invocation>,
-        meter: Arc<Meter>,
-    ) -> wasmtime::Result<Self> {
+    fn without_wasi(printing: Printing, granted: Arc<Granted>, invocation: Arc<Invocation>, meter: Arc<Meter>) -> Self {
         let limits = granted.limits;
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits.handles as usize);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(limits.header_bytes as usize);
         let outgoing = |egress: &Arc<_>| Outgoing::new(Arc::clone(egress), limits.connections, invocation.clone());
-        grant(&mut wasi, &granted)?;
-        let tcp = granted.egress.as_ref().and_then(|egress| Tcp::new(egress, limits.connections, &invocation));
-        if let Some(tcp) = &tcp {
-            tcp.open(&mut wasi);
-        }
-        Ok(Self {
+        Self {
             table,
-            tcp,
+            wasi: None,
+            tcp: granted.egress.as_ref().and_then(|egress| Tcp::new(egress, limits.connections, &invocation)),
             tls: None,
             spans: otel::Spans::default(),
-            wasi: wasi.build(),
             http,
             hooks: Hooks(granted.egress.as_ref().map(outgoing)),
             limiter: Limiter::new(limits, meter.clone()),
@@ -136,7 +132,23 @@ impl State {
             granted,
             printing,
             tensor_bytes: 0,
-        })
+        }
+    }
+
+    fn make_wasi(&self) -> wasmtime::Result<WasiCtx> {
+        let (out, err) = self.printing.streams();
+        let mut wasi = WasiCtx::builder();
+        wasi.stdout(out).stderr(err);
+        self.grant_wasi(wasi)
+    }
+
+    /// With the function's own variables, directories and sockets.
+    fn grant_wasi(&self, mut wasi: WasiCtxBuilder) -> wasmtime::Result<WasiCtx> {
+        grant(&mut wasi, &self.granted)?;
+        if let Some(tcp) = &self.tcp {
+            tcp.open(&mut wasi);
+        }
+        Ok(wasi.build())
     }
 
     /// From now on it serves another request.
@@ -173,7 +185,17 @@ fn grant(wasi: &mut WasiCtxBuilder, granted: &Granted) -> wasmtime::Result<()> {
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        if self.wasi.is_none() {
+            self.wasi = Some(self.make_wasi().expect("only a directory can fail to open, and there is none"));
+        }
+        let Self { wasi, table, .. } = self;
+        WasiCtxView { ctx: wasi.as_mut().expect("it was made"), table }
+    }
+}
+
+impl IoView for State {
+    fn table(&mut self) -> &mut ResourceTable {
+        &mut self.table
     }
 }
 
@@ -208,12 +230,17 @@ fn model_view(state: &mut State) -> ModelView<'_> {
 /// None in practice: the interfaces are distinct.
 pub fn link(linker: &mut Linker<State>, grants: Grants, concurrent: bool) -> wasmtime::Result<()> {
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
+    // Those of `wasmtime-wasi` would make all of its context for a stream.
+    linker.allow_shadowing(true);
+    wasmtime_wasi_io::add_to_linker_async(linker)?;
+    linker.allow_shadowing(false);
     let options = wasmtime_wasi_http::p2::bindings::LinkOptions::default();
     wasi_http::types::add_to_linker::<_, WasiHttp>(linker, &(&options).into(), State::http)?;
     config::link(linker)?;
     keyvalue::link(linker)?;
     logging::link(linker)?;
     otel::link(linker)?;
+    seed::link(linker)?;
     if concurrent {
         wasmtime_wasi::p3::add_to_linker(linker)?;
         p3::bindings::http::types::add_to_linker::<_, WasiHttp>(linker, State::http)?;
