@@ -9,7 +9,7 @@ use wasmtime_wasi_http::handler::{Proxy, ProxyPre};
 
 use super::limiter::Limiter;
 use super::linked::Linked;
-use super::meter::Meter;
+use super::meter::{AtEpoch, Meter};
 use super::shared::Shared;
 use super::warm::Warm;
 use crate::budget::Budgets;
@@ -212,9 +212,10 @@ pub(crate) fn limited<T: Held>(mut store: Store<T>, limits: &Limits) -> Store<T>
     }
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(|store| {
-        Ok(match store.data().meter().spent() {
-            Some(_) => UpdateDeadline::Interrupt,
-            None => UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())),
+        Ok(match store.data().meter().at_epoch() {
+            AtEpoch::Ends => UpdateDeadline::Interrupt,
+            AtEpoch::GoesOn => UpdateDeadline::Continue(1),
+            AtEpoch::Yields => UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())),
         })
     });
     store

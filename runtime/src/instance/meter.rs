@@ -27,6 +27,21 @@ pub struct Meter {
 /// No turn is running.
 const BETWEEN: u64 = u64::MAX;
 
+/// A turn that has lasted for fewer nanoseconds is not broken off for others: most requests need no more, and to yield costs as much as a
+/// tenth of one.
+const YOUNG: u64 = 100_000;
+
+/// See [`Meter::at_epoch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtEpoch {
+    /// Its turn has begun a moment ago.
+    GoesOn,
+    /// Others have their turn.
+    Yields,
+    /// Something is used up.
+    Ends,
+}
+
 /// What is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spent {
@@ -64,12 +79,26 @@ impl Meter {
 
     /// What is used up, if anything is; the turn that runs counts.
     pub fn spent(&self) -> Option<Spent> {
-        let now = self.now();
+        self.spent_at(self.now())
+    }
+
+    fn spent_at(&self, now: u64) -> Option<Spent> {
         if now >= self.deadline.load(Relaxed) {
             return Some(Spent::Wall);
         }
         let turn = now.saturating_sub(self.turn.load(Relaxed));
         (self.cpu_used.load(Relaxed) + turn >= self.cpu_most.load(Relaxed)).then_some(Spent::Cpu)
+    }
+
+    /// What becomes of a guest that computes as an epoch begins.
+    pub fn at_epoch(&self) -> AtEpoch {
+        let (now, turn) = (self.now(), self.turn.load(Relaxed));
+        match self.spent_at(now) {
+            Some(_) => AtEpoch::Ends,
+            // Not those that are called without turns: they are never young.
+            None if turn <= now && now - turn < YOUNG => AtEpoch::GoesOn,
+            None => AtEpoch::Yields,
+        }
     }
 
     /// Time on a processor so far.
@@ -176,6 +205,26 @@ mod tests {
         // What was used counts for what comes after only as far as it is allowed anew.
         meter.allow(Instant::now() + Duration::from_secs(3600), Duration::from_millis(20));
         assert_eq!(meter.spent(), None);
+    }
+
+    #[test]
+    fn a_turn_that_has_begun_a_moment_ago_goes_on() {
+        let meter = Meter::new(Instant::now());
+        assert_eq!(meter.at_epoch(), AtEpoch::Yields, "there is no turn");
+        let ago = |ns| meter.turn.store(meter.now().saturating_sub(ns), Relaxed);
+        let ms = Duration::from_millis;
+        std::thread::sleep(ms(1));
+        ago(YOUNG * 2);
+        assert_eq!(meter.at_epoch(), AtEpoch::Yields);
+        // This thread may have to wait here.
+        let goes_on = (0..100).any(|_| {
+            ago(0);
+            meter.at_epoch() == AtEpoch::GoesOn
+        });
+        assert!(goes_on);
+        meter.allow(Instant::now(), ms(1));
+        ago(0);
+        assert_eq!(meter.at_epoch(), AtEpoch::Ends, "however young it is");
     }
 
     #[test]
