@@ -42,7 +42,9 @@ use crate::models::store::ModelStore;
 use crate::names::{FunctionName, Tenant};
 use crate::records::{Records, RecordsError};
 use crate::request::{self, Body, BoxError, Callable, Invocation, Recent, RequestError, Summary};
-use crate::telemetry::{Collector, Exporter, ExporterError, TRACEPARENT, Telemetry, Trace, server_timing};
+use crate::telemetry::{
+    Collector, Exporter, ExporterError, SERVER_TIMING, TRACEPARENT, Telemetry, Trace, server_timing,
+};
 use crate::usage::{Usage, UsageError};
 
 pub use called::{Called, MODEL_API};
@@ -341,7 +343,7 @@ impl Host {
         };
         watched.metrics.answered(response.status());
         if revision.record.config.server_timing.unwrap_or(!self.hide_timing) {
-            response.headers_mut().append("server-timing", server_timing(&invocation));
+            response.headers_mut().append(SERVER_TIMING, server_timing(&invocation));
         }
         response.headers_mut().insert(table::REVISION_HEADER, revision.header());
         response

@@ -15,7 +15,7 @@ use crate::request::router::{Found, Router};
 use crate::traffic::{pick, spread, sticky};
 
 /// The request header that names a revision.
-pub const REVISION_HEADER: &str = "hob-revision";
+pub const REVISION_HEADER: HeaderName = HeaderName::from_static("hob-revision");
 
 /// Functions by name, and their routes.
 #[derive(Default)]

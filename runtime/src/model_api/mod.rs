@@ -39,7 +39,7 @@ use self::body::Bodies;
 use self::paths::{Found, What};
 use self::refused::{Dialect, Refused};
 use crate::function_host::Host;
-use crate::request::{Body, BoxError};
+use crate::request::{Body, BoxError, INVOCATION};
 
 /// How the model APIs are reached.
 #[derive(Clone, Debug)]
@@ -168,7 +168,7 @@ impl ModelApi {
         });
         call.called.watched.metrics.answered(answered.status());
         let id = HeaderValue::from_str(&call.called.invocation.id).expect("an id is hexadecimal digits and a dash");
-        answered.headers_mut().insert("x-hob-invocation", id.clone());
+        answered.headers_mut().insert(INVOCATION, id.clone());
         answered.headers_mut().insert("x-request-id", id);
         Ok(answered)
     }

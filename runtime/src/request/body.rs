@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio::sync::oneshot;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, yield_now};
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::Invocation;
@@ -192,7 +192,7 @@ impl http_body::Body for AnswerBody {
 
 /// Most bytes of an answer's body that are taken in before it begins.
 const AHEAD_BYTES: usize = 16 << 10;
-/// How often the other tasks of a thread have a turn before an answer begins without the end of its body, and for how long. A turn takes a
+/// How often all other tasks of a thread have a turn before an answer begins without the end of its body, and for how long. A turn takes a
 /// microsecond where nobody computes, and a millisecond where tens of requests are answered at once.
 const AHEAD_TURNS: u32 = 40;
 const AHEAD_TIME: Duration = Duration::from_millis(2);
@@ -221,17 +221,23 @@ impl Gathered {
 
     async fn within(time: Duration, mut body: AnswerBody) -> Self {
         let hint = body.size_hint();
-        let (mut ahead, mut bytes, mut turns, began) = (VecDeque::new(), 0, 0, Instant::now());
+        let (mut ahead, mut bytes, mut turns, mut waits) = (VecDeque::new(), 0, 0, None);
+        // Comes when all others of the thread have had a turn; the body wakes the task sooner than that, if it can.
+        let mut turn = pin!(yield_now());
         while bytes <= AHEAD_BYTES {
-            // Between two turns it is at the end of the queue.
             let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
-                Poll::Pending if turns < AHEAD_TURNS && began.elapsed() < time => {
-                    turns += 1;
-                    cx.waker().wake_by_ref();
+                Poll::Ready(frame) => Poll::Ready(Some(frame)),
+                Poll::Pending => {
+                    if turn.as_mut().poll(cx).is_ready() {
+                        turns += 1;
+                        if turns >= AHEAD_TURNS || waits.get_or_insert_with(Instant::now).elapsed() >= time {
+                            return Poll::Ready(None);
+                        }
+                        turn.set(yield_now());
+                        let _ = turn.as_mut().poll(cx);
+                    }
                     Poll::Pending
                 }
-                Poll::Pending => Poll::Ready(None),
-                Poll::Ready(frame) => Poll::Ready(Some(frame)),
             });
             match frame.await {
                 None => break,
@@ -358,7 +364,7 @@ mod tests {
     #[test]
     fn time_ends_the_wait_as_well() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let script = Script { frames: vec![data("abc")].into(), turns: 1, waited: 0 };
+        let script = Script { frames: vec![data("abc")].into(), turns: 2, waited: 0 };
         let invocation = Arc::new(Invocation::none("f".parse().unwrap()));
         let held = Held::new(None, oneshot::channel().0);
         let body = AnswerBody::new(script.boxed_unsync(), Some(held), (1 << 20, None), invocation);

@@ -128,7 +128,7 @@ impl RequestError {
             headers.insert(header::ALLOW, HeaderValue::from_str(methods).expect("methods are tokens"));
         }
         if let Some(id) = id.and_then(|id| HeaderValue::from_str(id).ok()) {
-            headers.insert("x-hob-invocation", id);
+            headers.insert(super::INVOCATION, id);
         }
         if let Self::OtherMethods(methods) = self {
             headers.insert(header::ALLOW, HeaderValue::from_str(methods).expect("methods are tokens"));

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hob_gpu::{Bill, Event, Finish, Tokens, Usage};
+use http::HeaderName;
 use serde::{Deserialize, Serialize};
 
 use crate::instance::Meter;
@@ -13,10 +14,13 @@ use crate::names::{FunctionName, ModelName};
 use crate::telemetry::{Trace, Watched};
 use crate::usage::{self, Tab};
 
+/// The header of an answer that has its invocation's id.
+pub const INVOCATION: HeaderName = HeaderName::from_static("x-hob-invocation");
+
 /// One request's run through a function.
 #[derive(Debug)]
 pub struct Invocation {
-    /// Unique while the host runs; also in the `x-hob-invocation` header and in every log line of the guest.
+    /// Unique while the host runs; also in the [`INVOCATION`] header and in every log line of the guest.
     pub id: String,
     /// The function.
     pub function: FunctionName,
@@ -108,6 +112,7 @@ pub struct Summary {
 
 impl Invocation {
     /// Begins one now.
+    #[inline]
     pub fn start(function: FunctionName, account: u64, started: Instant, recent: Arc<Recent>) -> Self {
         let number = recent.next.fetch_add(1, Ordering::Relaxed);
         let id = invocation_id(recent.start, number);
@@ -122,18 +127,21 @@ impl Invocation {
     }
 
     /// The same, counted, and what it prints kept.
+    #[inline]
     pub fn watched(mut self, watched: Arc<Watched>) -> Self {
         self.watched = Some(watched);
         self
     }
 
     /// The same, as a part of a trace.
+    #[inline]
     pub fn traced(mut self, trace: Option<Trace>) -> Self {
         self.trace = trace;
         self
     }
 
     /// The same, with what it uses on a tab.
+    #[inline]
     pub fn billed(mut self, tab: Arc<Tab>) -> Self {
         self.tab = Some(tab);
         self
@@ -161,6 +169,7 @@ impl Invocation {
         }
     }
 
+    #[inline]
     fn new(id: String, function: FunctionName, account: u64, started: Instant, recent: Option<Arc<Recent>>) -> Self {
         let meter = Arc::new(Meter::new(started));
         let (marks, cut) = (Mutex::default(), AtomicBool::new(false));
@@ -236,12 +245,31 @@ impl Drop for Invocation {
         if let Some(trace) = &self.trace {
             trace.end(&self.id, self.function.as_str(), outcome, &marks, total);
         }
-        let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         tracing::debug!(function = %self.function, id = %self.id, outcome, total_us = us(total), "invocation ended");
-        recent.push(Summary {
-            id: std::mem::take(&mut self.id),
+        let function = self.function.clone();
+        recent.push(Ended { number: self.number, function, marks, outcome, total, cpu, memory_peak });
+    }
+}
+
+/// What is kept of an invocation that has ended: small, and most of it is never looked at.
+#[derive(Debug)]
+struct Ended {
+    number: u64,
+    function: FunctionName,
+    marks: Marks,
+    outcome: &'static str,
+    total: Duration,
+    cpu: Duration,
+    memory_peak: u64,
+}
+
+impl Ended {
+    fn summary(&self, start: u32) -> Summary {
+        let marks = &self.marks;
+        Summary {
+            id: invocation_id(start, self.number),
             function: self.function.clone(),
-            outcome: outcome.to_owned(),
+            outcome: self.outcome.to_owned(),
             wait_us: us(marks.wait),
             accept_us: us(marks.accept),
             instantiate_us: us(marks.instantiate),
@@ -249,24 +277,39 @@ impl Drop for Invocation {
             queue_us: us(marks.queue),
             prefill_us: us(marks.prefill),
             first_token_us: marks.first_token.map(us),
-            total_us: us(total),
-            cpu_us: us(cpu),
-            memory_peak_bytes: memory_peak,
+            total_us: us(self.total),
+            cpu_us: us(self.cpu),
+            memory_peak_bytes: self.memory_peak,
             prompt_tokens: marks.tokens.0,
             generated_tokens: marks.tokens.1,
-        });
+        }
     }
+}
+
+fn us(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The id of invocation `number` of a process whose ids begin with `start`.
 pub(crate) fn invocation_id(start: u32, number: u64) -> String {
-    format!("{start:08x}-{number:x}")
+    // By hand: each request has one, and `format!` takes several times as long.
+    let digits = (u64::BITS - number.leading_zeros()).div_ceil(4).max(1) as usize;
+    let mut id = [b'-'; 8 + 1 + 16];
+    let write = |to: &mut [u8], mut value: u64| {
+        for digit in to.iter_mut().rev() {
+            *digit = b"0123456789abcdef"[value as usize & 15];
+            value >>= 4;
+        }
+    };
+    write(&mut id[..8], start.into());
+    write(&mut id[9..9 + digits], number);
+    String::from_utf8_lossy(&id[..9 + digits]).into_owned()
 }
 
 /// The last invocations of a host, oldest first.
 #[derive(Debug)]
 pub struct Recent {
-    ended: Mutex<VecDeque<Summary>>,
+    ended: Mutex<VecDeque<Ended>>,
     next: AtomicU64,
     /// What still runs is cut off.
     stopping: AtomicBool,
@@ -288,7 +331,8 @@ impl Recent {
 
     /// The invocations that ended last, oldest first.
     pub fn list(&self) -> Vec<Summary> {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        ended.iter().map(|ended| ended.summary(self.start)).collect()
     }
 
     /// From now on what goes without an outcome goes because the host stops, and not because its client left.
@@ -301,17 +345,29 @@ impl Recent {
         self.start
     }
 
-    fn push(&self, summary: Summary) {
+    fn push(&self, invocation: Ended) {
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         if ended.len() == Self::KEPT {
             ended.pop_front();
         }
-        ended.push_back(summary);
+        ended.push_back(invocation);
     }
 }
 
 impl Default for Recent {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_the_start_and_the_number_in_hexadecimal_digits() {
+        for (start, number) in [(0, 0), (0x12ab, 1), (u32::MAX, 15), (7, 16), (7, 0xfedc_ba98), (1, u64::MAX)] {
+            assert_eq!(invocation_id(start, number), format!("{start:08x}-{number:x}"));
+        }
     }
 }

@@ -11,7 +11,7 @@ pub use admission::Gate;
 pub use body::{Body, BoxError};
 pub use errors::RequestError;
 pub(crate) use invocation::invocation_id;
-pub use invocation::{Invocation, Marks, Recent, Summary};
+pub use invocation::{INVOCATION, Invocation, Marks, Recent, Summary};
 pub use run::{Secure, run};
 pub(crate) use run::{explain, spent_error};
 

@@ -17,7 +17,7 @@ use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::WasiBody;
 
 use super::body::{AnswerBody, Body, BoxError, Gathered, Held, RequestBody, unreadable};
-use super::{Invocation, RequestError};
+use super::{INVOCATION, Invocation, RequestError};
 use crate::config::Limits;
 use crate::instance::{Bounds, Call, Callable, Head, Meter, Spent};
 
@@ -60,8 +60,14 @@ async fn call(
 ) -> Result<Response<Body>, RequestError> {
     let limits = callable.limits();
     check_size(&request, limits.header_bytes, limits.request_bytes)?;
-    let permit = callable.gate.admit().await?;
-    invocation.mark(|marks| marks.wait = invocation.started.elapsed());
+    let permit = match callable.gate.try_admit() {
+        Some(permit) => permit,
+        None => {
+            let permit = callable.gate.admit().await?;
+            invocation.mark(|marks| marks.wait = invocation.started.elapsed());
+            permit
+        }
+    };
     invocation.meter.allow(invocation.started + limits.wall(), limits.cpu());
     let request = request.map(|body| match body.is_end_stream() {
         true => body,
@@ -165,7 +171,7 @@ async fn answer(
     let body = if read { Gathered::new(body).await.boxed_unsync() } else { body.boxed_unsync() };
     let mut response = Response::from_parts(head, body);
     let id = HeaderValue::from_str(&invocation.id).expect("an id is hexadecimal digits and a dash");
-    response.headers_mut().insert("x-hob-invocation", id);
+    response.headers_mut().insert(INVOCATION, id);
     Ok(response)
 }
 

@@ -24,7 +24,7 @@ pub use log::{Line, Log, Room};
 pub use metrics::{Codes, Metrics};
 pub use otlp::{Exporter, ExporterError};
 pub use serving::Serving;
-pub(crate) use timing::server_timing;
+pub(crate) use timing::{SERVER_TIMING, server_timing};
 pub use trace::{TRACEPARENT, Trace};
 
 /// Functions that have metrics under their own name. Those called later, while so many are there, are counted together
