@@ -1,7 +1,7 @@
 //! The meter: what each invocation used, written down so that it counts whatever happens to the host.
 //!
-//! A request has a [`Tab`], to which it, its guest's meter and the engine add without a lock. It lies in a tray of the request's thread
-//! ([`tray`]): the clerk, a thread of its own, comes by four times a second, and appends what those have used that ended
+//! A request has a [`Tab`], to which it, its guest's meter and the engine add without a lock. It lies in a tray of the request's
+//! thread: the clerk, a thread of its own, comes by four times a second, and appends what those have used that ended
 //! to the journal, and how far those are that run on. What is on disk there is billed; `billed_through` says up to which
 //! record. When a host dies, the next one finds in the journal what ran, and bills what was written down last: at most
 //! a second is lost. Records have numbers, and the books that sum them up know the last one they have, so that none counts twice.
