@@ -1,7 +1,7 @@
 //! What an instance has used and may use: time from its request's beginning, time on a processor, memory.
 //!
 //! A guest cannot be trusted to look at a clock. Whoever polls it looks at this meter after each of its turns, and the
-//! epoch clock makes a guest that computes end its turn within a millisecond, or stops it there. So both limits hold
+//! epoch clock makes a guest that computes end its turn within 1.1 ms, or stops it there. So both limits hold
 //! whatever the guest does between its calls to the host; calls to the host bound themselves.
 
 use std::pin::pin;

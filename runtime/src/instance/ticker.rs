@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use wasmtime::Engine;
 
-/// Time between two epochs: how long a busy guest keeps its thread before it must yield, and how exactly its deadline is met.
+/// Time between two epochs: how long a busy guest keeps its thread before it must yield, or a tenth longer, and how exactly its deadline is met.
 pub const EPOCH: Duration = Duration::from_millis(1);
 
 /// Advances the epoch until dropped.

@@ -222,15 +222,16 @@ impl Gathered {
     async fn within(time: Duration, mut body: AnswerBody) -> Self {
         let hint = body.size_hint();
         let (mut ahead, mut bytes, mut turns, mut waits) = (VecDeque::new(), 0, 0, None);
-        // Comes when all others of the thread have had a turn; the body wakes the task sooner than that, if it can.
+        // Comes when others of the thread have had their turns; the body wakes the task sooner than that, if it can, and then it counts, too.
         let mut turn = pin!(yield_now());
         while bytes <= AHEAD_BYTES {
             let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
                 Poll::Ready(frame) => Poll::Ready(Some(frame)),
                 Poll::Pending => {
+                    let waited = waits.get_or_insert_with(Instant::now).elapsed();
                     if turn.as_mut().poll(cx).is_ready() {
                         turns += 1;
-                        if turns >= AHEAD_TURNS || waits.get_or_insert_with(Instant::now).elapsed() >= time {
+                        if turns >= AHEAD_TURNS || waited >= time {
                             return Poll::Ready(None);
                         }
                         turn.set(yield_now());
@@ -315,6 +316,38 @@ mod tests {
             self.waited = 0;
             Poll::Ready(self.frames.pop_front())
         }
+    }
+
+    /// A body that says nothing, and wakes nobody.
+    struct Silent;
+
+    impl http_body::Body for Silent {
+        type Data = Bytes;
+        type Error = Error;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Polled {
+            Poll::Pending
+        }
+    }
+
+    #[test]
+    fn a_body_that_wakes_nobody_is_waited_for_no_longer() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let invocation = Arc::new(Invocation::none("f".parse().unwrap()));
+        let held = Held::new(None, oneshot::channel().0);
+        let body = AnswerBody::new(Silent.boxed_unsync(), Some(held), (1 << 20, None), invocation);
+        let body = runtime.block_on(async {
+            // As a task, beside another one.
+            let other = tokio::spawn(async {
+                loop {
+                    yield_now().await;
+                }
+            });
+            let body = tokio::spawn(Gathered::new(body)).await.unwrap();
+            other.abort();
+            body
+        });
+        assert!(body.ahead.is_empty() && matches!(body.rest, Rest::More(_)));
     }
 
     fn data(text: impl Into<Bytes>) -> Result<Frame<Bytes>, Error> {

@@ -60,14 +60,8 @@ async fn call(
 ) -> Result<Response<Body>, RequestError> {
     let limits = callable.limits();
     check_size(&request, limits.header_bytes, limits.request_bytes)?;
-    let permit = match callable.gate.try_admit() {
-        Some(permit) => permit,
-        None => {
-            let permit = callable.gate.admit().await?;
-            invocation.mark(|marks| marks.wait = invocation.started.elapsed());
-            permit
-        }
-    };
+    let permit = callable.gate.admit().await?;
+    invocation.mark(|marks| marks.wait = invocation.started.elapsed());
     invocation.meter.allow(invocation.started + limits.wall(), limits.cpu());
     let request = request.map(|body| match body.is_end_stream() {
         true => body,

@@ -142,6 +142,7 @@ impl Clerk {
         let now = Instant::now();
         let mut frame = FrameBuilder::new(first, self.start, now_ms(), now);
         self.trays.told(now, TELL, |reading| frame.add(reading, Some(RUNNING)));
+        self.backlog.iter().for_each(|unwritten| frame.add_unwritten(unwritten, TELL));
         Frame { begins: true, ..frame.build() }
     }
 
@@ -194,6 +195,13 @@ impl Clerk {
             tracing::error!(%error, waiting, "usage cannot be written down; is the disk full?");
             self.complained = Some(Instant::now());
         }
+    }
+}
+
+impl Drop for Clerk {
+    fn drop(&mut self) {
+        // Also when it has panicked: what nobody takes must not pile up.
+        self.trays.close();
     }
 }
 

@@ -194,7 +194,8 @@ impl ModelRow {
 pub(super) struct FrameBuilder {
     frame: Frame,
     now: Instant,
-    owners: HashMap<*const Owner, u32>,
+    /// By their place in memory, which is theirs as long as they are kept here.
+    owners: HashMap<*const Owner, (Arc<Owner>, u32)>,
     words: HashMap<String, u32>,
 }
 
@@ -228,18 +229,33 @@ impl FrameBuilder {
 
     /// Adds one that another process left running, as read from its frame.
     pub fn add_killed(&mut self, from: &Frame, row: &Row) {
-        let Some(owner) = from.owners.get(row.owner as usize).cloned() else { return };
-        let known = self.frame.owners.iter().position(|known| *known == owner);
+        let row = self.carry(from, row, HOST_KILLED);
+        self.frame.ended.extend(row);
+    }
+
+    /// Adds those of a frame that has not been written, as running, if an earlier one may have said that they run: began at least `ago`
+    /// before it.
+    pub fn add_unwritten(&mut self, from: &Frame, ago: Duration) {
+        for row in from.ended.iter().filter(|row| row.age_us >= us(ago)) {
+            let row = self.carry(from, row, RUNNING);
+            self.frame.running.extend(row);
+        }
+    }
+
+    /// A row of another frame. `None` where it names nobody there: it was not written by us.
+    fn carry(&mut self, from: &Frame, row: &Row, outcome: &str) -> Option<Row> {
+        let owner = from.owners.get(row.owner as usize)?;
+        let known = self.frame.owners.iter().position(|known| known == owner);
         let owner = known.unwrap_or_else(|| {
-            self.frame.owners.push(owner);
+            self.frame.owners.push(owner.clone());
             self.frame.owners.len() - 1
         });
-        let mut row = Row { owner: owner as u32, outcome: self.word(HOST_KILLED), ..row.clone() };
+        let mut row = Row { owner: owner as u32, outcome: self.word(outcome), ..row.clone() };
         row.age_us += self.frame.at_ms.saturating_sub(from.at_ms) * 1000;
         for model in &mut row.models {
             model.model = self.word(from.words.get(model.model as usize).map_or("", String::as_str));
         }
-        self.frame.ended.push(row);
+        Some(row)
     }
 
     fn row(&mut self, read: &Reading, outcome: Option<&str>) -> Row {
@@ -274,11 +290,12 @@ impl FrameBuilder {
     }
 
     fn owner(&mut self, owner: &Arc<Owner>) -> u32 {
-        *self.owners.entry(Arc::as_ptr(owner)).or_insert_with(|| {
+        let (_, number) = self.owners.entry(Arc::as_ptr(owner)).or_insert_with(|| {
             let Owner { function, revision, tenant } = &**owner;
             self.frame.owners.push((function.clone(), *revision, tenant.clone()));
-            self.frame.owners.len() as u32 - 1
-        })
+            (owner.clone(), self.frame.owners.len() as u32 - 1)
+        });
+        *number
     }
 
     fn word(&mut self, word: &str) -> u32 {
@@ -299,4 +316,28 @@ impl FrameBuilder {
 
 fn us(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::instance::Meter;
+    use crate::usage::tray::Tray;
+
+    #[test]
+    fn owners_that_come_and_go_are_not_taken_for_each_other() {
+        let mut builder = FrameBuilder::new(1, 1, 0, Instant::now());
+        let names: Vec<String> = (0..50).map(|n| format!("tenant-{n}")).collect();
+        for (number, name) in names.iter().enumerate() {
+            let (function, revision, tenant) = ("f".parse().unwrap(), RevisionId::FIRST, name.parse().unwrap());
+            let owner = Arc::new(Owner { function, revision, tenant });
+            let meter = Arc::new(Meter::new(Instant::now()));
+            let tab = Arc::new(Tray::default()).open(owner, number as u64, Instant::now(), meter);
+            // Nobody else has the owner: its memory is the next one's, if it is not kept.
+            builder.add(&tab.read(), Some("ok"));
+        }
+        let frame = builder.build();
+        let tenants: Vec<_> = frame.records().map(|(_, record)| record.tenant.to_string()).collect();
+        assert_eq!(tenants, names);
+    }
 }

@@ -147,9 +147,14 @@ impl Tab {
         self.end.get().is_some()
     }
 
+    /// Whether the engine may still add something.
+    pub(super) fn is_billed(&self) -> bool {
+        self.lines().any(|line| Arc::strong_count(&line.bill) > 1)
+    }
+
     /// Whether nothing can be added any more.
     pub(super) fn is_complete(&self) -> bool {
-        let complete = self.end.get().is_some() && self.lines().all(|line| Arc::strong_count(&line.bill) == 1);
+        let complete = self.end.get().is_some() && !self.is_billed();
         // What others wrote before they let go is seen from here on.
         fence(Ordering::Acquire);
         complete

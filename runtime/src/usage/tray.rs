@@ -1,6 +1,6 @@
 //! Where tabs lie until the clerk comes for what is on them. Each thread that serves has a tray of its own, or shares one with few others: a
 //! tab is made, closed and freed there, and of an invocation that has ended only what it used stays. What one thread allocates and another
-//! frees costs each later allocation something.
+//! frees costs each later allocation something. (Those of which the engine still knew when they were closed are freed by the clerk.)
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,6 +32,8 @@ struct Contents {
     ended: Vec<Reading>,
     /// The memory of `ended` before it was taken, for the next time.
     spare: Vec<Reading>,
+    /// Nobody comes any more.
+    closed: bool,
 }
 
 #[derive(Debug)]
@@ -64,24 +66,53 @@ impl Trays {
     }
 
     /// Gives away what was on tabs that are complete. Returns those that run on, each after `every` again.
-    pub fn take(&self, now: Instant, every: Duration, mut ended: impl FnMut(&Reading)) -> Vec<Arc<Tab>> {
+    pub fn take(&self, now: Instant, every: Duration, ended: impl FnMut(&Reading)) -> Vec<Arc<Tab>> {
+        self.take_of_each(ended, |contents, running| {
+            contents.settle();
+            for (_, Open { tab, told }) in &mut contents.open {
+                if now.saturating_duration_since(*told) >= every {
+                    *told = now;
+                    running.push(tab.clone());
+                }
+            }
+        })
+    }
+
+    /// The same for the last time: returns all that are not complete.
+    pub fn take_all(&self, ended: impl FnMut(&Reading)) -> Vec<Arc<Tab>> {
+        self.take_of_each(ended, |contents, running| {
+            contents.settle();
+            running.extend(contents.open.drain().map(|open| open.tab));
+            contents.closed = true;
+        })
+    }
+
+    /// Nobody comes any more, and nothing is kept for them.
+    pub fn close(&self) {
+        for tray in &self.0 {
+            *tray.lock() = Contents { closed: true, ..Contents::default() };
+        }
+    }
+
+    /// Gives away what has ended in each tray, after `look` at it.
+    fn take_of_each(
+        &self,
+        mut ended: impl FnMut(&Reading),
+        look: impl Fn(&mut Contents, &mut Vec<Arc<Tab>>),
+    ) -> Vec<Arc<Tab>> {
         let mut running = Vec::new();
         for tray in &self.0 {
-            let mut taken = tray.take(now, every, &mut running);
+            let mut contents = tray.lock();
+            look(&mut contents, &mut running);
+            let spare = std::mem::take(&mut contents.spare);
+            let mut taken = std::mem::replace(&mut contents.ended, spare);
+            // Those who serve go on meanwhile.
+            drop(contents);
             taken.iter().for_each(&mut ended);
             let most = (taken.len() * 2).max(KEPT);
             taken.clear();
             taken.shrink_to(most);
             tray.lock().spare = taken;
-        }
-        running
-    }
-
-    /// The same for the last time: returns all that are not complete.
-    pub fn take_all(&self, ended: impl FnMut(&Reading)) -> Vec<Arc<Tab>> {
-        let mut running = self.take(Instant::now(), Duration::MAX, ended);
-        for tray in &self.0 {
-            running.extend(tray.lock().open.drain().map(|open| open.tab));
         }
         running
     }
@@ -97,9 +128,27 @@ impl Trays {
         }
     }
 
-    /// Whether something has ended that is not complete yet.
+    /// Whether the engine works for somebody, or has to let go of what has ended.
     pub fn waits(&self) -> bool {
-        self.0.iter().any(|tray| tray.lock().open.iter().any(|(_, open)| open.tab.is_closed()))
+        let waits = |tab: &Tab| tab.is_closed() || tab.is_billed();
+        self.0.iter().any(|tray| tray.lock().open.iter().any(|(_, open)| waits(&open.tab)))
+    }
+}
+
+impl Contents {
+    /// Puts what is complete to what has ended.
+    fn settle(&mut self) {
+        let Self { open, ended, .. } = self;
+        open.retain(|_, Open { tab, .. }| {
+            let complete = tab.is_complete();
+            if complete {
+                ended.push(tab.read());
+            }
+            !complete
+        });
+        if open.is_empty() && open.capacity() > KEPT {
+            open.shrink_to_fit();
+        }
     }
 }
 
@@ -111,6 +160,9 @@ impl Tray {
     /// Opens a tab for invocation `number` of `owner`.
     pub fn open(self: &Arc<Self>, owner: Arc<Owner>, number: u64, started: Instant, meter: Arc<Meter>) -> Arc<Tab> {
         let mut contents = self.lock();
+        if contents.closed {
+            return Arc::new(Tab::new((owner, number, started, meter), self.clone(), usize::MAX));
+        }
         let place = contents.open.vacant_entry();
         let tab = Arc::new(Tab::new((owner, number, started, meter), self.clone(), place.key()));
         place.insert(Open { tab: tab.clone(), told: started });
@@ -123,7 +175,7 @@ impl Tray {
         if !tab.set_end(end) || !tab.is_complete() {
             return;
         }
-        // The clerk takes open ones too, before a host goes.
+        // The last time the clerk takes open ones, too.
         let lies_here = contents.open.get(tab.place()).is_some_and(|open| std::ptr::eq(&*open.tab, tab));
         if lies_here {
             let open = contents.open.remove(tab.place());
@@ -131,23 +183,6 @@ impl Tray {
             // Not the last: who closes it has it.
             drop(open);
         }
-    }
-
-    fn take(&self, now: Instant, every: Duration, running: &mut Vec<Arc<Tab>>) -> Vec<Reading> {
-        let mut contents = self.lock();
-        let Contents { open, ended, spare } = &mut *contents;
-        open.retain(|_, Open { tab, told }| {
-            if tab.is_complete() {
-                ended.push(tab.read());
-                return false;
-            }
-            if now.saturating_duration_since(*told) >= every {
-                *told = now;
-                running.push(tab.clone());
-            }
-            true
-        });
-        std::mem::replace(ended, std::mem::take(spare))
     }
 }
 
@@ -161,7 +196,10 @@ mod tests {
     }
 
     fn open(trays: &Trays, number: u64) -> Arc<Tab> {
-        let now = Instant::now();
+        open_at(trays, number, Instant::now())
+    }
+
+    fn open_at(trays: &Trays, number: u64, now: Instant) -> Arc<Tab> {
         trays.mine().open(owner(), number, now, Arc::new(Meter::new(now)))
     }
 
@@ -206,12 +244,14 @@ mod tests {
 
     #[test]
     fn what_runs_is_told_now_and_then_and_a_bill_keeps_a_tab_open() {
-        let (trays, every) = (Trays::new(), Duration::from_millis(400));
-        let (tab, billed) = (open(&trays, 1), open(&trays, 2));
+        let (trays, every, now) = (Trays::new(), Duration::from_millis(400), Instant::now());
+        let (tab, billed) = (open_at(&trays, 1, now), open_at(&trays, 2, now));
+        assert!(!trays.waits());
         let bill = billed.bill(&"m".parse().unwrap());
+        assert!(trays.waits(), "the engine works for it");
         end(&billed);
         assert!(trays.waits());
-        let later = |ms| Instant::now() + Duration::from_millis(ms);
+        let later = |ms| now + Duration::from_millis(ms);
         assert_eq!(take(&trays, later(100), every), (vec![], vec![]));
         assert_eq!(take(&trays, later(500), every), (vec![], vec![1, 2]));
         assert_eq!(take(&trays, later(600), every), (vec![], vec![]), "it was told a moment ago");
@@ -225,11 +265,25 @@ mod tests {
         };
         end(&tab);
         assert_eq!((told(0), told(500)), (vec![], vec![1]), "it has ended, and was not taken");
-        let last = open(&trays, 3);
-        assert_eq!(take_all(&trays), (vec![1], vec![3]));
-        let other = open(&trays, 4);
-        end(&last);
-        assert_eq!(take_all(&trays), (vec![], vec![4]), "its place is another's");
-        drop(other);
+    }
+
+    #[test]
+    fn the_last_time_all_is_taken_and_then_nothing_is_kept() {
+        let trays = Trays::new();
+        let (ended, runs) = (open(&trays, 1), open(&trays, 2));
+        end(&ended);
+        assert_eq!(take_all(&trays), (vec![1], vec![2]));
+        let late = open(&trays, 3);
+        end(&late);
+        end(&runs);
+        assert_eq!((Arc::strong_count(&late), Arc::strong_count(&runs)), (1, 1));
+        assert_eq!(take_all(&trays), (vec![], vec![]));
+        let trays = Trays::new();
+        let (ended, runs) = (open(&trays, 1), open(&trays, 2));
+        end(&ended);
+        // The clerk has panicked.
+        trays.close();
+        end(&runs);
+        assert_eq!(take_all(&trays), (vec![], vec![]));
     }
 }
