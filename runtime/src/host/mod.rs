@@ -47,8 +47,8 @@ const MAX_RANDOM_BYTES: u64 = 1 << 20;
 /// Everything the host keeps for one instance; dropped with it, and with it all that it holds.
 pub struct State {
     table: ResourceTable,
-    /// Made when it is first needed, unless that could fail: many guests answer without a clock, a variable or chance, and to make it takes
-    /// longer than most calls.
+    /// Made when it is first needed, unless that could fail: many guests answer without a clock, a variable or chance, and it has
+    /// several sources of that.
     wasi: Option<WasiCtx>,
     http: WasiHttpCtx,
     hooks: Hooks,

@@ -27,8 +27,7 @@ pub struct Meter {
 /// No turn is running.
 const BETWEEN: u64 = u64::MAX;
 
-/// A turn that has lasted for fewer nanoseconds is not broken off for others: most requests need no more, and to yield costs as much as a
-/// tenth of one.
+/// A turn that has lasted for fewer nanoseconds is not broken off for others: most requests need no more, and to yield takes time, too.
 const YOUNG: u64 = 100_000;
 
 /// See [`Meter::at_epoch`].

@@ -23,19 +23,14 @@ impl Gate {
         Self { limits, free, waiting: AtomicU32::new(0) }
     }
 
-    /// Lets a request in, if it need not wait.
-    pub fn try_admit(&self) -> Option<OwnedSemaphorePermit> {
-        self.free.clone().try_acquire_owned().ok()
-    }
-
     /// Lets a request in, at once or after others have ended; until the permit is dropped it counts as running.
     ///
     /// # Errors
     /// `TooMany` when the queue is full, or the wait too long.
     pub async fn admit(&self) -> Result<OwnedSemaphorePermit, RequestError> {
-        match self.try_admit() {
-            Some(permit) => Ok(permit),
-            None => self.wait().await,
+        match self.free.clone().try_acquire_owned() {
+            Ok(permit) => Ok(permit),
+            Err(_) => self.wait().await,
         }
     }
 

@@ -228,10 +228,10 @@ impl Gathered {
             let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
                 Poll::Ready(frame) => Poll::Ready(Some(frame)),
                 Poll::Pending => {
-                    let waited = waits.get_or_insert_with(Instant::now).elapsed();
+                    let since = *waits.get_or_insert_with(Instant::now);
                     if turn.as_mut().poll(cx).is_ready() {
                         turns += 1;
-                        if turns >= AHEAD_TURNS || waited >= time {
+                        if turns >= AHEAD_TURNS || since.elapsed() >= time {
                             return Poll::Ready(None);
                         }
                         turn.set(yield_now());

@@ -322,6 +322,7 @@ fn us(time: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::instance::Meter;
+    use crate::usage::tab::End;
     use crate::usage::tray::Tray;
 
     #[test]
@@ -333,8 +334,9 @@ mod tests {
             let owner = Arc::new(Owner { function, revision, tenant });
             let meter = Arc::new(Meter::new(Instant::now()));
             let tab = Arc::new(Tray::default()).open(owner, number as u64, Instant::now(), meter);
-            // Nobody else has the owner: its memory is the next one's, if it is not kept.
-            builder.add(&tab.read(), Some("ok"));
+            // Once it is closed nobody else has the owner: its memory is the next one's, if it is not kept.
+            tab.close(End { outcome: "ok", wall: Duration::ZERO, queue: Duration::ZERO });
+            builder.add(&tab.read(), None);
         }
         let frame = builder.build();
         let tenants: Vec<_> = frame.records().map(|(_, record)| record.tenant.to_string()).collect();
